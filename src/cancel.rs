@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Cancelling work that runs in another thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+
+type Hook = Box<dyn Fn(bool) + Send + Sync>;
+
+#[derive(Default)]
+struct Inner {
+    cancelled: AtomicBool,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+/// A flag shared between the thread that works and the threads that may stop it. Clones share one state.
+#[derive(Clone, Default)]
+pub struct Cancel(Arc<Inner>);
+
+impl Cancel {
+    /// Sets (`true`) or clears (`false`) the request and tells every hook. Never blocks on running work.
+    pub fn set(&self, cancelled: bool) {
+        let hooks = self.0.hooks.lock();
+        self.0.cancelled.store(cancelled, Ordering::SeqCst);
+        for hook in hooks.iter() {
+            hook(cancelled);
+        }
+    }
+
+    /// Whether the work should stop.
+    pub fn is_set(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Fails with [`Error::Cancelled`] when the work should stop.
+    pub fn check(&self) -> Result<()> {
+        if self.is_set() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Registers a function that is told each change; it is called at once with the present state.
+    /// It must return quickly and must not call back into this object.
+    pub fn on_change(&self, hook: impl Fn(bool) + Send + Sync + 'static) {
+        let mut hooks = self.0.hooks.lock();
+        hook(self.is_set());
+        hooks.push(Box::new(hook));
+    }
+}

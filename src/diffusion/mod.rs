@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The diffusion process of STAR: noise schedule, solver, guidance and noise. Free of GStreamer and ONNX Runtime.
+
+pub mod guidance;
+pub mod noise;
+pub mod sampler;
+pub mod schedule;
+pub mod solver;
