@@ -31,7 +31,9 @@ pub enum Error {
         needed: String,
     },
     /// An execution provider that was asked for by name cannot be had.
-    #[error("execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU")]
+    #[error(
+        "execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU"
+    )]
     Provider {
         /// The provider's nick, for instance `cuda`.
         provider: String,
