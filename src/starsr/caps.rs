@@ -2,6 +2,7 @@
 
 //! Caps of one pad from those of the other: sizes multiplied or divided by the scale, everything else kept.
 
+use gst::glib;
 use gst::prelude::*;
 
 /// Which way a size is mapped.
@@ -45,7 +46,8 @@ impl Map {
             Self::Down => {
                 // Exactly the sizes whose multiple lies on the range's grid.
                 let step = step / gcd(step, scale);
-                (min.max(1).div_ceil(scale).next_multiple_of(step), max / scale / step * step, step)
+                let least = (min.max(1) + scale - 1) / scale;
+                ((least + step - 1) / step * step, max / scale / step * step, step)
             }
         };
         let step = i32::try_from(step).ok()?;

@@ -363,10 +363,10 @@ impl BaseTransformImpl for Starsr {
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
         let gst::QueryViewMut::Latency(latency) = query.view_mut() else {
-            return self.parent_query(direction, query);
+            return BaseTransformImplExt::parent_query(self, direction, query);
         };
         if direction != gst::PadDirection::Src {
-            return self.parent_query(direction, query);
+            return BaseTransformImplExt::parent_query(self, direction, query);
         }
         let mut upstream = gst::query::Latency::new();
         if !self.obj().sink_pad().peer_query(&mut upstream) {
@@ -385,15 +385,12 @@ impl BaseTransformImpl for Starsr {
         meta: gst::MetaRef<'a, gst::Meta>,
         inbuf: &'a gst::BufferRef,
     ) -> bool {
-        let infos = self.infos();
-        if let Some((in_info, out_info)) = &infos
-            && metas::is_lost(&meta)
-        {
-            metas::scale(&meta, outbuf, in_info, out_info);
-            // True would put an unscaled copy beside it.
-            return false;
+        let lost = !self.parent_transform_meta(outbuf, gst::MetaRef::clone(&meta), inbuf);
+        if let Some((in_info, out_info)) = self.infos().filter(|_| lost) {
+            metas::scale(&meta, outbuf, &in_info, &out_info);
         }
-        self.parent_transform_meta(outbuf, meta, inbuf)
+        // True would put an unscaled copy beside a scaled one.
+        !lost
     }
 }
 

@@ -2,8 +2,6 @@
 
 //! Metas that the base class does not carry over because they depend on the frame's size.
 
-use gst_video::prelude::*;
-
 /// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf` where its kind can be scaled.
 pub(super) fn scale(
     meta: &gst::MetaRef<'_, gst::Meta>,
@@ -27,5 +25,5 @@ pub(super) fn scale(
         return;
     }
     // A refusal means that the meta cannot be scaled; then it must not describe the output.
-    let _ = meta.transform(outbuf, &gst_video::VideoMetaTransformScale::new(from, to));
+    let _ = meta.transform(outbuf, &gst_video::video_meta::VideoMetaTransformScale::new(from, to));
 }

@@ -128,7 +128,7 @@ impl Settings {
     pub(super) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         fn to<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value) {
             // GObject has checked the type against the property's.
-            if let Ok(value) = value.get_owned_as::<T>() {
+            if let Ok(value) = value.get::<T>() {
                 *field = value;
             }
         }
