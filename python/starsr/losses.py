@@ -33,7 +33,7 @@ def df_loss(predicted: Tensor, target: Tensor, t: Tensor, alpha: float = 2.0, cu
     return c * low + (1 - c) * high
 
 
-def v_loss(predicted: Tensor, target: Tensor, sigma: Tensor, floor: float = 0.3) -> Tensor:
+def v_loss(predicted: Tensor, target: Tensor, sigma: Tensor, floor: float = 0.7) -> Tensor:
     """Mean squared error of `v` per sample `[B]`. Where `sigma` is below `floor` the error is measured as if it were
     `floor`, since `v` of a clean prediction diverges there."""
     weight = (sigma / sigma.clamp(min=floor)) ** 2

@@ -122,7 +122,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=4, help="frames of a clip")
     parser.add_argument("--side", type=int, default=32, help="side of a crop in low-resolution pixels, times 32")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--start-share", type=float, default=0.6, help="share of samples at the first timestep")
+    parser.add_argument("--start-share", type=float, default=0.7, help="share of samples at the first timestep")
     parser.add_argument("--pool", type=int, default=800, help="clips to keep for crops")
     parser.add_argument("--fresh", type=int, default=1, help="new clips in each iteration")
     parser.add_argument("--workers", type=int, default=1, help="processes that make clips")
