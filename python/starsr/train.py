@@ -121,7 +121,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=4, help="clips in a batch")
     parser.add_argument("--frames", type=int, default=4, help="frames of a clip")
     parser.add_argument("--side", type=int, default=32, help="side of a crop in low-resolution pixels, times 32")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--start-share", type=float, default=0.7, help="share of samples at the first timestep")
     parser.add_argument("--pool", type=int, default=800, help="clips to keep for crops")
     parser.add_argument("--fresh", type=int, default=1, help="new clips in each iteration")
@@ -148,7 +148,7 @@ def main() -> None:
         model.load_state_dict(resumed["model"])
     model.to(device)
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.999), weight_decay=1e-4)
     if resumed:
         average.load_state_dict(resumed["average"])
         optimizer.load_state_dict(resumed["optimizer"])
@@ -191,7 +191,7 @@ def main() -> None:
             parts[name] = 0.99 * parts.get(name, value.item()) + 0.01 * value.item()
         if iteration % 50 == 0:
             figures = " ".join(f"{name} {value:.4f}" for name, value in parts.items())
-            print(f"{iteration} {elapsed / 60:.1f} min {figures}", flush=True)
+            print(f"{iteration} {elapsed / 60:.1f} min {figures} gradient {norm:.2f}", flush=True)
         if clock - saved > 120:
             checkpoint()
             saved = clock
