@@ -31,7 +31,9 @@ pub enum Error {
         needed: String,
     },
     /// An execution provider that was asked for by name cannot be had.
-    #[error("execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU")]
+    #[error(
+        "execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU"
+    )]
     Provider {
         /// The provider's nick, for instance `cuda`.
         provider: String,
@@ -53,6 +55,14 @@ pub enum Error {
     Setting {
         /// The property's name.
         setting: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A frame or a call that does not fit what came before it.
+    #[error("{what}: {reason}")]
+    Input {
+        /// The frame or the call.
+        what: String,
         /// What is wrong and what would be right.
         reason: String,
     },
