@@ -153,7 +153,7 @@ impl Upscaler {
             settings.guidance_scale.unwrap_or(defaults.guidance_scale),
             settings.guidance_rescale.unwrap_or(defaults.guidance_rescale),
         )?;
-        if guidance.scale() != 1.0 && manifest.graphs.text_encoder.is_none() {
+        if settings.guidance_scale.is_some_and(|g| g != 1.0) && manifest.graphs.text_encoder.is_none() {
             return Err(Error::Setting {
                 setting: "guidance-scale",
                 reason: format!("the bundle {} has no text encoder and works at 1 only", manifest.name),

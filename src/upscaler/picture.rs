@@ -156,10 +156,7 @@ impl Picture {
         let picture = self.canvas.crop(&canvas)?;
         let mut result = Array3::zeros(picture.raw_dim());
         Zip::from(&mut result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
-        match self.color_fix {
-            ColorFix::None | ColorFix::Adain => self.color_fix.apply(&mut result, low)?,
-            ColorFix::Wavelet => self.color_fix.apply(&mut result, self.enlarge(low)?.view())?,
-        }
+        self.color_fix.apply(&mut result, low)?;
         if self.strength < 1.0 {
             let plain = self.enlarge(low)?;
             Zip::from(&mut result).and(&plain).for_each(|to, &from| *to = from + self.strength * (*to - from));
