@@ -364,19 +364,17 @@ impl Upscaler {
         // The clip may end here: then there is no further window to share frames with.
         let last = self.flushing && closed.is_empty();
         let settled = if last { window.end } else { windows.start(k + 1) };
+        let mut before = std::mem::take(tail);
         for ((frame, canvas), pending) in (window.start..).zip(canvases).zip(self.pending.range(frames)) {
             let mut result = self.picture.finish(canvas, pending.low.view())?;
-            if let Some(mut before) = tail.pop_front() {
-                cross_fade(&mut before, result.view(), windows.weight(k, frame))?;
-                result = before;
+            if let Some(mut mixed) = before.pop_front() {
+                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
+                result = mixed;
             }
             if frame < settled {
                 self.ready.push_back(result);
             } else {
                 tail.push_back(result);
-                if frame + 1 == window.end {
-                    break;
-                }
             }
         }
         lap(&mut self.stats.finish, clock);

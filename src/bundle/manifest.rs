@@ -107,7 +107,7 @@ pub struct Window {
 }
 
 /// Noise schedule (SPEC A.4) and the point of it at which sampling starts.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "FlatSchedule")]
 pub struct Schedule {
     /// The family of schedules.
@@ -347,7 +347,7 @@ impl Manifest {
 
         let schedule = &self.schedule.config;
         within("schedule.timesteps", schedule.timesteps, 2, 1_000_000)?;
-        within("schedule.noise_level", self.schedule.noise_level, 1, schedule.timesteps)?;
+        within("schedule.noise_level", self.schedule.noise_level as usize, 1, schedule.timesteps)?;
         within("schedule.logsnr_min", schedule.logsnr_min, -100.0, 100.0)?;
         within("schedule.logsnr_max", schedule.logsnr_max, -100.0, 100.0)?;
         if schedule.logsnr_min >= schedule.logsnr_max {
