@@ -156,14 +156,17 @@ fn format_loss(from: gst_video::VideoFormat, to: gst_video::VideoFormat) -> u32 
         loss += 100 * subsampling(&b).saturating_sub(subsampling(&a));
         loss += 2 * subsampling(&a).saturating_sub(subsampling(&b));
     }
-    loss += 10 * u32::from(a.is_rgb() != b.is_rgb());
+    loss += 10 * u32::from(a.is_rgb() != b.is_rgb() || a.is_gray() != b.is_gray());
     loss += u32::from(a.has_alpha() != b.has_alpha());
     loss += 3 * u32::from(b.is_tiled());
     loss
 }
 
 /// Fixes the format to the one that loses least and returns it with its loss.
-fn fixate_format(s: &mut gst::Structure, from: gst_video::VideoFormat) -> Option<(gst_video::VideoFormat, u32)> {
+fn fixate_format(
+    s: &mut gst::Structure,
+    from: gst_video::VideoFormat,
+) -> Option<(gst_video::VideoFormat, u32)> {
     let names: Vec<String> = match s.value("format") {
         Err(_) => vec![from.to_str().to_string()],
         Ok(value) => {
@@ -272,7 +275,8 @@ fn fixate_size(
                 (w, h)
             } else {
                 // The largest picture of the right aspect within what is allowed on either side.
-                let (w, h) = (f64::from(w).min(f64::from(h) * aspect), f64::from(h).min(f64::from(w) / aspect));
+                let (w, h) =
+                    (f64::from(w).min(f64::from(h) * aspect), f64::from(h).min(f64::from(w) / aspect));
                 (nearest(s, "width", w, multiple.0), nearest(s, "height", h, multiple.1))
             }
         }
@@ -342,3 +346,6 @@ pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scal
     fixed.fixate();
     fixed
 }
+
+#[cfg(test)]
+mod tests;

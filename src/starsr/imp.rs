@@ -51,7 +51,6 @@
  */
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use gst::glib;
 use gst::subclass::prelude::*;
@@ -63,6 +62,7 @@ use gst_video::subclass::prelude::*;
 use parking_lot::Mutex;
 
 use super::settings::{PROPERTIES, Settings};
+use super::stats::Stats;
 use super::stream::Stream;
 use super::{caps, metas, model};
 use crate::cancel::Cancel;
@@ -74,37 +74,6 @@ pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 
 /// Used in caps where the model, which says it, is not loaded.
 const UNKNOWN_SCALE: u32 = 0;
-
-/// What `stats` shows.
-#[derive(Debug, Default)]
-pub(super) struct Stats {
-    pub(super) frames_in: u64,
-    pub(super) frames_out: u64,
-    pub(super) latency_frames: u64,
-    pub(super) convert_in: Duration,
-    pub(super) upscale: Duration,
-    pub(super) convert_out: Duration,
-    model: String,
-    provider: String,
-    runtime: String,
-}
-
-impl Stats {
-    fn structure(&self) -> gst::Structure {
-        let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        gst::Structure::builder("starsr-stats")
-            .field("frames-in", self.frames_in)
-            .field("frames-out", self.frames_out)
-            .field("latency-frames", self.latency_frames)
-            .field("time-convert-in", nanoseconds(self.convert_in))
-            .field("time-upscale", nanoseconds(self.upscale))
-            .field("time-convert-out", nanoseconds(self.convert_out))
-            .field("model", &self.model)
-            .field("provider", &self.provider)
-            .field("onnxruntime-version", &self.runtime)
-            .build()
-    }
-}
 
 /// Why running work should stop. Two reasons, as each ends on its own: a FLUSH_STOP that comes just after the state
 /// change must not revoke it.
@@ -216,7 +185,8 @@ impl ElementImpl for Starsr {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw()).build();
+            let caps =
+                gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw()).build();
             [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
                 .into_iter()
                 .filter_map(|(name, direction)| {
@@ -343,7 +313,10 @@ impl BaseTransformImpl for Starsr {
                 self.stream_started();
                 self.parent_sink_event(event)
             }
-            EventView::Eos(_) | EventView::SegmentDone(_) | EventView::StreamGroupDone(_) | EventView::Gap(_) => {
+            EventView::Eos(_)
+            | EventView::SegmentDone(_)
+            | EventView::StreamGroupDone(_)
+            | EventView::Gap(_) => {
                 self.drain_for_event();
                 self.parent_sink_event(event)
             }

@@ -12,6 +12,7 @@ mod metas;
 mod model;
 mod numbering;
 mod settings;
+mod stats;
 mod stream;
 
 /// GstStarsrExecutionProvider:
@@ -52,10 +53,16 @@ pub enum WindowMode {
     #[enum_value(name = "Default: as the model bundle says", nick = "default")]
     Default = 0,
     /// Pixels are cross-faded.
-    #[enum_value(name = "Blend: windows are sampled on their own, pixels of the overlap cross-faded", nick = "blend")]
+    #[enum_value(
+        name = "Blend: windows are sampled on their own, pixels of the overlap cross-faded",
+        nick = "blend"
+    )]
     Blend = 1,
     /// Predictions are merged at every step.
-    #[enum_value(name = "Wavefront: predictions are merged at every step, as in the paper", nick = "wavefront")]
+    #[enum_value(
+        name = "Wavefront: predictions are merged at every step, as in the paper",
+        nick = "wavefront"
+    )]
     Wavefront = 2,
 }
 

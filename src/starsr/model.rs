@@ -3,14 +3,43 @@
 //! Opening the bundle that the settings name and loading its graphs.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use crate::bundle::{Bundle, Manifest};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::runtime::Engine;
+use crate::runtime::{self, Engine, Level};
 
+use super::imp::CAT;
 use super::settings::Settings;
+
+/// Messages of ONNX Runtime itself.
+static RUNTIME_CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "starsr-onnxruntime",
+        gst::DebugColorFlags::empty(),
+        Some("ONNX Runtime in starsr"),
+    )
+});
+
+fn log_level() -> Level {
+    match RUNTIME_CAT.threshold() {
+        gst::DebugLevel::None | gst::DebugLevel::Error => Level::Error,
+        gst::DebugLevel::Warning | gst::DebugLevel::Fixme => Level::Warning,
+        gst::DebugLevel::Info => Level::Info,
+        _ => Level::Debug,
+    }
+}
+
+fn log(level: Level, message: &str) {
+    match level {
+        Level::Error => gst::error!(RUNTIME_CAT, "{message}"),
+        Level::Warning => gst::warning!(RUNTIME_CAT, "{message}"),
+        Level::Info => gst::info!(RUNTIME_CAT, "{message}"),
+        Level::Debug => gst::debug!(RUNTIME_CAT, "{message}"),
+    }
+}
 
 /// A model ready to run.
 pub(super) struct Loaded {
@@ -26,10 +55,14 @@ pub(super) struct Loaded {
 pub(super) fn load(settings: &Settings, plugin: Option<&Path>, cancel: &Cancel) -> Result<Loaded> {
     let near = near(plugin);
     let bundle = Bundle::open_with(&Bundle::locate(settings.model_path.as_deref(), &near)?, cancel)?;
+    runtime::set_logger(log_level(), log);
     let engine = Engine::load(&bundle, &settings.runtime(near), cancel)?;
+    for (provider, reason) in engine.passed_over() {
+        gst::info!(CAT, "{provider} is not available: {reason}");
+    }
     Ok(Loaded {
         provider: engine.provider().to_string(),
-        runtime: engine.version().to_string(),
+        runtime: engine.runtime_version().to_string(),
         model: Box::new(engine),
         manifest: bundle.manifest().clone(),
     })
@@ -53,9 +86,10 @@ fn near(plugin: Option<&Path>) -> Vec<PathBuf> {
 /// The message that tells the application of `error`, under the code that fits best.
 pub(super) fn message(error: &Error) -> gst::ErrorMessage {
     match error {
-        Error::LibraryMissing { .. } | Error::LibraryVersion { .. } | Error::Provider { .. } => {
-            gst::error_msg!(gst::LibraryError::Init, ["{error}"])
-        }
+        Error::LibraryMissing { .. }
+        | Error::LibraryVersion { .. }
+        | Error::LibraryInUse { .. }
+        | Error::Provider { .. } => gst::error_msg!(gst::LibraryError::Init, ["{error}"]),
         Error::Bundle { .. } => gst::error_msg!(gst::ResourceError::OpenRead, ["{error}"]),
         Error::Setting { .. } => gst::error_msg!(gst::LibraryError::Settings, ["{error}"]),
         Error::Cancelled => gst::error_msg!(gst::ResourceError::Busy, ["Loading the model was cancelled"]),

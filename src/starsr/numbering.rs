@@ -112,7 +112,8 @@ mod tests {
         let mut n = at((25, 1));
         assert!(!n.is_jump(Some(gst::ClockTime::from_seconds(100))));
         n.number(Some(gst::ClockTime::from_seconds(10)));
-        for (ms, jump) in [(10_040, false), (10_000, false), (9_960, false), (10_800, false), (12_000, true), (5_000, true)]
+        for (ms, jump) in
+            [(10_040, false), (10_000, false), (9_960, false), (10_800, false), (12_000, true), (5_000, true)]
         {
             assert_eq!(n.is_jump(Some(gst::ClockTime::from_mseconds(ms))), jump, "{ms} ms");
         }

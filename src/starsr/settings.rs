@@ -207,9 +207,17 @@ fn float(name: &str, nick: &str, blurb: &str, max: f32) -> glib::ParamSpec {
 
 fn choice<T>(name: &str, nick: &str, blurb: &str) -> glib::ParamSpec
 where
-    T: StaticType + Default + glib::HasParamSpec + glib::translate::FromGlib<i32> + glib::translate::IntoGlib<GlibType = i32>,
+    T: StaticType
+        + Default
+        + glib::HasParamSpec
+        + glib::translate::FromGlib<i32>
+        + glib::translate::IntoGlib<GlibType = i32>,
 {
-    glib::ParamSpecEnum::builder_with_default::<T>(name, T::default()).nick(nick).blurb(blurb).mutable_ready().build()
+    glib::ParamSpecEnum::builder_with_default::<T>(name, T::default())
+        .nick(nick)
+        .blurb(blurb)
+        .mutable_ready()
+        .build()
 }
 
 /// All properties. Those that can be set take effect when the element starts (READY to PAUSED).
@@ -289,8 +297,9 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "frames-in, frames-out, pending (guint64), latency-frames (guint64), time-convert-in, time-upscale, \
-                 time-convert-out (guint64, ns), provider, onnxruntime-version, model (string)",
+                "Since the start: frames-in, frames-out, windows, latency-frames (guint64); time-convert-in, time-upscale \
+                 and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
+                 time-onnxruntime (guint64, ns); model, provider, onnxruntime-version (string)",
             )
             .read_only()
             .build(),

@@ -138,7 +138,11 @@ impl Starsr {
 
     fn conversion_failed(&self, error: &glib::BoolError) -> gst::FlowError {
         gst::error!(CAT, imp = self, "{error}");
-        gst::element_imp_error!(self, gst::StreamError::Format, ["A frame could not be converted: {}", error.message]);
+        gst::element_imp_error!(
+            self,
+            gst::StreamError::Format,
+            ["A frame could not be converted: {}", error.message]
+        );
         gst::FlowError::Error
     }
 
@@ -200,6 +204,7 @@ impl Starsr {
             s.numbering.set_framerate(in_info.fps());
             s.refused = None;
         });
+        self.stats.lock().upscaler_replaced();
         self.set_latency(latency, in_info.fps());
         Ok(())
     }
@@ -216,7 +221,12 @@ impl Starsr {
         let nanoseconds = time.unwrap_or(gst::ClockTime::ZERO).nseconds();
         self.stats.lock().latency_frames = frames as u64;
         if self.latency.swap(nanoseconds, Ordering::SeqCst) != nanoseconds {
-            gst::info!(CAT, imp = self, "Latency is {frames} frames, {}", gst::ClockTime::from_nseconds(nanoseconds));
+            gst::info!(
+                CAT,
+                imp = self,
+                "Latency is {frames} frames, {}",
+                gst::ClockTime::from_nseconds(nanoseconds)
+            );
             let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
         }
     }
@@ -291,7 +301,12 @@ impl Starsr {
     fn produce(&self, worker: &mut Worker) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let started = Instant::now();
         let received = worker.upscaler.receive_frame();
-        self.stats.lock().upscale += started.elapsed();
+        {
+            let mut stats = self.stats.lock();
+            stats.upscale += started.elapsed();
+            stats.stages = worker.upscaler.stats();
+            stats.model_busy = worker.upscaler.model_busy();
+        }
         let pixels = match received {
             Ok(Received::Frame(pixels)) => pixels,
             Ok(Received::NeedMoreFrames | Received::Drained) => return Ok(None),
