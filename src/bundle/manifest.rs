@@ -449,8 +449,8 @@ fn toml_error(text: &str, file: &Path, e: &toml::de::Error) -> Error {
     let number = before.matches('\n').count();
     let mut table = "";
     for line in text.lines().take(number + 1) {
-        if let Some((name, _)) = line.trim().strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            table = name.trim_start_matches('[').trim();
+        if let Some(rest) = line.trim().strip_prefix('[') {
+            table = rest.trim_start_matches('[').split(']').next().unwrap_or("").trim();
         }
     }
     let line = text.lines().nth(number).unwrap_or("").trim();
