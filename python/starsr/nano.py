@@ -124,13 +124,18 @@ def upsample(ops, name, x, cin, cout):
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
+def informative(ops, x, t):
+    """Noisy latents scaled by `alpha(t)`, folded: what they tell fades with the signal in them, so pure noise is silent."""
+    return ops.fold_frames(ops.mul(ops.table(t, "alphas", alphas_sigmas()[0]), x), CHANNELS)
+
+
 def controlnet(ops, x, t, hint, config=NanoConfig()):
     """Controls for `denoiser` from noisy latents `x` and `hint` `[B,48,F,h,w]` and timesteps `t` `[B]`: one
     `[B*F,C,h/s,w/s]` per scale, and the hint as `[B*F,48,h,w]`."""
     c0, c1, c2 = config.widths
     e = time_embedding(ops, "control.time_embed", t, config)
     guide = ops.fold_frames(hint, CHANNELS)
-    h = ops.conv(ops.fold_frames(x, CHANNELS), "control.input_blocks.0", CHANNELS, c0)
+    h = ops.conv(informative(ops, x, t), "control.input_blocks.0", CHANNELS, c0)
     h = ops.add(h, ops.conv(guide, "control.input_hint_block", CHANNELS, c0))
     controls = []
     for scale, (cin, cout) in enumerate([(c0, c0), (c0, c1), (c1, c2)]):
@@ -149,8 +154,7 @@ def denoiser(ops, x, t, controls, config=NanoConfig()):
     """Velocity `v` `[B,48,F,h,w]` of noisy latents `x` `[B,48,F,h,w]` at timesteps `t` `[B]`."""
     c0, c1, c2 = config.widths
     e = time_embedding(ops, "time_embed", t, config)
-    noisy = ops.fold_frames(x, CHANNELS)
-    skip0 = ops.conv(noisy, "input_blocks.0", CHANNELS, c0)
+    skip0 = ops.conv(informative(ops, x, t), "input_blocks.0", CHANNELS, c0)
     skip0 = ops.add(res_block(ops, "input_blocks.1", skip0, e, x, config, c0, c0), controls[0])
     skip1 = downsample(ops, "input_blocks.2.down", skip0, c0, c1)
     skip1 = ops.add(res_block(ops, "input_blocks.2", skip1, e, x, config, c1, c1), controls[1])

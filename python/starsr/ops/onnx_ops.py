@@ -122,8 +122,11 @@ class OnnxOps:
     # -- constants and time ----------------------------------------------------------------------------------------
 
     def table(self, t, name, values):
-        column = self.array(name, values.astype(np.float32).reshape(-1, 1, 1, 1, 1))
-        return self.node("Gather", column, t, axis=0)
+        key = ("Gather", name, t)
+        if key not in self._cache:
+            column = self.array(name, values.astype(np.float32).reshape(-1, 1, 1, 1, 1))
+            self._cache[key] = self.node("Gather", column, t, axis=0)
+        return self._cache[key]
 
     def sinusoid(self, t, channels):
         half = channels // 2
