@@ -70,6 +70,14 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// A frame or a call that does not fit what came before it.
+    #[error("{what}: {reason}")]
+    Input {
+        /// The frame or the call.
+        what: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
     /// A graph failed while it ran.
     #[error("{graph} failed: {reason}")]
     Inference {
