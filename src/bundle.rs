@@ -15,8 +15,8 @@ mod manifest;
 
 use manifest::error;
 pub use manifest::{
-    Axis, Canvas, DataFile, FORMAT, GraphFile, Graphs, Latent, Manifest, Padding, Prediction, Prompts, Role,
-    Sampler, Scale, Schedule, ScheduleConfig, ScheduleKind, Upscale, Vae, Window,
+    Canvas, DataFile, FORMAT, GraphFile, Graphs, Latent, Manifest, Prediction, Prompts, Role, Sampler, Scale,
+    Schedule, ScheduleKind, Vae, Window,
 };
 
 /// The name of the manifest in a bundle's folder.

@@ -7,8 +7,9 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use crate::canvas::{Axis, Interpolation, Padding};
 use crate::color::ColorFix;
-use crate::diffusion::schedule::SamplerMode;
+use crate::diffusion::schedule::{self, SamplerMode, ScheduleConfig};
 use crate::error::{Error, Result};
 use crate::window::WindowMode;
 
@@ -75,53 +76,19 @@ pub struct Latent {
     pub scaling_factor: f64,
 }
 
-/// Legal frame sizes in output pixels and the way to them.
+/// Legal frame sizes in output pixels and the way to them. `multiple` and `offset` of both axes are multiples of the
+/// latents' spatial factor; at most 4096, 4096 and, for `minimum`, 16384.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Canvas {
     /// How frames are upscaled before they are encoded.
-    pub upscale: Upscale,
+    pub upscale: Interpolation,
     /// What fills the canvas around the frame.
     pub padding: Padding,
     /// Legal heights.
     pub height: Axis,
     /// Legal widths.
     pub width: Axis,
-}
-
-/// How frames are upscaled before they are encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Upscale {
-    /// Bilinear, as STAR does (SPEC A.1).
-    Bilinear,
-    /// Bicubic.
-    Bicubic,
-}
-
-/// What fills the canvas around the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Padding {
-    /// The frame's edge pixels repeated, up to the next legal size.
-    Edge,
-    /// White, up to the next legal size.
-    White,
-    /// White, to the sizes that the official program chooses (SPEC A.1, `pad_to_fit`).
-    Official,
-}
-
-/// Legal sizes along one axis: `k * multiple + offset` and at least `minimum`.
-/// Multiple and offset are multiples of the latents' spatial factor; `offset < multiple`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Axis {
-    /// Distance of neighbouring legal sizes, 1..=4096 pixels.
-    pub multiple: usize,
-    /// Remainder of a legal size divided by `multiple`.
-    pub offset: usize,
-    /// Least size, 1..=16384 pixels.
-    pub minimum: usize,
 }
 
 /// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
@@ -141,34 +108,17 @@ pub struct Window {
 }
 
 /// Noise schedule (SPEC A.4) and the point of it at which sampling starts.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "FlatSchedule")]
 pub struct Schedule {
-    /// The schedule itself.
+    /// The family of schedules.
+    pub kind: ScheduleKind,
+    /// The schedule's parameters.
     pub config: ScheduleConfig,
     /// What the denoiser predicts.
     pub prediction: Prediction,
     /// Noise levels used, 1..=timesteps; sampling starts at timestep `noise_level - 1`.
     pub noise_level: u32,
-}
-
-/// Parameters of the noise schedule.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScheduleConfig {
-    /// The family of schedules.
-    pub kind: ScheduleKind,
-    /// Number of noise levels `n`, 2..=1000000.
-    pub timesteps: u32,
-    /// Least log signal-to-noise ratio, `< logsnr_max`.
-    pub logsnr_min: f64,
-    /// Greatest log signal-to-noise ratio.
-    pub logsnr_max: f64,
-    /// Shift at the clean end, `> 0`.
-    pub scale_min: f64,
-    /// Shift at the noisy end, `> 0`.
-    pub scale_max: f64,
-    /// Whether the last level is rescaled to pure noise.
-    pub zero_terminal_snr: bool,
 }
 
 /// Families of noise schedules.
@@ -191,7 +141,7 @@ pub enum Prediction {
 #[serde(deny_unknown_fields)]
 struct FlatSchedule {
     kind: ScheduleKind,
-    timesteps: u32,
+    timesteps: usize,
     logsnr_min: f64,
     logsnr_max: f64,
     scale_min: f64,
@@ -204,7 +154,6 @@ struct FlatSchedule {
 impl From<FlatSchedule> for Schedule {
     fn from(flat: FlatSchedule) -> Self {
         let config = ScheduleConfig {
-            kind: flat.kind,
             timesteps: flat.timesteps,
             logsnr_min: flat.logsnr_min,
             logsnr_max: flat.logsnr_max,
@@ -212,7 +161,7 @@ impl From<FlatSchedule> for Schedule {
             scale_max: flat.scale_max,
             zero_terminal_snr: flat.zero_terminal_snr,
         };
-        Self { config, prediction: flat.prediction, noise_level: flat.noise_level }
+        Self { kind: flat.kind, config, prediction: flat.prediction, noise_level: flat.noise_level }
     }
 }
 
@@ -388,8 +337,8 @@ impl Manifest {
         within("latent.channels", self.latent.channels, 1, 4096)?;
         within("latent.spatial_factor", self.latent.spatial_factor, 1, 64)?;
         above_zero("latent.scaling_factor", self.latent.scaling_factor)?;
-        self.canvas.height.validate("canvas.height", self.latent.spatial_factor)?;
-        self.canvas.width.validate("canvas.width", self.latent.spatial_factor)?;
+        check_axis("canvas.height", self.canvas.height, self.latent.spatial_factor)?;
+        check_axis("canvas.width", self.canvas.width, self.latent.spatial_factor)?;
 
         let Window { length, overlap, minimum, maximum, .. } = self.window;
         within("window.minimum", minimum, 1, 4096)?;
@@ -397,16 +346,17 @@ impl Manifest {
         within("window.length", length, minimum, maximum)?;
         within("window.overlap", overlap, 0, length - 1)?;
 
-        let schedule = &self.schedule.config;
-        within("schedule.timesteps", schedule.timesteps, 2, 1_000_000)?;
-        within("schedule.noise_level", self.schedule.noise_level, 1, schedule.timesteps)?;
-        within("schedule.logsnr_min", schedule.logsnr_min, -100.0, 100.0)?;
-        within("schedule.logsnr_max", schedule.logsnr_max, -100.0, 100.0)?;
-        if schedule.logsnr_min >= schedule.logsnr_max {
-            return Err(("schedule.logsnr_min".into(), "must be less than logsnr_max".into()));
-        }
-        above_zero("schedule.scale_min", schedule.scale_min)?;
-        above_zero("schedule.scale_max", schedule.scale_max)?;
+        let config = &self.schedule.config;
+        within("schedule.timesteps", config.timesteps, 2, 100_000)?;
+        within("schedule.noise_level", self.schedule.noise_level as usize, 1, config.timesteps)?;
+        within("schedule.logsnr_min", config.logsnr_min, -60.0, 60.0)?;
+        within("schedule.logsnr_max", config.logsnr_max, config.logsnr_min, 60.0)?;
+        above_zero("schedule.scale_min", config.scale_min)?;
+        above_zero("schedule.scale_max", config.scale_max)?;
+        schedule::Schedule::new(config).map_err(|e| match e {
+            Error::Setting { reason, .. } => ("schedule".to_string(), reason),
+            other => ("schedule".to_string(), other.to_string()),
+        })?;
 
         within("sampler.steps", self.sampler.steps, 1, 1000)?;
         within("sampler.guidance_scale", self.sampler.guidance_scale, 1.0, 100.0)?;
@@ -436,19 +386,17 @@ impl Manifest {
     }
 }
 
-impl Axis {
-    fn validate(&self, field: &str, factor: usize) -> Result<(), (String, String)> {
-        within(&format!("{field}.multiple"), self.multiple, 1, 4096)?;
-        within(&format!("{field}.offset"), self.offset, 0, self.multiple - 1)?;
-        within(&format!("{field}.minimum"), self.minimum, 1, 16384)?;
-        for (key, value) in [("multiple", self.multiple), ("offset", self.offset)] {
-            if value % factor != 0 {
-                let reason = format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");
-                return Err((format!("{field}.{key}"), reason));
-            }
+fn check_axis(field: &str, axis: Axis, factor: usize) -> Result<(), (String, String)> {
+    within(&format!("{field}.multiple"), axis.multiple, 1, 4096)?;
+    within(&format!("{field}.offset"), axis.offset, 0, axis.multiple - 1)?;
+    within(&format!("{field}.minimum"), axis.minimum, 0, 16384)?;
+    for (key, value) in [("multiple", axis.multiple), ("offset", axis.offset)] {
+        if value % factor != 0 {
+            let reason = format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");
+            return Err((format!("{field}.{key}"), reason));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn within<T: PartialOrd + fmt::Display>(
