@@ -16,6 +16,8 @@ use crate::streams::{Container, Kind, always_pad, passage};
 pub const STREAMS_KNOWN: &str = "streams-known";
 /// Bytes of one compressed stream read ahead at most.
 const READ_AHEAD_BYTES: u32 = 256 << 20;
+/// Buffers of one stream read ahead while no other stream starves.
+const READ_AHEAD_BUFFERS: u32 = 32;
 /// Upscaled frames waiting for the encoder, in bytes: some of a window, so that encoder and model work side by side.
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 /// Ticks a second for video without a constant frame rate, MPEG's own.
@@ -90,17 +92,46 @@ pub struct Input {
     pub left_out: Vec<String>,
 }
 
-/// A pad of the parser, held back until it is linked.
-struct Exposed {
+/// A stream at the end of the read-ahead queue, held back until it is linked.
+struct Stream {
     pad: gst::Pad,
+    caps: gst::Caps,
     block: gst::PadProbeId,
+}
+
+impl Stream {
+    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to get there sets
+    /// `complete`: parsebin exposes all pads before it lets data through.
+    fn hold(pad: &gst::Pad, queue: &gst::Element, complete: &Arc<AtomicBool>) -> Result<Self, String> {
+        let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue gives no pad")?;
+        let outlet = always_pad(queue, &inlet.name().replace("sink", "src"))?;
+        let (complete, queue) = (complete.clone(), queue.downgrade());
+        let block = outlet
+            .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |_, _| {
+                if !complete.swap(true, Ordering::SeqCst)
+                    && let Some(queue) = queue.upgrade()
+                {
+                    let known = gst::Structure::new_empty(STREAMS_KNOWN);
+                    // It fails where the pipeline is being stopped, and then nobody waits for it.
+                    let _ = queue.post_message(gst::message::Application::builder(known).src(&queue).build());
+                }
+                gst::PadProbeReturn::Ok
+            })
+            .ok_or("a pad cannot be held back")?;
+        pad.link(&inlet).map_err(text)?;
+        let caps = pad
+            .current_caps()
+            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+            .unwrap_or_else(|| pad.query_caps(None));
+        Ok(Self { pad: outlet, caps, block })
+    }
 }
 
 /// The pipeline; stopped when dropped.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
     pub counts: Arc<Counts>,
-    exposed: Arc<Mutex<Vec<Exposed>>>,
+    streams: Arc<Mutex<Vec<Stream>>>,
     size: Arc<Mutex<Option<(u32, u32)>>>,
 }
 
@@ -117,35 +148,32 @@ impl Pipeline {
         let pipeline = gst::Pipeline::new();
         let (source, parser) = (make("filesrc")?, make("parsebin")?);
         source.set_property("location", input);
-        pipeline.add_many([&source, &parser]).map_err(text)?;
+        // A multiqueue lets a stream grow while another one starves, so neither the frames that starsr and the encoder
+        // hold back nor badly interleaved files can block it; bytes are its only hard limit.
+        let queue = make("multiqueue")?;
+        queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
+        queue.set_property("max-size-time", 0u64);
+        queue.set_property("max-size-buffers", READ_AHEAD_BUFFERS);
+        pipeline.add_many([&source, &parser, &queue]).map_err(text)?;
         source.link(&parser).map_err(text)?;
 
-        let exposed = Arc::new(Mutex::new(Vec::new()));
+        let streams = Arc::new(Mutex::new(Vec::new()));
         let complete = Arc::new(AtomicBool::new(false));
         parser.connect_pad_added({
-            let (exposed, complete) = (exposed.clone(), complete.clone());
+            let streams = streams.clone();
             move |parser, pad| {
-                if complete.load(Ordering::SeqCst) {
-                    gst::element_error!(
-                        parser,
-                        gst::StreamError::Format,
-                        ["the input starts new streams part way; split it there and upscale the parts"]
-                    );
-                    return;
-                }
-                let block = pad.add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, |_, _| gst::PadProbeReturn::Ok);
-                if let Some(block) = block {
-                    exposed.lock().push(Exposed { pad: pad.clone(), block });
+                let stream = if complete.load(Ordering::SeqCst) {
+                    Err("the input starts new streams part way; split it there and upscale the parts".to_owned())
+                } else {
+                    Stream::hold(pad, &queue, &complete)
+                };
+                match stream {
+                    Ok(stream) => streams.lock().push(stream),
+                    Err(reason) => gst::element_error!(parser, gst::StreamError::Format, ["{reason}"]),
                 }
             }
         });
-        parser.connect_no_more_pads(move |parser| {
-            if !complete.swap(true, Ordering::SeqCst) {
-                let known = gst::Structure::new_empty(STREAMS_KNOWN);
-                let _ = parser.post_message(gst::message::Application::builder(known).src(parser).build());
-            }
-        });
-        let this = Self { pipeline, counts: Arc::default(), exposed, size: Arc::default() };
+        let this = Self { pipeline, counts: Arc::default(), streams, size: Arc::default() };
         this.set_state(gst::State::Paused)?;
         Ok(this)
     }
@@ -162,30 +190,22 @@ impl Pipeline {
 
     /// Connects the streams found in the input with `part`, the file to write, and lets them run.
     pub fn connect(&self, args: &Args, container: Container, part: &Path) -> Result<Input, String> {
-        let exposed = std::mem::take(&mut *self.exposed.lock());
-        let streams: Vec<_> = exposed.iter().map(|exposed| (&exposed.pad, caps_of(&exposed.pad))).collect();
-        let (video, video_caps) = streams
+        let streams = std::mem::take(&mut *self.streams.lock());
+        let video = streams
             .iter()
-            .find(|(_, caps)| Kind::of(caps) == Kind::Video)
+            .position(|stream| Kind::of(&stream.caps) == Kind::Video)
             .ok_or_else(|| format!("{}: has no video stream", args.input.display()))?;
 
         let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
         sink.set_property("location", part);
         sink.set_property("sync", false);
-        // A multiqueue lets a stream grow while another one starves, so neither the frames that starsr and the encoder
-        // hold back nor badly interleaved files can block it; bytes are its only hard limit.
-        let queues = make("multiqueue")?;
-        queues.set_property("max-size-bytes", READ_AHEAD_BYTES);
-        queues.set_property("max-size-time", 0u64);
-        queues.set_property("max-size-buffers", 32u32);
-        self.pipeline.add_many([&muxer, &sink, &queues]).map_err(text)?;
+        self.pipeline.add_many([&muxer, &sink]).map_err(text)?;
         muxer.link(&sink).map_err(text)?;
         sync([&sink, &muxer])?;
 
         let mut left_out = Vec::new();
-        let mut links = Vec::new();
-        for (pad, caps) in &streams {
-            let target = if pad == video {
+        for (index, Stream { pad, caps, .. }) in streams.iter().enumerate() {
+            let target = if index == video {
                 let turn = container == Container::Matroska && is_turned(pad);
                 self.video_branch(args, &muxer, turn)?
             } else {
@@ -207,25 +227,19 @@ impl Pipeline {
                     }
                 }
             };
-            links.push((*pad, target));
-        }
-        sync([&queues])?;
-        for (pad, target) in links {
-            let inlet = queues.request_pad_simple("sink_%u").ok_or("multiqueue gives no pad")?;
-            let outlet = always_pad(&queues, &inlet.name().replace("sink", "src"))?;
-            outlet.link(&target).map_err(text)?;
-            pad.link(&inlet).map_err(text)?;
+            pad.link(&target).map_err(text)?;
         }
 
-        let duration = video.query_duration::<gst::ClockTime>();
-        let rate = video_caps.structure(0).and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
+        let video = &streams[video];
+        let duration = video.pad.query_duration::<gst::ClockTime>();
+        let rate = video.caps.structure(0).and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
         let frames = duration.zip(rate).filter(|(_, rate)| rate.numer() > 0 && rate.denom() > 0).and_then(
             |(duration, rate)| {
                 duration.nseconds().mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
             },
         );
-        for exposed in exposed {
-            exposed.pad.remove_probe(exposed.block);
+        for stream in streams {
+            stream.pad.remove_probe(stream.block);
         }
         self.set_state(gst::State::Playing)?;
         Ok(Input { duration, frames, left_out })
@@ -334,13 +348,6 @@ fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     let deep = format.depth().iter().any(|depth| *depth > 8);
     let format = if deep { gst_video::VideoFormat::I42010le } else { gst_video::VideoFormat::I420 };
     Some(gst_video::VideoCapsBuilder::new().format(format).build())
-}
-
-/// The caps of a stream as its container and parser give them.
-fn caps_of(pad: &gst::Pad) -> gst::Caps {
-    pad.current_caps()
-        .or_else(|| pad.stream().and_then(|stream| stream.caps()))
-        .unwrap_or_else(|| pad.query_caps(None))
 }
 
 /// Whether a player has to turn the video.
