@@ -30,8 +30,22 @@ pub enum Error {
         /// The lowest version accepted.
         needed: String,
     },
+    /// Another library than the one asked for is already in use, and a process can have only one.
+    #[error(
+        "this process already uses the ONNX Runtime in {}, so {} cannot be loaded. \
+         Give every starsr element the same ort-library, or restart the application",
+        loaded.display(), asked.display()
+    )]
+    LibraryInUse {
+        /// The library in use.
+        loaded: PathBuf,
+        /// The library asked for.
+        asked: PathBuf,
+    },
     /// An execution provider that was asked for by name cannot be had.
-    #[error("execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU")]
+    #[error(
+        "execution provider {provider} is not available: {reason}. Use execution-provider=auto to fall back to the CPU"
+    )]
     Provider {
         /// The provider's nick, for instance `cuda`.
         provider: String,
@@ -53,6 +67,14 @@ pub enum Error {
     Setting {
         /// The property's name.
         setting: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A frame or a call that does not fit what came before it.
+    #[error("{what}: {reason}")]
+    Input {
+        /// The frame or the call.
+        what: String,
         /// What is wrong and what would be right.
         reason: String,
     },

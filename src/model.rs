@@ -2,6 +2,8 @@
 
 //! What the sampler asks of a model. Implemented over ONNX Runtime in [`crate::runtime`], and by stand-ins in tests.
 
+use std::time::Duration;
+
 use ndarray::{Array4, ArrayView4};
 
 use crate::error::Result;
@@ -34,4 +36,8 @@ pub trait Model: Denoiser + Send {
     fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>>;
     /// Pixels `[F,3,H,W]`, nominally in [-1,1] and not clamped, of scaled latents `[F,C,h,w]`.
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>>;
+    /// Time spent so far inside the runtime that computes the graphs; what callers measure beyond it is this crate's own.
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
 }

@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
+//! Which frames share a window, what of each window is kept, and cross-fade weights.
+
+use ndarray::{Array3, ArrayView3, Zip};
+
+use crate::error::{Error, Result};
+
 /// How neighbouring windows are joined (DESIGN section 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -8,4 +14,194 @@ pub enum WindowMode {
     Blend,
     /// The windows' predictions are merged at every step, as the official program does.
     Wavefront,
+}
+
+/// Frames `start..end`, counted from the clip's first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// First frame.
+    pub start: usize,
+    /// One past the last frame.
+    pub end: usize,
+}
+
+impl Window {
+    /// Number of frames.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether it has no frames; no window given out by this module has none.
+    pub fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+}
+
+/// The layout of a clip's windows: of `length` frames each, neighbours share `overlap`, so window k starts at k (length - overlap).
+///
+/// `Blend`: a further window is added while there are frames that no window covers; the last one may be shorter.
+/// `Wavefront` (SPEC A.5, `make_chunks`): the last window holds all that is left, up to 1.25 lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    mode: WindowMode,
+    length: usize,
+    overlap: usize,
+}
+
+impl Windows {
+    /// Fails with [`Error::Setting`] unless `length` is 1 to 65536 and `overlap < length`; `Blend` cross-fades two windows at a time
+    /// and needs `overlap <= length / 2`.
+    pub fn new(mode: WindowMode, length: usize, overlap: usize) -> Result<Self> {
+        if !(1..=65536).contains(&length) {
+            return Err(Error::Setting {
+                setting: "window-length",
+                reason: format!("{length} is outside 1 to 65536"),
+            });
+        }
+        let most = match mode {
+            WindowMode::Blend => length / 2,
+            WindowMode::Wavefront => length - 1,
+        };
+        if overlap > most {
+            return Err(Error::Setting {
+                setting: "window-overlap",
+                reason: format!(
+                    "{overlap} is more than {most}, the most that windows of {length} frames allow"
+                ),
+            });
+        }
+        Ok(Self { mode, length, overlap })
+    }
+
+    /// How windows are joined.
+    pub fn mode(&self) -> WindowMode {
+        self.mode
+    }
+
+    /// Frames of a full window, `L`.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Frames shared by neighbours, `O`.
+    pub fn overlap(&self) -> usize {
+        self.overlap
+    }
+
+    /// Frames between the starts of neighbours, `L - O`.
+    pub fn stride(&self) -> usize {
+        self.length - self.overlap
+    }
+
+    /// First frame of window `k`.
+    pub fn start(&self, k: usize) -> usize {
+        k * self.stride()
+    }
+
+    /// All windows of a clip of `frames` frames. They cover each frame.
+    pub fn list(&self, frames: usize) -> Vec<Window> {
+        let mut windows = Vec::new();
+        let mut start = 0;
+        while start < frames {
+            let last = match self.mode {
+                WindowMode::Blend => start + self.length >= frames,
+                WindowMode::Wavefront => 4 * start + 5 * self.length >= 4 * frames,
+            };
+            windows.push(Window { start, end: if last { frames } else { start + self.length } });
+            if last {
+                break;
+            }
+            start += self.stride();
+        }
+        windows
+    }
+
+    /// The frames of window `k` whose prediction is used in `Wavefront` mode: neighbours are cut in the middle of what they share, an odd
+    /// frame going to the later one. The kept ranges of a clip follow each other without a gap.
+    pub fn kept(&self, k: usize, window: Window, last: bool) -> Window {
+        let middle = self.overlap / 2;
+        Window {
+            start: if k == 0 { window.start } else { window.start + middle },
+            end: if last { window.end } else { self.start(k + 1) + middle },
+        }
+    }
+
+    /// Weight of window `k` in frame `frame` of the clip, in `Blend` mode; window `k-1` has the rest. 1 outside what they share, inside
+    /// it a smooth step strictly within (0,1), so that weights sum to 1.
+    pub fn weight(&self, k: usize, frame: usize) -> f32 {
+        let position = frame.saturating_sub(self.start(k));
+        if k == 0 || position >= self.overlap {
+            return 1.0;
+        }
+        let u = (position + 1) as f64 / (self.overlap + 1) as f64;
+        (u * u * (3.0 - 2.0 * u)) as f32
+    }
+
+    /// Frames that must follow a frame before it can come out, at most, when each window takes `evaluations`.
+    pub fn latency(&self, evaluations: usize) -> usize {
+        match self.mode {
+            WindowMode::Blend => self.length - 1,
+            WindowMode::Wavefront => {
+                // A window is closed by the first frame that no last window could hold, and each evaluation waits for the
+                // windows ahead whose kept frames it needs.
+                let ahead = (self.overlap - self.overlap / 2).div_ceil(self.stride());
+                5 * self.length / 4 + evaluations.saturating_sub(1) * ahead * self.stride()
+            }
+        }
+    }
+
+    /// A planner for a clip whose length is not known yet.
+    pub fn planner(&self) -> Planner {
+        Planner { windows: *self, frames: 0, closed: 0 }
+    }
+}
+
+/// Gives the windows of [`Windows::list`] one by one, each as soon as it is certain.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    windows: Windows,
+    frames: usize,
+    closed: usize,
+}
+
+impl Planner {
+    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if any.
+    pub fn push(&mut self) -> Option<Window> {
+        self.frames += 1;
+        let start = self.windows.start(self.closed);
+        let length = self.windows.length;
+        let closes = match self.windows.mode {
+            WindowMode::Blend => start + length == self.frames,
+            WindowMode::Wavefront => 4 * start + 5 * length < 4 * self.frames,
+        };
+        closes.then(|| {
+            self.closed += 1;
+            Window { start, end: start + length }
+        })
+    }
+
+    /// Ends the clip; gives the last window unless all frames have been covered. The planner is then ready for another clip.
+    pub fn finish(&mut self) -> Option<Window> {
+        let covered = match self.windows.mode {
+            WindowMode::Blend if self.closed > 0 => self.windows.start(self.closed - 1) + self.windows.length,
+            _ => 0,
+        };
+        let start = self.windows.start(self.closed);
+        let rest = (self.frames > covered).then_some(Window { start, end: self.frames });
+        *self = self.windows.planner();
+        rest
+    }
+}
+
+/// Mixes `next` into `frame` with `weight`: `frame + weight (next - frame)`, exact where both are equal. For planar pixels `[3,H,W]`.
+/// Fails with [`Error::Input`] where the shapes differ.
+pub fn cross_fade(frame: &mut Array3<f32>, next: ArrayView3<f32>, weight: f32) -> Result<()> {
+    if frame.dim() != next.dim() {
+        return Err(Error::Input {
+            what: "cross-fade".into(),
+            reason: format!("{:?} and {:?} are not the same shape", frame.shape(), next.shape()),
+        });
+    }
+    Zip::from(frame).and(next).for_each(|a, &b| *a += weight * (b - *a));
+    Ok(())
 }

@@ -1,1 +1,131 @@
 // SPDX-License-Identifier: MPL-2.0
+
+//! The public face of the element `starsr`: its type, the types of its properties, and its registration.
+
+use gst::glib;
+use gst::prelude::*;
+
+mod caps;
+mod frames;
+mod imp;
+mod metas;
+mod model;
+mod numbering;
+mod settings;
+mod stats;
+mod stream;
+
+/// GstStarsrExecutionProvider:
+///
+/// What ONNX Runtime runs the model on.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrExecutionProvider")]
+#[repr(i32)]
+pub enum ExecutionProvider {
+    /// The best that is available.
+    #[default]
+    #[enum_value(name = "Auto: TensorRT if available, else CUDA, else the CPU", nick = "auto")]
+    Auto = 0,
+    /// The CPU.
+    #[enum_value(name = "CPU", nick = "cpu")]
+    Cpu = 1,
+    /// NVIDIA CUDA; an error where it is missing.
+    #[enum_value(name = "CUDA: an error if not available", nick = "cuda")]
+    Cuda = 2,
+    /// NVIDIA TensorRT; an error where it is missing.
+    #[enum_value(name = "TensorRT: an error if not available", nick = "tensorrt")]
+    TensorRt = 3,
+}
+
+/// GstStarsrWindowMode:
+///
+/// How neighbouring windows of frames are joined.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrWindowMode")]
+#[repr(i32)]
+pub enum WindowMode {
+    /// As the model bundle says.
+    #[default]
+    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
+    Default = 0,
+    /// Pixels are cross-faded.
+    #[enum_value(
+        name = "Blend: windows are sampled on their own, pixels of the overlap cross-faded",
+        nick = "blend"
+    )]
+    Blend = 1,
+    /// Predictions are merged at every step.
+    #[enum_value(
+        name = "Wavefront: predictions are merged at every step, as in the paper",
+        nick = "wavefront"
+    )]
+    Wavefront = 2,
+}
+
+/// GstStarsrSamplerMode:
+///
+/// How the sampler's timesteps are spaced.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrSamplerMode")]
+#[repr(i32)]
+pub enum SamplerMode {
+    /// As the model bundle says.
+    #[default]
+    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
+    Default = 0,
+    /// The official 14 evaluations.
+    #[enum_value(name = "Fast: 14 evaluations", nick = "fast")]
+    Fast = 1,
+    /// As many evaluations as `steps`.
+    #[enum_value(name = "Normal: as many evaluations as steps, evenly spaced", nick = "normal")]
+    Normal = 2,
+}
+
+/// GstStarsrColorFix:
+///
+/// How the colours of the result are corrected against the input.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrColorFix")]
+#[repr(i32)]
+pub enum ColorFix {
+    /// As the model bundle says.
+    #[default]
+    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
+    Default = 0,
+    /// Not at all.
+    #[enum_value(name = "None: colours as the model gives them", nick = "none")]
+    None = 1,
+    /// Statistics of each channel.
+    #[enum_value(name = "AdaIN: mean and deviation of each channel from the input", nick = "adain")]
+    Adain = 2,
+    /// Low frequencies.
+    #[enum_value(name = "Wavelet: low frequencies from the input", nick = "wavelet")]
+    Wavelet = 3,
+}
+
+glib::wrapper! {
+    /// The element `starsr`.
+    pub struct Starsr(ObjectSubclass<imp::Starsr>)
+        @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+/// Registers the element and the types of its properties with `plugin`.
+pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    for type_ in [
+        ExecutionProvider::static_type(),
+        WindowMode::static_type(),
+        SamplerMode::static_type(),
+        ColorFix::static_type(),
+    ] {
+        type_.mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    }
+    gst::Element::register(Some(plugin), "starsr", gst::Rank::NONE, Starsr::static_type())
+}

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Clean clips for training and evaluation: photographs panned, and shrunk video."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from starsr.degrade import SCALE, degrade, draw
+
+PHOTO_SUFFIXES = {".webp", ".png", ".jpg"}
+VIDEO_SUFFIXES = {".mp4", ".mkv"}
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether a photograph is kept for evaluation: the last of each numbered set."""
+    digits = "".join(c for c in path.stem if c.isdigit())
+    limits = {"kodak": 17, "urban100": 92, "sunhays80": 73}
+    return bool(digits) and int(digits) >= limits.get(path.parent.name, 1 << 30)
+
+
+def find(folder: Path, suffixes: set[str]) -> list[Path]:
+    """Files below `folder` with one of the suffixes, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """`[H,W,3]` uint8."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def read_video(path: Path, limit: int | None = None, short_side: int | None = None) -> np.ndarray:
+    """The first `limit` frames `[F,H,W,3]` uint8, shrunk to at most `short_side`, sides cut to multiples of 4."""
+    frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            image = frame.to_image()
+            shrink = max(1.0, min(image.size) / short_side) if short_side else 1.0
+            size = tuple(int(side / shrink) // SCALE * SCALE for side in image.size)
+            frames.append(np.asarray(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)))
+            if limit and len(frames) == limit:
+                break
+    return np.stack(frames)
+
+
+def pan(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.random.Generator, shrink: float) -> np.ndarray:
+    """A camera move of constant velocity, at most 6 pixels a frame, over a shrunk photograph: `[F,H,W,3]`."""
+    height, width = size
+    velocity = np.rint(rng.uniform(-6, 6, 2) * rng.choice([0.0, 0.3, 1.0], p=[0.15, 0.35, 0.5])).astype(int)
+    travel = np.abs(velocity) * (frames - 1)
+    need = np.array([height, width]) + travel
+    shrink = min(shrink, *(side / n for side, n in zip(photo.shape[:2], need)))
+    crop = np.minimum(np.ceil(need * max(shrink, 1e-3)).astype(int), photo.shape[:2])
+    top, left = (int(rng.integers(0, full - part + 1)) for full, part in zip(photo.shape[:2], crop))
+    region = Image.fromarray(photo[top : top + crop[0], left : left + crop[1]])
+    region = np.asarray(region.resize((int(need[1]), int(need[0])), Image.Resampling.LANCZOS))
+    start = np.where(velocity < 0, travel, 0)
+    corners = start + velocity * np.arange(frames)[:, None]
+    return np.stack([region[y : y + height, x : x + width] for y, x in corners])
+
+
+class Clips(IterableDataset):
+    """An endless stream of pairs `(low [F,h,w,3], high [F,4h,4w,3])` uint8 with h = w = `side`."""
+
+    def __init__(self, media: Path, frames: int = 6, side: int = 64, seed: int = 0) -> None:
+        self.photos = [p for p in find(media, PHOTO_SUFFIXES) if not is_held_out(p)]
+        self.videos = find(media, VIDEO_SUFFIXES)
+        if not self.photos:
+            raise FileNotFoundError(f"no photographs below {media}")
+        self.frames, self.side, self.seed = frames, side, seed
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        torch.set_num_threads(1)
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.seed, worker.id if worker else 0))
+        photos = [read_photo(p) for p in self.photos]
+        videos = [read_video(p, limit=150, short_side=self.side * SCALE + 16) for p in self.videos]
+        videos = [v for v in videos if min(v.shape[1:3]) >= self.side * SCALE and len(v) >= self.frames]
+        while True:
+            high = self._clip(photos, videos, rng)
+            clip = torch.from_numpy(high).permute(0, 3, 1, 2).float() / 255
+            low = degrade(clip, draw(rng), rng)
+            yield torch.from_numpy(low.copy()), torch.from_numpy(high)
+
+    def _clip(self, photos, videos, rng) -> np.ndarray:
+        size = self.side * SCALE
+        if videos and rng.random() < 0.2:
+            video = videos[rng.integers(len(videos))]
+            start = rng.integers(0, len(video) - self.frames + 1)
+            y, x = (rng.integers(0, full - size + 1) for full in video.shape[1:3])
+            high = video[start : start + self.frames, y : y + size, x : x + size]
+        else:
+            photo = photos[rng.integers(len(photos))]
+            high = pan(photo, self.frames, (size, size), rng, rng.uniform(1.0, 2.2))
+            if rng.random() < 0.04:
+                other = pan(photos[rng.integers(len(photos))], self.frames, (size, size), rng, 1.5)
+                cut = rng.integers(1, self.frames)
+                high = np.concatenate([high[:cut], other[cut:]])
+        if rng.random() < 0.25:
+            gain, gamma = rng.uniform(0.2, 1.0), rng.uniform(0.7, 1.6)
+            table = np.rint(255 * gain * (np.arange(256) / 255) ** gamma).astype(np.uint8)
+            high = table[high]
+        return np.ascontiguousarray(high)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MPL-2.0
+"""nano: the roles of a STAR bundle in a few megabytes.
+
+A fixed 4x4 DCT of each YCbCr channel is the autoencoder, so that the latent grid is the low-resolution grid of a x4
+upscale. ControlNet and denoiser are U-Nets of three scales with LIEM before spatial and temporal attention (paper
+section 3.2). The residual blocks have no normalisation that pools over pixels, so a result does not depend on the size
+of the canvas. A zero network output means "the hint itself": the denoiser returns `v` of `x0 = hint + output`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import nn
+
+from starsr.ops import Declare
+from starsr.ops.torch_ops import TorchOps, parameters_of
+from starsr.schedule import alphas_sigmas
+
+#: Pixels per latent in each direction, and latent channels (4x4 coefficients of Y, Cb and Cr).
+BLOCK = 4
+CHANNELS = 3 * BLOCK * BLOCK
+#: Number of tensors from ControlNet to denoiser: one per scale, and the hint itself.
+CONTROLS = 4
+#: Side of an attention window in tokens of the coarsest scale; canvases are multiples of `WINDOW * 4` latents.
+WINDOW = 8
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Sizes of the networks: channels of the three scales, of the time embedding, and of an attention head."""
+
+    widths: tuple[int, int, int] = (40, 64, 96)
+    time: int = 64
+    head: int = 32
+
+
+# -- autoencoder ---------------------------------------------------------------------------------------------------
+
+
+def dct_basis() -> np.ndarray:
+    """Orthonormal map `[48,48]` from a 4x4 RGB block, ordered (row, column, RGB), to DCT coefficients of YCbCr
+    (BT.601, full range, without offsets), ordered (Y, Cb, Cr) by (vertical, horizontal) frequency."""
+    n = np.arange(BLOCK)
+    dct = np.sqrt(2.0 / BLOCK) * np.cos(np.pi * (2 * n[None, :] + 1) * n[:, None] / (2 * BLOCK))
+    dct[0] /= np.sqrt(2.0)
+    ycbcr = np.array(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
+    )
+    return np.einsum("cr,uy,vx->cuvyxr", ycbcr, dct, dct).reshape(CHANNELS, CHANNELS)
+
+
+def encode(ops, pixels, deviation):
+    """Latents `[F,48,h,w]` of pixels `[F,3,4h,4w]` in [-1,1]; `deviation` `[48]` scales each coefficient."""
+    weight = (dct_basis() / deviation[:, None])[:, :, None, None]
+    return ops.fixed_conv(ops.space_to_depth(pixels, BLOCK), "dct", weight)
+
+
+def decode(ops, latents, deviation):
+    """Pixels `[F,3,4h,4w]` of latents `[F,48,h,w]`; the exact inverse of `encode`."""
+    weight = np.linalg.inv(dct_basis() / deviation[:, None])[:, :, None, None]
+    return ops.depth_to_space(ops.fixed_conv(latents, "inverse_dct", weight), BLOCK)
+
+
+# -- blocks --------------------------------------------------------------------------------------------------------
+
+
+def time_embedding(ops, name, t, config):
+    e = ops.linear(ops.sinusoid(t, config.time), f"{name}.0", config.time, config.time)
+    return ops.silu(ops.linear(ops.silu(e), f"{name}.2", config.time, config.time))
+
+
+def res_block(ops, name, x, e, clip, config, cin, cout):
+    """Residual block: 3x3 convolution, mixing with the neighbouring frames, 3x3 convolution."""
+    bias = ops.per_frame(ops.linear(e, f"{name}.emb_layers", config.time, cin, gain=0.1), clip)
+    h = ops.leaky_relu(ops.conv(ops.add(x, bias), f"{name}.in_layers", cin, cout))
+    mixed = ops.conv(ops.neighbours(h, cout, clip), f"{name}.temporal_conv", 3 * cout, cout, 1, gain=0.1)
+    h = ops.conv(ops.add(h, mixed), f"{name}.out_layers", cout, cout, gain=0.1)
+    skip = x if cin == cout else ops.conv(x, f"{name}.skip_connection", cin, cout, 1)
+    return ops.add(skip, h)
+
+
+def spatial_liem(ops, name, x):
+    """LIEM before spatial attention: a gate from channel maximum and mean through a 7x7 convolution."""
+    gate = ops.conv(ops.pool_channels(x, 1), f"{name}.conv1", 2, 1, 7, bias=False)
+    return ops.mul(x, ops.sigmoid(gate))
+
+
+def temporal_liem(ops, name, tokens):
+    """LIEM before temporal attention: a gate per token from channel maximum and mean."""
+    return ops.mul(tokens, ops.sigmoid(ops.linear(ops.pool_channels(tokens, 2), f"{name}.linear", 2, 1, bias=False)))
+
+
+def self_attention(ops, name, tokens, channels, config):
+    q, k, v = (ops.linear(tokens, f"{name}.to_{p}", channels, channels, bias=False) for p in "qkv")
+    return ops.linear(ops.attention(q, k, v, channels // config.head), f"{name}.to_out", channels, channels, gain=0.1)
+
+
+def transformer(ops, name, x, clip, config, channels):
+    """Spatial attention within windows, temporal attention over the clip, each behind LIEM, then a feed-forward."""
+    gated = ops.window_tokens(spatial_liem(ops, f"{name}.spatial.local1", x), channels, WINDOW)
+    normed = ops.layer_norm(gated, f"{name}.spatial.norm1", channels)
+    attended = self_attention(ops, f"{name}.spatial.attn1", normed, channels, config)
+    x = ops.add(x, ops.window_image(attended, channels, WINDOW, x))
+
+    tokens = ops.frame_tokens(x, channels, clip)
+    normed = ops.layer_norm(temporal_liem(ops, f"{name}.temporal.local1", tokens), f"{name}.temporal.norm1", channels)
+    tokens = ops.add(tokens, self_attention(ops, f"{name}.temporal.attn1", normed, channels, config))
+    normed = ops.layer_norm(tokens, f"{name}.temporal.norm3", channels)
+    hidden = ops.gelu(ops.linear(normed, f"{name}.temporal.ff.0", channels, 2 * channels))
+    tokens = ops.add(tokens, ops.linear(hidden, f"{name}.temporal.ff.2", 2 * channels, channels, gain=0.1))
+    return ops.frame_image(tokens, channels, x, clip)
+
+
+def downsample(ops, name, x, cin, cout):
+    return ops.conv(x, name, cin, cout, 3, stride=2)
+
+
+def upsample(ops, name, x, cin, cout):
+    return ops.depth_to_space(ops.conv(x, name, cin, 4 * cout, 1), 2)
+
+
+# -- networks ------------------------------------------------------------------------------------------------------
+
+
+def informative(ops, x, t):
+    """Noisy latents scaled by `alpha(t)`, folded: what they tell fades with the signal in them, so pure noise is silent."""
+    return ops.fold_frames(ops.mul(ops.table(t, "alphas", alphas_sigmas()[0]), x), CHANNELS)
+
+
+def controlnet(ops, x, t, hint, config=NanoConfig()):
+    """Controls for `denoiser` from noisy latents `x` and `hint` `[B,48,F,h,w]` and timesteps `t` `[B]`: one
+    `[B*F,C,h/s,w/s]` per scale, and the hint as `[B*F,48,h,w]`."""
+    c0, c1, c2 = config.widths
+    e = time_embedding(ops, "control.time_embed", t, config)
+    guide = ops.fold_frames(hint, CHANNELS)
+    h = ops.conv(informative(ops, x, t), "control.input_blocks.0", CHANNELS, c0)
+    h = ops.add(h, ops.conv(guide, "control.input_hint_block", CHANNELS, c0))
+    controls = []
+    for scale, (cin, cout) in enumerate([(c0, c0), (c0, c1), (c1, c2)]):
+        name = f"control.input_blocks.{scale + 1}"
+        if scale:
+            h = downsample(ops, f"{name}.down", h, cin, cout)
+        for block in range(2):
+            h = res_block(ops, f"{name}.{block}", h, e, x, config, cout, cout)
+        if scale == 2:
+            h = transformer(ops, "control.middle_block", h, x, config, cout)
+        controls.append(ops.conv(h, f"control.zero_convs.{scale}", cout, cout, 1))
+    return [*controls, guide]
+
+
+def denoiser(ops, x, t, controls, config=NanoConfig()):
+    """Velocity `v` `[B,48,F,h,w]` of noisy latents `x` `[B,48,F,h,w]` at timesteps `t` `[B]`."""
+    c0, c1, c2 = config.widths
+    e = time_embedding(ops, "time_embed", t, config)
+    skip0 = ops.conv(informative(ops, x, t), "input_blocks.0", CHANNELS, c0)
+    skip0 = ops.add(res_block(ops, "input_blocks.1", skip0, e, x, config, c0, c0), controls[0])
+    skip1 = downsample(ops, "input_blocks.2.down", skip0, c0, c1)
+    skip1 = ops.add(res_block(ops, "input_blocks.2", skip1, e, x, config, c1, c1), controls[1])
+    h = downsample(ops, "input_blocks.3.down", skip1, c1, c2)
+    h = ops.add(res_block(ops, "input_blocks.3", h, e, x, config, c2, c2), controls[2])
+    h = transformer(ops, "middle_block.0", h, x, config, c2)
+    h = res_block(ops, "middle_block.1", h, e, x, config, c2, c2)
+    h = ops.concat(upsample(ops, "output_blocks.0.up", h, c2, c1), skip1)
+    h = res_block(ops, "output_blocks.0", h, e, x, config, 2 * c1, c1)
+    h = res_block(ops, "output_blocks.1", h, e, x, config, c1, c1)
+    h = ops.concat(upsample(ops, "output_blocks.2.up", h, c1, c0), skip0)
+    h = res_block(ops, "output_blocks.2", h, e, x, config, 2 * c0, c0)
+    h = res_block(ops, "output_blocks.3", h, e, x, config, c0, c0)
+    residual = ops.conv(h, "out", c0, CHANNELS, gain=0.0)
+
+    alphas, sigmas = alphas_sigmas()
+    clean = ops.unfold_frames(ops.add(controls[3], residual), CHANNELS, x)
+    return ops.div(ops.sub(ops.mul(ops.table(t, "alphas", alphas), x), clean), ops.table(t, "sigmas", sigmas))
+
+
+@cache
+def declared_parameters(config: NanoConfig = NanoConfig()):
+    """Name to `Parameter` of both networks; those of the ControlNet start with `control.`."""
+    ops = Declare()
+    controlnet(ops, None, None, None, config)
+    denoiser(ops, None, None, [None] * CONTROLS, config)
+    return ops.parameters
+
+
+class Nano(nn.Module):
+    """Both networks as one PyTorch module. State-dict names are `declared_parameters` with dots as `__`."""
+
+    def __init__(self, config: NanoConfig = NanoConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("deviation", torch.ones(CHANNELS))
+        self.weights = nn.ParameterDict(
+            {name.replace(".", "__"): nn.Parameter(p) for name, p in parameters_of(declared_parameters(config)).items()}
+        )
+
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """Parameter tensors by their declared names."""
+        return {name.replace("__", "."): p for name, p in self.weights.items()}
+
+    def forward(self, x, t, hint):
+        """Velocity `v` `[B,48,F,h,w]` from noisy latents, timesteps `[B]` and hint latents."""
+        ops = TorchOps(self.named_weights())
+        return denoiser(ops, x, t, controlnet(ops, x, t, hint, self.config), self.config)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The back-end that only lists the parameters a network needs; it documents the primitive operations."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Shape and initialisation of a parameter: `gain` scales He-normal weights, 0 gives zeros; `constant` fills."""
+
+    shape: tuple[int, ...]
+    gain: float = 1.0
+    constant: float | None = None
+
+
+class Declare:
+    """Collects `parameters` (name to `Parameter`). Tensors are `None`; feature maps are `[B*F,C,h,w]`."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Parameter] = {}
+
+    def _declare(self, name: str, parameter: Parameter) -> None:
+        if self.parameters.setdefault(name, parameter) != parameter:
+            raise ValueError(f"parameter {name} is declared twice with different shapes")
+
+    # -- with parameters -------------------------------------------------------------------------------------------
+
+    def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0):
+        """2-D convolution `[N,cin,h,w]` to `[N,cout,h/stride,w/stride]`, zero padded by `kernel // 2`."""
+        self._declare(f"{name}.weight", Parameter((cout, cin, kernel, kernel), gain))
+        if bias:
+            self._declare(f"{name}.bias", Parameter((cout,), constant=0.0))
+
+    def fixed_conv(self, x, name, weight):
+        """1x1 convolution with the given array `[cout,cin,1,1]`, which is no parameter."""
+
+    def linear(self, x, name, cin, cout, bias=True, gain=1.0):
+        """Affine map of the last axis."""
+        self._declare(f"{name}.weight", Parameter((cout, cin), gain))
+        if bias:
+            self._declare(f"{name}.bias", Parameter((cout,), constant=0.0))
+
+    def layer_norm(self, x, name, channels):
+        """Normalisation over the last axis, eps 1e-5."""
+        self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
+        self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
+
+    # -- elementwise -----------------------------------------------------------------------------------------------
+
+    def add(self, a, b):
+        """Sum with broadcasting."""
+
+    def sub(self, a, b):
+        """Difference with broadcasting."""
+
+    def mul(self, a, b):
+        """Product with broadcasting."""
+
+    def div(self, a, b):
+        """Quotient with broadcasting."""
+
+    def leaky_relu(self, x):
+        """Leaky rectifier of slope 0.1."""
+
+    def silu(self, x):
+        """`x * sigmoid(x)`."""
+
+    def sigmoid(self, x):
+        """Logistic function."""
+
+    def gelu(self, x):
+        """Gelu by the error function."""
+
+    # -- constants and time ----------------------------------------------------------------------------------------
+
+    def table(self, t, name, values):
+        """`values[t]` as `[B,1,1,1,1]` for timesteps `[B]`."""
+
+    def sinusoid(self, t, channels):
+        """Timestep embedding `[B,channels]`, cosines first (SPEC A.6)."""
+
+    # -- layout ----------------------------------------------------------------------------------------------------
+
+    def fold_frames(self, x, channels):
+        """`[B,C,F,h,w]` to `[B*F,C,h,w]`."""
+
+    def unfold_frames(self, x, channels, clip):
+        """`[B*F,C,h,w]` to `[B,C,F,h,w]`, with B and F of `clip` `[B,*,F,*,*]`."""
+
+    def per_frame(self, e, clip):
+        """`[B,C]` to `[B*F,C,1,1]`, with F of `clip`."""
+
+    def neighbours(self, x, channels, clip):
+        """Previous, same and next frame on the channel axis, `[B*F,3C,h,w]`, zeros beyond the clip's ends."""
+
+    def concat(self, a, b):
+        """Concatenation on the channel axis."""
+
+    def pool_channels(self, x, axis):
+        """Maximum and mean over the channel axis, which becomes 2 (maximum first)."""
+
+    def depth_to_space(self, x, block):
+        """`[N,block*block*C,h,w]` to `[N,C,block*h,block*w]`; channel order is (row, column, C)."""
+
+    def space_to_depth(self, x, block):
+        """Inverse of `depth_to_space`."""
+
+    def window_tokens(self, x, channels, size):
+        """`[N,C,h,w]` to tokens `[N*h/size*w/size, size*size, C]`; h and w must be multiples of `size`."""
+
+    def window_image(self, tokens, channels, size, like):
+        """Inverse of `window_tokens` for a map of the shape of `like`."""
+
+    def frame_tokens(self, x, channels, clip):
+        """`[B*F,C,h,w]` to `[B*h*w,F,C]`."""
+
+    def frame_image(self, tokens, channels, like, clip):
+        """Inverse of `frame_tokens` for a map of the shape of `like`."""
+
+    def attention(self, q, k, v, heads):
+        """Scaled dot-product attention of tokens `[N,T,C]` over `heads`, as one fused operation."""

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The back-end that computes with PyTorch."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TorchOps:
+    """Primitive operations on tensors; `parameters` maps names to tensors. See `Declare` for the meaning of each."""
+
+    def __init__(self, parameters) -> None:
+        self.parameters = parameters
+
+    def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0):
+        weight = self.parameters[f"{name}.weight"]
+        return F.conv2d(x, weight, self.parameters[f"{name}.bias"] if bias else None, stride, kernel // 2)
+
+    def fixed_conv(self, x, name, weight):
+        return F.conv2d(x, torch.as_tensor(weight, dtype=x.dtype, device=x.device))
+
+    def linear(self, x, name, cin, cout, bias=True, gain=1.0):
+        return F.linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"] if bias else None)
+
+    def layer_norm(self, x, name, channels):
+        return F.layer_norm(x, (channels,), self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
+
+    def add(self, a, b):
+        return a + b
+
+    def sub(self, a, b):
+        return a - b
+
+    def mul(self, a, b):
+        return a * b
+
+    def div(self, a, b):
+        return a / b
+
+    def leaky_relu(self, x):
+        return F.leaky_relu(x, 0.1)
+
+    def silu(self, x):
+        return F.silu(x)
+
+    def sigmoid(self, x):
+        return torch.sigmoid(x)
+
+    def gelu(self, x):
+        return F.gelu(x)
+
+    def table(self, t, name, values):
+        return torch.as_tensor(values, dtype=torch.float32, device=t.device)[t].reshape(-1, 1, 1, 1, 1)
+
+    def sinusoid(self, t, channels):
+        half = channels // 2
+        frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device))
+        angles = t.to(torch.float32)[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+    def fold_frames(self, x, channels):
+        return x.transpose(1, 2).flatten(0, 1)
+
+    def unfold_frames(self, x, channels, clip):
+        return x.unflatten(0, (clip.shape[0], clip.shape[2])).transpose(1, 2)
+
+    def per_frame(self, e, clip):
+        return e.repeat_interleave(clip.shape[2], 0)[:, :, None, None]
+
+    def neighbours(self, x, channels, clip):
+        frames = F.pad(x.unflatten(0, (clip.shape[0], clip.shape[2])), (0, 0, 0, 0, 0, 0, 1, 1))
+        return torch.cat([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], 2).flatten(0, 1)
+
+    def concat(self, a, b):
+        return torch.cat([a, b], 1)
+
+    def pool_channels(self, x, axis):
+        return torch.cat([x.amax(axis, keepdim=True), x.mean(axis, keepdim=True)], axis)
+
+    def depth_to_space(self, x, block):
+        n, c, h, w = x.shape
+        x = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)
+        return x.reshape(n, c // block**2, h * block, w * block)
+
+    def space_to_depth(self, x, block):
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+        return x.reshape(n, c * block**2, h // block, w // block)
+
+    def window_tokens(self, x, channels, size):
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // size, size, w // size, size).permute(0, 2, 4, 3, 5, 1)
+        return x.reshape(-1, size * size, c)
+
+    def window_image(self, tokens, channels, size, like):
+        n, c, h, w = like.shape
+        x = tokens.reshape(n, h // size, w // size, size, size, c).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(n, c, h, w)
+
+    def frame_tokens(self, x, channels, clip):
+        b, f = clip.shape[0], clip.shape[2]
+        return x.reshape(b, f, channels, -1).permute(0, 3, 1, 2).reshape(-1, f, channels)
+
+    def frame_image(self, tokens, channels, like, clip):
+        b, f = clip.shape[0], clip.shape[2]
+        return tokens.reshape(b, -1, f, channels).permute(0, 2, 3, 1).reshape(like.shape)
+
+    def attention(self, q, k, v, heads):
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def parameters_of(declared) -> dict[str, Tensor]:
+    """Freshly initialised tensors for `declared` parameters (name to `Parameter`)."""
+    tensors = {}
+    for name, parameter in declared.items():
+        tensor = torch.zeros(parameter.shape)
+        if parameter.constant is not None:
+            tensor.fill_(parameter.constant)
+        elif parameter.gain:
+            fan_in = math.prod(parameter.shape[1:])
+            tensor.normal_(0.0, parameter.gain / math.sqrt(fan_in))
+        tensors[name] = tensor
+    return tensors

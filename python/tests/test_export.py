@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MPL-2.0
+
+import hashlib
+import tomllib
+
+import onnx
+import pytest
+import torch
+
+from starsr import bundle, export
+from starsr.nano import Nano
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    model = Nano()
+    with torch.no_grad():
+        model.weights["out__weight"].normal_(0, 0.05)
+        model.deviation.uniform_(0.1, 2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def built(model):
+    return export.graphs(model)
+
+
+def test_onnx_runtime_agrees_with_pytorch(model, built):
+    for role, difference in export.verify(model, built).items():
+        assert difference <= 1e-4, role
+
+
+def test_verify_notices_a_wrong_weight(model, built):
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(built["denoiser"])
+    bias = next(i for i in wrong.graph.initializer if i.name == "out.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, "out.bias"))
+    assert export.verify(model, {**built, "denoiser": wrong})["denoiser"] > 0.5
+
+
+def test_each_attention_is_one_fused_node(built):
+    for role in ("controlnet", "denoiser"):
+        kinds = [node.op_type for node in built[role].graph.node]
+        assert kinds.count("MultiHeadAttention") == 2
+        assert "Softmax" not in kinds and "Attention" not in kinds
+
+
+def test_every_axis_but_channels_is_dynamic(built):
+    for role, graph in built.items():
+        for value in graph.graph.input:
+            dimensions = [d.dim_value for d in value.type.tensor_type.shape.dim]
+            assert sum(1 for d in dimensions if d) <= 1, f"{role}: {value.name} {dimensions}"
+
+
+def test_written_bundle_is_complete_and_hashed(tmp_path, built):
+    target = tmp_path / "nano"
+    bundle.write(target, export.manifest("1.2.3"), built, {"README.md": "card"})
+    manifest = tomllib.loads((target / "bundle.toml").read_text())
+    assert manifest["version"] == "1.2.3" and manifest["window"]["length"] == export.manifest("")["window"]["length"]
+    assert set(manifest["graphs"]) == {"vae_encoder", "vae_decoder", "controlnet", "denoiser"}
+    for entry in manifest["graphs"].values():
+        assert hashlib.sha256((target / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+    assert [p.name for p in tmp_path.iterdir()] == ["nano"]
+
+
+def test_failed_write_leaves_the_old_bundle(tmp_path, built):
+    target = tmp_path / "nano"
+    bundle.write(target, export.manifest("1"), built, {})
+    broken = onnx.ModelProto()
+    with pytest.raises(Exception):
+        bundle.write(target, export.manifest("2"), {**built, "denoiser": broken}, {})
+    assert 'version = "1"' in (target / "bundle.toml").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["nano"]
+
+
+def test_toml_escapes_text():
+    tables = {"a": 'quote " backslash \\ line\nend', "b": True, "t": {"c": -1.5, "u": {"d": 3}}}
+    assert tomllib.loads(bundle.toml(tables)) == tables

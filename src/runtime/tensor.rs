@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Samples on their way into and out of tensors: 32- or 16-bit floats, frames or channels first.
+
+use std::fmt::Debug;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use ndarray::{Array4, ArrayView4};
+use ort::session::IoBinding;
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
+
+/// An element type of samples.
+trait Sample: PrimitiveTensorElementType + Debug + Copy + Default + 'static {
+    fn store(from: &[f32], to: &mut [Self]);
+    fn fetch(from: &[Self], to: &mut [f32]);
+}
+
+impl Sample for f32 {
+    fn store(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn fetch(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Sample for f16 {
+    fn store(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
+
+    fn fetch(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+/// An input tensor in host memory, owned so that a binding may hold it.
+pub(super) enum Input {
+    F32(Tensor<f32>),
+    F16(Tensor<f16>),
+}
+
+fn zeros<T: Sample>(shape: &[usize]) -> ort::Result<Tensor<T>> {
+    Tensor::from_array((shape, vec![T::default(); shape.iter().product()]))
+}
+
+impl Input {
+    /// A tensor of zeros.
+    pub fn new(element: TensorElementType, shape: &[usize]) -> ort::Result<Self> {
+        Ok(match element {
+            TensorElementType::Float16 => Self::F16(zeros(shape)?),
+            _ => Self::F32(zeros(shape)?),
+        })
+    }
+
+    /// Fills the tensor with samples that are already in its order.
+    pub fn fill(&mut self, samples: &[f32]) {
+        match self {
+            Self::F32(tensor) => f32::store(samples, tensor.extract_tensor_mut().1),
+            Self::F16(tensor) => f16::store(samples, tensor.extract_tensor_mut().1),
+        }
+    }
+
+    /// Fills the tensor `[1,C,F,h,w]` with latents `[F,C,h,w]`.
+    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>) {
+        match self {
+            Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1),
+            Self::F16(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1),
+        }
+    }
+
+    pub fn bind(&self, binding: &mut IoBinding, name: &str) -> ort::Result<()> {
+        match self {
+            Self::F32(tensor) => binding.bind_input(name, tensor),
+            Self::F16(tensor) => binding.bind_input(name, tensor),
+        }
+    }
+
+    pub fn into_dyn(self) -> DynValue {
+        match self {
+            Self::F32(tensor) => tensor.into_dyn(),
+            Self::F16(tensor) => tensor.into_dyn(),
+        }
+    }
+}
+
+fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T]) {
+    let (frames, channels, height, width) = latents.dim();
+    let latents = latents.as_standard_layout();
+    let from = latents.as_slice().expect("the standard layout is contiguous");
+    let plane = height * width;
+    for (to, (c, f)) in to.chunks_exact_mut(plane).zip(pairs(channels, frames)) {
+        let at = (f * channels + c) * plane;
+        T::store(&from[at..at + plane], to);
+    }
+}
+
+fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>) {
+    let (frames, channels, height, width) = latents.dim();
+    let to = latents.as_slice_mut().expect("a new array is contiguous");
+    let plane = height * width;
+    for (from, (c, f)) in from.chunks_exact(plane).zip(pairs(channels, frames)) {
+        let at = (f * channels + c) * plane;
+        T::fetch(from, &mut to[at..at + plane]);
+    }
+}
+
+fn pairs(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..outer).flat_map(move |o| (0..inner).map(move |i| (o, i)))
+}
+
+/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when the tensor has
+/// another shape or holds values that are not finite.
+pub(super) fn fetch(value: &DynValue, shape: &[usize], samples: &mut [f32]) -> Result<(), String> {
+    match element(value)? {
+        TensorElementType::Float16 => f16::fetch(checked(value, shape)?, samples),
+        _ => f32::fetch(checked(value, shape)?, samples),
+    }
+    finite(samples)
+}
+
+/// As [`fetch`], from an output `[1,C,F,h,w]` to latents `[F,C,h,w]`.
+pub(super) fn fetch_latents(value: &DynValue, latents: &mut Array4<f32>) -> Result<(), String> {
+    let (frames, channels, height, width) = latents.dim();
+    let shape = [1, channels, frames, height, width];
+    match element(value)? {
+        TensorElementType::Float16 => fetch_frames_first::<f16>(checked(value, &shape)?, latents),
+        _ => fetch_frames_first::<f32>(checked(value, &shape)?, latents),
+    }
+    finite(latents.as_slice().unwrap_or_default())
+}
+
+fn element(value: &DynValue) -> Result<TensorElementType, String> {
+    value.dtype().tensor_type().ok_or_else(|| "gave no tensor".into())
+}
+
+fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T], String> {
+    let (found, samples) = value.try_extract_tensor::<T>().map_err(|e| super::one_line(&e))?;
+    if found.len() == shape.len() && found.iter().zip(shape).all(|(&a, &b)| usize::try_from(a) == Ok(b)) {
+        Ok(samples)
+    } else {
+        Err(format!("gave a tensor of shape {:?} where {shape:?} was expected", &**found))
+    }
+}
+
+fn finite(samples: &[f32]) -> Result<(), String> {
+    // Sums of absolute values over short runs: compiles to vector code, unlike a test of each value.
+    let sound = |run: &[f32]| run.iter().fold(true, |sound, v| sound & v.is_finite());
+    if samples.chunks(1024).all(sound) {
+        Ok(())
+    } else {
+        Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle".into())
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What surrounds the sampler in space: upscale, canvas, tiles, autoencoder, colour fix.
+
+use std::ops::Range;
+
+use ndarray::{Array3, Array4, ArrayView3, Axis, Zip, s};
+
+use crate::bundle::Manifest;
+use crate::cancel::Cancel;
+use crate::canvas::{Canvas, Interpolation, Tile, add_tile, tiles, upscale};
+use crate::color::ColorFix;
+use crate::error::Result;
+use crate::model::Model;
+
+/// The way of a frame of one size to the model and back.
+pub(super) struct Picture {
+    canvas: Canvas,
+    rows: Vec<Tile>,
+    columns: Vec<Tile>,
+    scale: usize,
+    interpolation: Interpolation,
+    /// Pixels per latent in each direction.
+    factor: usize,
+    latent_channels: usize,
+    frames_per_encode: usize,
+    frames_per_decode: usize,
+    color_fix: ColorFix,
+    strength: f32,
+}
+
+impl Picture {
+    /// For frames of `width` x `height` pixels enlarged by `scale`.
+    pub(super) fn new(
+        manifest: &Manifest,
+        (width, height): (usize, usize),
+        scale: usize,
+        (tile_size, tile_overlap): (usize, usize),
+        color_fix: ColorFix,
+        strength: f32,
+    ) -> Result<Self> {
+        let rules = &manifest.canvas;
+        let canvas = Canvas::new(height * scale, width * scale, rules.height, rules.width, rules.padding)?;
+        Ok(Self {
+            rows: tiles(canvas.height, tile_size, tile_overlap, rules.height)?,
+            columns: tiles(canvas.width, tile_size, tile_overlap, rules.width)?,
+            canvas,
+            scale,
+            interpolation: rules.upscale,
+            factor: manifest.latent.spatial_factor,
+            latent_channels: manifest.latent.channels,
+            frames_per_encode: manifest.vae.frames_per_encode,
+            frames_per_decode: manifest.vae.frames_per_decode,
+            color_fix,
+            strength,
+        })
+    }
+
+    /// Size `(width, height)` of the result.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.canvas.picture_width, self.canvas.picture_height)
+    }
+
+    /// Size `(width, height)` of the frames that come in.
+    pub(super) fn input_size(&self) -> (usize, usize) {
+        (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)
+    }
+
+    /// Frames that the decoder takes at once.
+    pub(super) fn frames_per_decode(&self) -> usize {
+        self.frames_per_decode
+    }
+
+    /// The tiles, row by row.
+    pub(super) fn tiles(&self) -> impl Iterator<Item = (&Tile, &Tile)> {
+        self.rows.iter().flat_map(|rows| self.columns.iter().map(move |columns| (rows, columns)))
+    }
+
+    /// Shape `[C,h,w]` of the latents of the whole canvas.
+    pub(super) fn latent_shape(&self) -> (usize, usize, usize) {
+        (self.latent_channels, self.canvas.height / self.factor, self.canvas.width / self.factor)
+    }
+
+    /// The latents' rows or columns of a tile.
+    pub(super) fn latent_range(&self, tile: &Tile) -> Range<usize> {
+        tile.range.start / self.factor..tile.range.end / self.factor
+    }
+
+    /// A frame `[3,h,w]` enlarged, `[3,H,W]` in [0,1].
+    fn enlarge(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+        let mut plain = upscale(low, self.scale, self.interpolation)?;
+        plain.mapv_inplace(|v| v.clamp(0.0, 1.0));
+        Ok(plain)
+    }
+
+    /// A frame `[3,h,w]` in [0,1] on the canvas, in [-1,1].
+    pub(super) fn prepare(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+        let mut plain = self.enlarge(low)?;
+        plain.mapv_inplace(|v| 2.0 * v - 1.0);
+        if (self.canvas.height, self.canvas.width) == (plain.dim().1, plain.dim().2) {
+            return Ok(plain);
+        }
+        self.canvas.pad(plain.view())
+    }
+
+    /// Latents `[F,C,h,w]` of one tile of prepared frames.
+    pub(super) fn encode(
+        &self,
+        model: &mut dyn Model,
+        prepared: &[Array3<f32>],
+        (rows, columns): (&Tile, &Tile),
+        cancel: &Cancel,
+    ) -> Result<Array4<f32>> {
+        let mut groups = Vec::new();
+        for group in prepared.chunks(self.frames_per_encode) {
+            cancel.check()?;
+            let mut pixels = Array4::zeros((group.len(), 3, rows.range.len(), columns.range.len()));
+            for (mut slot, frame) in pixels.axis_iter_mut(Axis(0)).zip(group) {
+                slot.assign(&frame.slice(s![.., rows.range.clone(), columns.range.clone()]));
+            }
+            groups.push(model.encode(pixels.view())?);
+        }
+        Ok(join(groups))
+    }
+
+    /// Adds one tile's latents, decoded, to `canvases`, which are empty before the first tile.
+    pub(super) fn decode(
+        &self,
+        model: &mut dyn Model,
+        latents: &Array4<f32>,
+        (rows, columns): (&Tile, &Tile),
+        canvases: &mut Vec<Array3<f32>>,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let whole = self.rows.len() == 1 && self.columns.len() == 1;
+        let mut frame = 0;
+        for group in latents.axis_chunks_iter(Axis(0), self.frames_per_decode) {
+            cancel.check()?;
+            for pixels in model.decode(group)?.outer_iter() {
+                if whole {
+                    canvases.push(pixels.to_owned());
+                    continue;
+                }
+                if frame == canvases.len() {
+                    canvases.push(Array3::zeros((3, self.canvas.height, self.canvas.width)));
+                }
+                add_tile(&mut canvases[frame], pixels, rows, columns)?;
+                frame += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The finished frame `[3,H,W]` in [0,1] of a decoded canvas and the frame `[3,h,w]` that it came from.
+    pub(super) fn finish(&self, canvas: Array3<f32>, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+        let picture = self.canvas.crop(&canvas)?;
+        let mut result = Array3::zeros(picture.raw_dim());
+        Zip::from(&mut result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
+        self.color_fix.apply(&mut result, low)?;
+        if self.strength < 1.0 {
+            let plain = self.enlarge(low)?;
+            Zip::from(&mut result).and(&plain).for_each(|to, &from| *to = from + self.strength * (*to - from));
+        }
+        Ok(result)
+    }
+}
+
+/// Groups of frames one after the other.
+fn join(mut groups: Vec<Array4<f32>>) -> Array4<f32> {
+    if groups.len() == 1 {
+        return groups.remove(0);
+    }
+    let views: Vec<_> = groups.iter().map(|g| g.view()).collect();
+    ndarray::concatenate(Axis(0), &views).unwrap_or_default()
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Compares the diffusion core with references computed by STAR's official program.
+//!
+//! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and in `tests/data`:
+//! `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`, `make_chunks.json`, `pad_to_fit.json`,
+//! `color_fix.safetensors`) and `golden_e2e/`. To check further runs put them in such a folder:
+//! `STARSR_REFERENCE=folder cargo test --release --test golden -- --nocapture`
+
+mod reference;
+mod sampler;
+mod tables;
+
+use reference::{Report, folders};
+
+/// Runs `check` on each folder's file or folder `name` that exists; at least `tests/data` must have it.
+fn everywhere(name: &str, check: impl Fn(&std::path::Path, &mut Report)) {
+    let mut report = Report::default();
+    for folder in folders() {
+        let path = folder.join(name);
+        if path.exists() {
+            println!("{}", path.display());
+            check(&path, &mut report);
+        } else {
+            println!("{} has no {name}", folder.display());
+        }
+    }
+    report.finish(name);
+}
+
+#[test]
+fn runs() {
+    everywhere("golden_sampler", sampler::runs);
+}
+
+#[test]
+fn schedule() {
+    everywhere("golden_sampler/schedule.safetensors", tables::schedule);
+}
+
+#[test]
+fn make_chunks() {
+    everywhere("golden_sampler/make_chunks.json", tables::make_chunks);
+}
+
+#[test]
+fn pad_to_fit() {
+    everywhere("golden_sampler/pad_to_fit.json", tables::pad_to_fit);
+}
+
+#[test]
+fn color_fix() {
+    everywhere("golden_sampler/color_fix.safetensors", tables::color_fix);
+}
+
+#[test]
+fn end_to_end() {
+    everywhere("golden_e2e", sampler::end_to_end);
+}
