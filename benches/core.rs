@@ -57,7 +57,9 @@ fn latents(c: &mut Criterion) {
     let mut group = c.benchmark_group("latents 48x120x160");
     group.throughput(Throughput::Elements(n as u64));
     let mut drawn = vec![0.0; n];
-    group.bench_function("noise", |b| b.iter(|| FrameNoise::new(1).fill(black_box(7), 1, black_box(&mut drawn))));
+    group.bench_function("noise", |b| {
+        b.iter(|| FrameNoise::new(1).fill(black_box(7), 1, black_box(&mut drawn)))
+    });
 
     let schedule = Schedule::new(&ScheduleConfig::default()).unwrap();
     let solver = Solver::new(&schedule, &schedule.plan(SamplerMode::Fast, 0, 900).unwrap()).unwrap();

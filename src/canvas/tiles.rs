@@ -59,8 +59,8 @@ pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec
     };
     let mut sums = vec![0.0; size];
     for &start in &starts {
-        for x in start..start + length {
-            sums[x] += raw(start, x);
+        for (x, sum) in sums.iter_mut().enumerate().skip(start).take(length) {
+            *sum += raw(start, x);
         }
     }
     Ok(starts
