@@ -71,9 +71,8 @@ fn a_state_change_stops_a_drain() {
     assert!(rig.buffers().is_empty());
 }
 
-/// The end of a flush must not take back the wish to stop.
 #[test]
-fn the_end_of_a_flush_does_not_revoke_a_state_change() {
+fn a_flush_beside_a_state_change_does_not_hang() {
     let (rig, pushing) = at_work();
     rig.event(gst::event::FlushStart::new());
     let element = rig.element.clone();

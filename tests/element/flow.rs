@@ -197,11 +197,15 @@ fn a_failing_downstream_stops_the_burst() {
 
 #[test]
 fn a_failing_drain_is_told_to_the_next_buffer() {
-    let rig = Rig::started(8, 2);
-    rig.push_all(0..3);
-    rig.set_flow(Err(gst::FlowError::Error));
-    rig.caps(&CAPS.replace("25/1", "30/1"));
-    assert_eq!(rig.push(frame(3)), Err(gst::FlowError::Error));
+    let drains: [fn(&Rig) -> bool; 2] =
+        [|rig| rig.caps(&CAPS.replace("25/1", "30/1")), |rig| rig.segment(FRAME * 100)];
+    for drain in drains {
+        let rig = Rig::started(8, 2);
+        rig.push_all(0..3);
+        rig.set_flow(Err(gst::FlowError::Error));
+        drain(&rig);
+        assert_eq!(rig.push(frame(100)), Err(gst::FlowError::Error));
+    }
 }
 
 #[test]
