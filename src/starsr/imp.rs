@@ -233,6 +233,7 @@ impl BaseTransformImpl for Starsr {
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         self.scale.store(UNKNOWN_SCALE, Ordering::SeqCst);
+        gst::info!(CAT, imp = self, "{}", self.stats.lock().structure());
         // Freed outside the lock: closing sessions takes its time.
         let stream = self.stream.lock().take();
         drop(stream);
@@ -377,13 +378,13 @@ impl VideoFilterImpl for Starsr {
     ) -> Result<(), gst::LoggableError> {
         // A flow result is no matter of negotiation; the next buffer gets it.
         self.drain_for_event();
-        gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
-        self.configure(in_info, out_info).map_err(|message| {
-            // The same caps are tried again with each buffer.
-            if self.refuse(incaps) {
-                self.post_error_message(message);
-            }
-            gst::loggable_error!(CAT, "Caps {} are refused", incaps)
-        })
+        // Caps that were refused are tried again with each buffer; the application knows by then.
+        if !self.is_refused(incaps, outcaps) {
+            gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
+            let Err(message) = self.configure(in_info, out_info) else { return Ok(()) };
+            self.refuse(incaps, outcaps);
+            self.post_error_message(message);
+        }
+        Err(gst::loggable_error!(CAT, "Caps {} are refused", incaps))
     }
 }

@@ -63,8 +63,8 @@ pub(super) struct Stream {
     drained: Option<gst::FlowError>,
     /// The source pad's last flow result is from before a new segment and says nothing about it.
     stale_flow: bool,
-    /// Caps whose refusal was reported.
-    refused: Option<gst::Caps>,
+    /// Caps of the sink and source pad whose refusal was reported.
+    refused: Option<(gst::Caps, gst::Caps)>,
 }
 
 impl Stream {
@@ -209,9 +209,15 @@ impl Starsr {
         Ok(())
     }
 
-    /// Whether a refusal of `caps` is news.
-    pub(super) fn refuse(&self, caps: &gst::Caps) -> bool {
-        self.with_stream(|s| s.refused.replace(caps.clone()).as_ref() != Some(caps)).unwrap_or(true)
+    /// Whether these caps were refused last.
+    pub(super) fn is_refused(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> bool {
+        self.with_stream(|s| s.refused.as_ref().is_some_and(|(i, o)| i == incaps && o == outcaps))
+            .unwrap_or(false)
+    }
+
+    /// Remembers that these caps are refused.
+    pub(super) fn refuse(&self, incaps: &gst::Caps, outcaps: &gst::Caps) {
+        self.with_stream(|s| s.refused = Some((incaps.clone(), outcaps.clone())));
     }
 
     fn set_latency(&self, frames: usize, fps: gst::Fraction) {

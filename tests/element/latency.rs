@@ -72,3 +72,41 @@ fn settings_are_read_at_the_start() {
     rig.push_all(0..7);
     assert!(rig.buffers().is_empty());
 }
+
+/// A live source, a synchronised sink, and the queue between that takes the bursts.
+#[test]
+fn a_live_pipeline_waits_long_enough() {
+    let pipeline = gst::Pipeline::new();
+    let src = gst::ElementFactory::make("videotestsrc")
+        .property("is-live", true)
+        .property("num-buffers", 25i32)
+        .build()
+        .unwrap();
+    let caps = CAPS.replace("25/1", "50/1").parse::<gst::Caps>().unwrap();
+    let filter = gst::ElementFactory::make("capsfilter").property("caps", caps).build().unwrap();
+    let starsr = starsr(8, 2);
+    let queue = gst::ElementFactory::make("queue").build().unwrap();
+    let sink = gst::ElementFactory::make("fakesink").property("sync", true).build().unwrap();
+    let elements = [&src, &filter, &starsr, &queue, &sink];
+    pipeline.add_many(elements).unwrap();
+    gst::Element::link_many(elements).unwrap();
+    let (messages, sent) = (pipeline.bus().unwrap(), pipeline.clone());
+    messages.set_sync_handler(move |_, message| {
+        // As gst-launch and playbin do.
+        if message.type_() == gst::MessageType::Latency {
+            let _ = sent.recalculate_latency();
+        }
+        gst::BusSyncReply::Pass
+    });
+    super::pipelines::run_with(&pipeline, || {
+        let mut latency = gst::query::Latency::new();
+        assert!(pipeline.query(&mut latency));
+        let (live, min, _) = latency.result();
+        let frames = starsr.property::<gst::Structure>("stats").get::<u64>("latency-frames").unwrap();
+        assert!(live);
+        assert!(min >= gst::ClockTime::from_mseconds(20) * frames, "{min} for {frames} frames");
+        let stats = sink.property::<gst::Structure>("stats");
+        assert_eq!((stats.get::<u64>("rendered").unwrap(), stats.get::<u64>("dropped").unwrap()), (25, 0));
+    });
+    messages.unset_sync_handler();
+}

@@ -12,9 +12,16 @@ use super::rig::*;
 /// Plays to the end and returns to NULL.
 #[track_caller]
 pub fn run(pipeline: &gst::Pipeline) {
+    run_with(pipeline, || ());
+}
+
+/// [`run`] with a look at the end, before NULL.
+#[track_caller]
+pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
     let bus = pipeline.bus().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
     wait_for_end(&bus);
+    look();
     pipeline.set_state(gst::State::Null).unwrap();
 }
 
