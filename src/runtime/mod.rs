@@ -2,6 +2,8 @@
 
 //! Running a bundle's graphs with ONNX Runtime. The only place with ort types.
 
+use std::time::Duration;
+
 use ndarray::{Array4, ArrayView4, Axis};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
@@ -316,6 +318,10 @@ impl Model for Engine {
 
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
         self.convert(Role::VaeDecoder, latents)
+    }
+
+    fn busy(&self) -> Duration {
+        self.runner.stats.total()
     }
 }
 

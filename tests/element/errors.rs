@@ -109,6 +109,22 @@ fn loading_is_announced() {
 }
 
 #[test]
+fn times_are_counted() {
+    let rig = Rig::started(4, 1);
+    rig.push_all(0..8);
+    rig.eos();
+    for field in ["time-convert-in", "time-encode", "time-sample", "time-decode", "time-convert-out"] {
+        assert!(rig.stat(field) > 0, "{field}");
+    }
+    assert!(rig.stat("time-onnxruntime") > 0);
+    assert!(rig.stat("time-onnxruntime") < rig.stat("time-upscale"));
+    // Other caps count on.
+    let before = (rig.stat("windows"), rig.stat("time-sample"));
+    rig.start(&CAPS.replace("25/1", "30/1"));
+    assert_eq!((rig.stat("windows"), rig.stat("time-sample")), before);
+}
+
+#[test]
 fn every_property_reads_back_and_is_unset_by_default() {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
