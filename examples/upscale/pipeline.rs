@@ -206,8 +206,7 @@ impl Pipeline {
         let mut left_out = Vec::new();
         for (index, Stream { pad, caps, .. }) in streams.iter().enumerate() {
             let target = if index == video {
-                let turn = container == Container::Matroska && is_turned(pad);
-                self.video_branch(args, &muxer, turn)?
+                self.video_branch(args, &muxer, is_turned(pad))?
             } else {
                 let kind = Kind::of(caps);
                 match passage(&muxer, caps) {
@@ -260,6 +259,7 @@ impl Pipeline {
             chain.extend([make("videoconvert")?, make("deinterlace")?]);
         }
         chain.extend([starsr.clone(), queue, make("videoconvert")?]);
+        // Not every muxer can store that the video is to be turned, so the frames are.
         if turn {
             let flip = make("videoflip")?;
             flip.set_property_from_str("video-direction", "auto");
