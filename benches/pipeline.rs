@@ -66,7 +66,7 @@ fn main() -> Result<(), AnyError> {
     for stage in ["convert-in", "prepare", "encode", "sample", "decode", "finish", "convert-out"] {
         line(stage, Duration::from_nanos(stats.get::<u64>(format!("time-{stage}"))?));
     }
-    let inference = Duration::from_nanos(stats.get::<u64>("time-inference")?);
+    let inference = Duration::from_nanos(stats.get::<u64>("time-onnxruntime")?);
     line("inside ONNX Runtime", inference);
     line("outside ONNX Runtime", wall.saturating_sub(inference));
     line("wall", wall);

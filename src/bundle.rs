@@ -15,8 +15,8 @@ mod manifest;
 
 use manifest::error;
 pub use manifest::{
-    Canvas, DataFile, FORMAT, GraphFile, Graphs, Latent, Manifest, Prediction, Prompts, Role,
-    Sampler, Scale, Schedule, ScheduleKind, Vae, Window,
+    Canvas, DataFile, FORMAT, GraphFile, Graphs, Latent, Manifest, Prediction, Prompts, Role, Sampler, Scale,
+    Schedule, ScheduleKind, Vae, Window,
 };
 
 /// The name of the manifest in a bundle's folder.

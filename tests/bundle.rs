@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gststarsr::bundle::{Axis, Bundle, Manifest, Padding, Prediction, Role, Upscale};
+use gststarsr::bundle::{Bundle, Manifest, Prediction, Role};
 use gststarsr::cancel::Cancel;
+use gststarsr::canvas::{Axis, Interpolation, Padding};
 use gststarsr::diffusion::schedule::SamplerMode;
 use gststarsr::error::Error;
 use gststarsr::window::WindowMode;
@@ -30,7 +31,7 @@ fn opens_and_reads_everything() {
     assert_eq!((manifest.name.as_str(), manifest.version.as_str()), ("tiny", "1"));
     assert_eq!((manifest.scale.default, manifest.scale.minimum, manifest.scale.maximum), (4, 4, 4));
     assert_eq!((manifest.latent.channels, manifest.latent.spatial_factor), (48, 4));
-    assert_eq!((manifest.canvas.upscale, manifest.canvas.padding), (Upscale::Bicubic, Padding::Edge));
+    assert_eq!((manifest.canvas.upscale, manifest.canvas.padding), (Interpolation::Bicubic, Padding::Edge));
     assert_eq!(manifest.canvas.width, Axis { multiple: 8, offset: 0, minimum: 8 });
     assert_eq!((manifest.window.length, manifest.window.overlap), (4, 1));
     assert_eq!(manifest.window.mode, WindowMode::Blend);
@@ -180,7 +181,7 @@ fn manifest_mistakes() {
         ("offset = 0", "offset = 8", "canvas.height.offset", "is 8, but must be between 0 and 7"),
         ("multiple = 8", "multiple = 0", "canvas.height.multiple", "is 0"),
         ("logsnr_min = -15.0", "logsnr_min = inf", "schedule.logsnr_min", "is inf"),
-        ("logsnr_min = -15.0", "logsnr_min = 15.0", "schedule.logsnr_min", "less than logsnr_max"),
+        ("logsnr_min = -15.0", "logsnr_min = 15.0", "schedule", "increase"),
         ("scale_min = 2.0", "scale_min = 0.0", "schedule.scale_min", "above 0"),
         ("timesteps = 1000", "timesteps = 1", "schedule.timesteps", "is 1"),
         ("noise_level = 900", "noise_level = 1001", "schedule.noise_level", "is 1001"),
@@ -231,8 +232,8 @@ fn locates_bundles() {
         folder
     };
     let near = [place.path().join("empty"), place.path().join("a")];
-    let missing = Bundle::locate(None, &near).unwrap_err().to_string();
-    for looked in ["empty/nano", "empty/starsr/nano", "a/models/nano", "starsr/nano"] {
+    let missing = Bundle::locate(Some(Path::new("absent")), &near).unwrap_err().to_string();
+    for looked in ["empty/absent", "empty/starsr/absent", "a/models/absent", "starsr/absent"] {
         assert!(missing.contains(looked), "{missing}");
     }
     assert!(missing.contains("model-path"), "{missing}");

@@ -17,8 +17,9 @@ mod fixtures;
 #[test]
 #[ignore = "run by the other tests, each in a process of its own"]
 fn child() {
-    set_logger(Level::Warning, |level, message| println!("LOG {level:?} {message}"));
     let path = |name| std::env::var_os(name).map(PathBuf::from);
+    let threshold = if path("TEST_VERBOSE").is_some() { Level::Debug } else { Level::Warning };
+    set_logger(threshold, |level, message| println!("LOG {level:?} {message}"));
     let bundle = Bundle::open(&fixtures::tiny()).unwrap();
     let load = |library| {
         let near = path("TEST_NEAR").into_iter().collect();
@@ -34,18 +35,26 @@ fn child() {
     }
 }
 
-/// What `child` printed under the given environment, with no library to be found but in the places named.
-fn outcomes(environment: &[(&str, &Path)]) -> Vec<String> {
+/// All that `child` printed under the given environment, with no library to be found but in the places named.
+fn output_of_child(environment: &[(&str, &Path)]) -> String {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
-    for name in ["ORT_DYLIB_PATH", "XDG_DATA_HOME", "TEST_LIBRARY", "TEST_NEAR", "TEST_SECOND"] {
+    for name in
+        ["ORT_DYLIB_PATH", "XDG_DATA_HOME", "TEST_LIBRARY", "TEST_NEAR", "TEST_SECOND", "TEST_VERBOSE"]
+    {
         command.env_remove(name);
     }
     command.env("HOME", home.path()).envs(environment.iter().copied());
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// What came of each load.
+fn outcomes(environment: &[(&str, &Path)]) -> Vec<String> {
+    let text = output_of_child(environment);
     text.lines()
         .filter_map(|line| line.split_once("OUTCOME "))
         .map(|(_, outcome)| outcome.to_string())
@@ -73,6 +82,15 @@ const TOO_OLD: &str = r#"
     static const struct { const void *(*api)(unsigned); const char *(*version)(void); } base = { api, version };
     const void *OrtGetApiBase(void) { return &base; }
 "#;
+
+#[test]
+fn messages_of_the_threshold_and_above_reach_the_logger() {
+    let library = fixtures::onnx_runtime();
+    let quiet = output_of_child(&[("TEST_LIBRARY", &library)]);
+    let verbose = output_of_child(&[("TEST_LIBRARY", &library), ("TEST_VERBOSE", Path::new("1"))]);
+    assert!(!quiet.contains("LOG Info") && !quiet.contains("LOG Debug"), "{quiet}");
+    assert!(verbose.contains("LOG Info") && verbose.contains("LOG Debug"), "{verbose}");
+}
 
 #[test]
 fn named_by_the_property() {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::canvas::{Axis, Interpolation, Padding};
 use crate::color::ColorFix;
-use crate::diffusion::schedule::{SamplerMode, ScheduleConfig};
+use crate::diffusion::schedule::{self, SamplerMode, ScheduleConfig};
 use crate::error::{Error, Result};
 use crate::window::WindowMode;
 
@@ -76,7 +76,8 @@ pub struct Latent {
     pub scaling_factor: f64,
 }
 
-/// Legal frame sizes in output pixels and the way to them.
+/// Legal frame sizes in output pixels and the way to them. `multiple` and `offset` of both axes are multiples of the
+/// latents' spatial factor; at most 4096, 4096 and, for `minimum`, 16384.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Canvas {
@@ -112,7 +113,7 @@ pub struct Window {
 pub struct Schedule {
     /// The family of schedules.
     pub kind: ScheduleKind,
-    /// The schedule itself.
+    /// The schedule's parameters.
     pub config: ScheduleConfig,
     /// What the denoiser predicts.
     pub prediction: Prediction,
@@ -336,8 +337,8 @@ impl Manifest {
         within("latent.channels", self.latent.channels, 1, 4096)?;
         within("latent.spatial_factor", self.latent.spatial_factor, 1, 64)?;
         above_zero("latent.scaling_factor", self.latent.scaling_factor)?;
-        validate_axis(self.canvas.height, "canvas.height", self.latent.spatial_factor)?;
-        validate_axis(self.canvas.width, "canvas.width", self.latent.spatial_factor)?;
+        check_axis("canvas.height", self.canvas.height, self.latent.spatial_factor)?;
+        check_axis("canvas.width", self.canvas.width, self.latent.spatial_factor)?;
 
         let Window { length, overlap, minimum, maximum, .. } = self.window;
         within("window.minimum", minimum, 1, 4096)?;
@@ -345,16 +346,17 @@ impl Manifest {
         within("window.length", length, minimum, maximum)?;
         within("window.overlap", overlap, 0, length - 1)?;
 
-        let schedule = &self.schedule.config;
-        within("schedule.timesteps", schedule.timesteps, 2, 1_000_000)?;
-        within("schedule.noise_level", self.schedule.noise_level as usize, 1, schedule.timesteps)?;
-        within("schedule.logsnr_min", schedule.logsnr_min, -100.0, 100.0)?;
-        within("schedule.logsnr_max", schedule.logsnr_max, -100.0, 100.0)?;
-        if schedule.logsnr_min >= schedule.logsnr_max {
-            return Err(("schedule.logsnr_min".into(), "must be less than logsnr_max".into()));
-        }
-        above_zero("schedule.scale_min", schedule.scale_min)?;
-        above_zero("schedule.scale_max", schedule.scale_max)?;
+        let config = &self.schedule.config;
+        within("schedule.timesteps", config.timesteps, 2, 100_000)?;
+        within("schedule.noise_level", self.schedule.noise_level as usize, 1, config.timesteps)?;
+        within("schedule.logsnr_min", config.logsnr_min, -60.0, 60.0)?;
+        within("schedule.logsnr_max", config.logsnr_max, config.logsnr_min, 60.0)?;
+        above_zero("schedule.scale_min", config.scale_min)?;
+        above_zero("schedule.scale_max", config.scale_max)?;
+        schedule::Schedule::new(config).map_err(|e| match e {
+            Error::Setting { reason, .. } => ("schedule".to_string(), reason),
+            other => ("schedule".to_string(), other.to_string()),
+        })?;
 
         within("sampler.steps", self.sampler.steps, 1, 1000)?;
         within("sampler.guidance_scale", self.sampler.guidance_scale, 1.0, 100.0)?;
@@ -384,10 +386,10 @@ impl Manifest {
     }
 }
 
-fn validate_axis(axis: Axis, field: &str, factor: usize) -> Result<(), (String, String)> {
+fn check_axis(field: &str, axis: Axis, factor: usize) -> Result<(), (String, String)> {
     within(&format!("{field}.multiple"), axis.multiple, 1, 4096)?;
     within(&format!("{field}.offset"), axis.offset, 0, axis.multiple - 1)?;
-    within(&format!("{field}.minimum"), axis.minimum, 1, 16384)?;
+    within(&format!("{field}.minimum"), axis.minimum, 0, 16384)?;
     for (key, value) in [("multiple", axis.multiple), ("offset", axis.offset)] {
         if value % factor != 0 {
             let reason = format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");

@@ -54,7 +54,7 @@ impl Graph {
             file: path.clone(),
             field: format!("graphs.{role}"),
             reason: format!(
-                "ONNX Runtime {} cannot load this graph with provider {}: {}",
+                "ONNX Runtime {} cannot load this graph with provider {}: {}; install the bundle again, or a newer ONNX Runtime",
                 library.version,
                 chosen.provider,
                 one_line(&e)

@@ -329,10 +329,11 @@ pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scal
             offer_string(&mut s, "colorimetry", &colorimetry.to_string());
         }
         // Defaults follow the size, so what the input left open must be said for the larger output.
-        if !format.is_rgb() && !info.is_rgb() {
-            if let Ok(site) = given.get::<String>("chroma-site") {
-                offer_string(&mut s, "chroma-site", &site);
-            }
+        if !format.is_rgb()
+            && !info.is_rgb()
+            && let Ok(site) = given.get::<String>("chroma-site")
+        {
+            offer_string(&mut s, "chroma-site", &site);
         }
         s.fixate_field_nearest_fraction("framerate", info.fps());
         let rank = (!exact, loss);

@@ -59,7 +59,7 @@ impl Colors {
 
     /// `(a, b)` of `value = a * word + b` for a component's 16-bit word: GStreamer unpacks a level by repeating its
     /// bits, so that the highest is 65535.
-    fn from_words(&self) -> [(f32, f32); 3] {
+    fn of_words(self) -> [(f32, f32); 3] {
         [0, 1, 2].map(|c| {
             let levels = ((1u32 << self.depth[c]) - 1) as f32;
             (levels / 65535.0 / self.scale[c], -self.offset[c] / self.scale[c])
@@ -68,7 +68,7 @@ impl Colors {
 
     /// `(a, b)` of `word = a * value + b`: GStreamer packs a word by cutting its low bits, so a word in the middle of
     /// those that give a level makes it round.
-    fn to_words(&self) -> [(f32, f32); 3] {
+    fn to_words(self) -> [(f32, f32); 3] {
         [0, 1, 2].map(|c| {
             let step = (1u32 << (16 - self.depth[c].min(16))) as f32;
             (self.scale[c] * step, (self.offset[c] + 0.5) * step)
@@ -212,7 +212,7 @@ impl Reader {
         let (red, rest) = planes.split_at_mut(width * height);
         let (green, blue) = rest.split_at_mut(width * height);
         let targets = red.chunks_mut(width).zip(green.chunks_mut(width)).zip(blue.chunks_mut(width));
-        let coefficients = self.colors.from_words();
+        let coefficients = self.colors.of_words();
         for (row, ((red, green), blue)) in rows.zip(targets) {
             match (self.colors.weights, self.info.is_gray()) {
                 (None, _) => read_row(row, red, green, blue, coefficients, |r, g, b| [r, g, b]),

@@ -177,7 +177,7 @@ impl ElementImpl for Starsr {
                 "STAR video super-resolution",
                 "Filter/Converter/Video/Scaler",
                 "Upscales low-quality video with STAR diffusion models",
-                env!("CARGO_PKG_REPOSITORY"),
+                "The starsr developers",
             )
         });
         Some(&*METADATA)

@@ -91,10 +91,10 @@ pub(super) fn message(error: &Error) -> gst::ErrorMessage {
         Error::LibraryMissing { .. }
         | Error::LibraryVersion { .. }
         | Error::LibraryInUse { .. }
-        | Error::Provider { .. } => gst::error_msg!(gst::LibraryError::Init, ["{error}"]),
-        Error::Bundle { .. } => gst::error_msg!(gst::ResourceError::OpenRead, ["{error}"]),
-        Error::Setting { .. } => gst::error_msg!(gst::LibraryError::Settings, ["{error}"]),
-        Error::Cancelled => gst::error_msg!(gst::ResourceError::Busy, ["Loading the model was cancelled"]),
-        _ => gst::error_msg!(gst::LibraryError::Failed, ["{error}"]),
+        | Error::Provider { .. } => gst::error_msg!(gst::LibraryError::Init, ("{error}")),
+        Error::Bundle { .. } => gst::error_msg!(gst::ResourceError::OpenRead, ("{error}")),
+        Error::Setting { .. } => gst::error_msg!(gst::LibraryError::Settings, ("{error}")),
+        Error::Cancelled => gst::error_msg!(gst::ResourceError::Busy, ("Loading the model was cancelled")),
+        _ => gst::error_msg!(gst::LibraryError::Failed, ("{error}")),
     }
 }

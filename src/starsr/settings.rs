@@ -11,6 +11,8 @@ use gst::prelude::*;
 use super::{ColorFix, ExecutionProvider, SamplerMode, WindowMode};
 use crate::{color, diffusion::schedule, runtime, upscaler, window};
 
+const DEFAULT_TILE_OVERLAP: u32 = 64;
+
 /// What a user has set, read when the element starts.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -57,7 +59,7 @@ impl Default for Settings {
             color_fix: ColorFix::default(),
             strength: -1.0,
             tile_size: 0,
-            tile_overlap: 0,
+            tile_overlap: DEFAULT_TILE_OVERLAP,
             threads: 0,
         }
     }
@@ -292,7 +294,13 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
             "Largest side in output pixels that is processed at once, to save memory; 0: whole frames",
             32768,
         ),
-        uint("tile-overlap", "Tile overlap", "Output pixels shared by neighbouring tiles", 4096),
+        glib::ParamSpecUInt::builder("tile-overlap")
+            .nick("Tile overlap")
+            .blurb("Output pixels shared by neighbouring tiles; only with tile-size")
+            .maximum(4096)
+            .default_value(DEFAULT_TILE_OVERLAP)
+            .mutable_ready()
+            .build(),
         uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")

@@ -141,7 +141,7 @@ impl Starsr {
         gst::element_imp_error!(
             self,
             gst::StreamError::Format,
-            ["A frame could not be converted: {}", error.message]
+            ("A frame could not be converted: {}", error.message)
         );
         gst::FlowError::Error
     }
@@ -155,11 +155,11 @@ impl Starsr {
         if in_info.is_interlaced() {
             return Err(gst::error_msg!(
                 gst::StreamError::WrongType,
-                [
+                (
                     "starsr needs progressive video, but this is interlaced ({}). Put a deinterlacer in front: \
                      ... ! deinterlace ! starsr ! ...",
                     in_info.interlace_mode().to_str()
-                ]
+                )
             ));
         }
         let parts = self.with_stream(|s| {
@@ -167,7 +167,7 @@ impl Starsr {
             (model, s.manifest.clone(), s.settings.clone())
         });
         let Some((model, manifest, settings)) = parts else {
-            return Err(gst::error_msg!(gst::CoreError::StateChange, ["starsr is not started"]));
+            return Err(gst::error_msg!(gst::CoreError::StateChange, ("starsr is not started")));
         };
         // A refused setting has taken the model with it.
         let model = match model {
@@ -188,12 +188,12 @@ impl Starsr {
                 self.with_stream(|s| s.model = Some(upscaler.into_model()));
                 return Err(gst::error_msg!(
                     gst::CoreError::Negotiation,
-                    [
+                    (
                         "No conversion from {} to {}: {}. Put a videoconvert in front or behind",
                         in_info.format(),
                         out_info.format(),
                         e.message
-                    ]
+                    )
                 ));
             }
         };
@@ -313,7 +313,7 @@ impl Starsr {
             Err(e) => return Err(self.failed(&e)),
         };
         let Some(Pending { skeleton, events }) = self.with_stream(|s| s.pending.pop_front()).flatten() else {
-            gst::element_imp_error!(self, gst::CoreError::Failed, ["More frames came out than went in"]);
+            gst::element_imp_error!(self, gst::CoreError::Failed, ("More frames came out than went in"));
             return Err(gst::FlowError::Error);
         };
         self.push_events(events);
@@ -389,7 +389,7 @@ impl Starsr {
         }
         let left = self.with_stream(|s| s.pending.len()).unwrap_or(0);
         if left > 0 {
-            gst::element_imp_error!(self, gst::CoreError::Failed, ["{left} frames did not come out"]);
+            gst::element_imp_error!(self, gst::CoreError::Failed, ("{left} frames did not come out"));
             return Err(gst::FlowError::Error);
         }
         Ok(())

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What goes wrong is said once, in a sentence that helps.
+
+use gst::prelude::*;
+
+use super::fixtures;
+use super::rig::*;
+
+/// The one error that starting `element` gives.
+fn start_error(element: &gst::Element) -> String {
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    assert!(element.set_state(gst::State::Paused).is_err());
+    let mut errors = Vec::new();
+    while let Some(message) = bus.pop_filtered(&[gst::MessageType::Error]) {
+        if let gst::MessageView::Error(error) = message.view() {
+            errors.push(error.error().message().to_string());
+        }
+    }
+    element.set_state(gst::State::Null).unwrap();
+    element.set_bus(None);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors.remove(0)
+}
+
+#[test]
+fn a_missing_bundle_is_named() {
+    let element = starsr(4, 1);
+    element.set_property("model-path", "/nowhere/bundle");
+    let error = start_error(&element);
+    assert!(error.contains("/nowhere/bundle") && error.contains("model-path"), "{error}");
+}
+
+#[test]
+fn an_altered_bundle_is_named_and_the_element_can_be_used_after() {
+    let bundle = fixtures::copy_of_tiny();
+    std::fs::write(bundle.path().join("denoiser.onnx"), b"no graph").unwrap();
+    let element = starsr(4, 1);
+    element.set_property("model-path", bundle.path().to_str().unwrap());
+    let error = start_error(&element);
+    assert!(error.contains("denoiser.onnx") && error.contains("SHA-256"), "{error}");
+
+    element.set_property("model-path", fixtures::tiny().to_str().unwrap());
+    let rig = Rig::new(element, None);
+    rig.start(CAPS);
+    rig.push_all(0..5);
+    rig.eos();
+    assert_eq!(rig.buffers().len(), 5);
+}
+
+#[test]
+fn a_provider_that_cannot_be_had_is_named() {
+    let element = starsr(4, 1);
+    element.set_property_from_str("execution-provider", "tensorrt");
+    element.set_property("device", 4711u32);
+    let error = start_error(&element);
+    assert!(error.contains("tensorrt") && error.contains("execution-provider"), "{error}");
+}
+
+#[test]
+fn a_setting_the_bundle_does_not_allow_is_named_once() {
+    for (property, value) in [("window-overlap", "4"), ("window-length", "1000"), ("guidance-scale", "7.5")] {
+        let element = starsr(4, 1);
+        element.set_property_from_str(property, value);
+        let rig = Rig::new(element, None);
+        rig.start(CAPS);
+        for k in 0..3 {
+            assert_eq!(rig.push(frame(k)), Err(gst::FlowError::NotNegotiated));
+        }
+        let errors = rig.errors();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(property), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_short_buffer_is_an_error() {
+    let rig = Rig::started(4, 1);
+    rig.push_all(0..2);
+    assert_eq!(rig.push(gst::Buffer::from_mut_slice(vec![0; 10])), Err(gst::FlowError::Error));
+    let errors = rig.errors();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("10 bytes"), "{errors:?}");
+}
+
+#[test]
+fn no_caps_is_an_error() {
+    let rig = Rig::new(starsr(4, 1), None);
+    rig.event(gst::event::StreamStart::new("test"));
+    rig.segment(gst::ClockTime::ZERO);
+    assert_eq!(rig.push(frame(0)), Err(gst::FlowError::NotNegotiated));
+}
+
+#[test]
+fn loading_is_announced() {
+    let rig = Rig::new(starsr(4, 1), None);
+    let mut progress = Vec::new();
+    while let Some(message) = rig.bus.pop_filtered(&[gst::MessageType::Progress]) {
+        if let gst::MessageView::Progress(message) = message.view() {
+            progress.push(message.get().0);
+        }
+    }
+    assert_eq!(progress, [gst::ProgressType::Start, gst::ProgressType::Complete]);
+    let stats = rig.element.property::<gst::Structure>("stats");
+    assert_eq!(stats.get::<&str>("provider").unwrap(), "cpu");
+    assert_eq!(stats.get::<&str>("model").unwrap(), "tiny");
+    assert!(stats.get::<&str>("onnxruntime-version").unwrap().starts_with("1."));
+}
+
+#[test]
+fn every_property_reads_back_and_is_unset_by_default() {
+    init();
+    let element = gst::ElementFactory::make("starsr").build().unwrap();
+    for (property, default, other) in [
+        ("model-path", "", "/a"),
+        ("execution-provider", "auto", "cuda"),
+        ("device", "0", "1"),
+        ("model-cache-dir", "", "/b"),
+        ("ort-library", "", "/c"),
+        ("scale", "0", "2"),
+        ("window-length", "0", "16"),
+        ("window-overlap", "-1", "4"),
+        ("window-mode", "default", "wavefront"),
+        ("steps", "0", "15"),
+        ("sampler-mode", "default", "fast"),
+        ("guidance-scale", "-1", "7.5"),
+        ("guidance-rescale", "-1", "0.5"),
+        ("noise-level", "0", "500"),
+        ("seed", "0", "18446744073709551615"),
+        ("color-fix", "default", "wavelet"),
+        ("strength", "-1", "0.5"),
+        ("tile-size", "0", "512"),
+        ("tile-overlap", "64", "32"),
+        ("threads", "0", "3"),
+    ] {
+        let text = || {
+            let value = element.property_value(property);
+            match value.get::<Option<String>>() {
+                Ok(text) => text.unwrap_or_default(),
+                Err(_) => value.serialize().unwrap().to_string(),
+            }
+        };
+        assert_eq!(text(), default, "{property}");
+        element.set_property_from_str(property, other);
+        assert_eq!(text(), other, "{property}");
+        let blurb = element.find_property(property).unwrap().blurb().unwrap().to_string();
+        assert!(blurb.len() > 15, "{property}");
+    }
+}

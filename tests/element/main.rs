@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The element `starsr`, driven as GStreamer drives it, with a tiny bundle.
+//! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod cancelling;
+mod errors;
+mod events;
+mod flow;
+mod latency;
+mod memory;
+mod negotiation;
+mod pipelines;
+mod rig;
