@@ -21,7 +21,11 @@ const SIZE: (u32, u32) = (48, 32);
 fn upscale() -> Command {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("examples/upscale");
-    assert!(program.is_file(), "{} is missing: run `make test-rust`, or `cargo test` without --test", program.display());
+    assert!(
+        program.is_file(),
+        "{} is missing: run `make test-rust`, or `cargo test` without --test",
+        program.display()
+    );
     let mut command = Command::new(program);
     command.arg("--quiet");
     command
@@ -69,7 +73,10 @@ fn play(pipeline: &gst::Pipeline) {
     pipeline.set_state(gst::State::Playing).unwrap();
     let bus = pipeline.bus().unwrap();
     let message = bus
-        .timed_pop_filtered(gst::ClockTime::from_seconds(120), &[gst::MessageType::Eos, gst::MessageType::Error])
+        .timed_pop_filtered(
+            gst::ClockTime::from_seconds(120),
+            &[gst::MessageType::Eos, gst::MessageType::Error],
+        )
         .expect("the pipeline ends");
     pipeline.set_state(gst::State::Null).unwrap();
     if let gst::MessageView::Error(error) = message.view() {
@@ -252,7 +259,10 @@ fn audio_and_plain_subtitles_fit_into_mp4() {
     };
     assert_eq!(bytes(packets(&output), "audio/"), bytes(packets(&input), "audio/"));
     let text = bytes(packets(&output), "text/").concat();
-    assert!(String::from_utf8_lossy(&text).contains("Bits & bytes") || String::from_utf8_lossy(&text).contains("Bits &amp; bytes"));
+    assert!(
+        String::from_utf8_lossy(&text).contains("Bits & bytes")
+            || String::from_utf8_lossy(&text).contains("Bits &amp; bytes")
+    );
     assert!(!String::from_utf8_lossy(&text).contains("amp;amp;"));
 }
 
@@ -271,7 +281,8 @@ fn frames_without_a_constant_rate_keep_their_times() {
     let source = pipeline.by_name("source").unwrap().downcast::<gst_app::AppSrc>().unwrap();
     let times = [0, 40, 70, 170, 171, 400, 1000, 1033, 1066, 3000].map(gst::ClockTime::from_mseconds);
     for (shade, time) in times.iter().enumerate() {
-        let mut buffer = gst::Buffer::from_slice(vec![40 + 10 * shade as u8; (SIZE.0 * SIZE.1 * 3 / 2) as usize]);
+        let mut buffer =
+            gst::Buffer::from_slice(vec![40 + 10 * shade as u8; (SIZE.0 * SIZE.1 * 3 / 2) as usize]);
         buffer.get_mut().unwrap().set_pts(*time);
         buffer.get_mut().unwrap().set_duration(gst::ClockTime::from_mseconds(1));
         source.push_buffer(buffer).unwrap();
@@ -337,10 +348,7 @@ fn bad_inputs_are_refused_in_one_line() {
     let whole = fs::read(path("whole.mp4")).unwrap();
     fs::write(path("cut.mp4"), &whole[..whole.len() / 2]).unwrap();
     fs::create_dir(path("folder.mp4")).unwrap();
-    write(
-        &path("sound.mkv"),
-        "audiotestsrc num-buffers=20 ! vorbisenc ! matroskamux ! filesink name=file",
-    );
+    write(&path("sound.mkv"), "audiotestsrc num-buffers=20 ! vorbisenc ! matroskamux ! filesink name=file");
     let before = names(&folder);
     let cases = [
         ("missing.mp4", "No such file"),
@@ -386,7 +394,10 @@ fn streams_that_the_container_cannot_hold_are_named() {
     let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mp4"));
     write(
         &input,
-        &format!("matroskamux name=mux ! filesink name=file {} audiotestsrc num-buffers=20 ! vorbisenc ! queue ! mux.", video(5)),
+        &format!(
+            "matroskamux name=mux ! filesink name=file {} audiotestsrc num-buffers=20 ! vorbisenc ! queue ! mux.",
+            video(5)
+        ),
     );
     assert_refused(&convert(&[], &input, &output), &["MP4", "audio/x-vorbis", ".mkv", "--drop-unsupported"]);
     assert_eq!(names(&folder), ["in.mkv"]);
@@ -443,7 +454,9 @@ fn interrupting_leaves_nothing() {
     }
     // Into the inference, most likely; wherever it is met, the result must be the same.
     std::thread::sleep(Duration::from_secs(2));
-    assert!(Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap().success());
+    assert!(
+        Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap().success()
+    );
     let result = child.wait_with_output().unwrap();
     let error = String::from_utf8_lossy(&result.stderr);
     assert_eq!(result.status.code(), Some(130), "{error}");
