@@ -58,7 +58,7 @@ soak: build ## run the plugin for a long time and watch its memory
 	tools/soak $(ARGS)
 
 .PHONY: lint
-lint: system ## check format, lints and the commands in README.md
+lint: build ## check format, lints and the commands in README.md
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	tools/check-readme
