@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use gst::prelude::*;
@@ -27,7 +28,7 @@ use streams::Container;
 /// Between two looks at the clock and at Ctrl-C.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
 /// How long a better explanation may follow an error that explains nothing.
-const AFTERMATH: gst::ClockTime = gst::ClockTime::from_mseconds(300);
+const AFTERMATH: Duration = Duration::from_millis(300);
 /// Exit status after Ctrl-C, as of a program that SIGINT ends.
 const INTERRUPTED: u8 = 130;
 
@@ -124,7 +125,7 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     }
     // Down to READY first: closing the file may fail, and NULL would throw that message away.
     pipeline.set_state(gst::State::Ready)?;
-    if let Some(error) = run.pop_error(gst::ClockTime::ZERO) {
+    if let Some(error) = run.pop_error(Duration::ZERO) {
         return Err(run.sentence(&error).into());
     }
     let (taken, done) = (pipeline.counts.taken(), pipeline.counts.done());
@@ -215,13 +216,22 @@ impl Run<'_> {
         }
     }
 
-    fn pop_error(&self, timeout: gst::ClockTime) -> Option<gst::Message> {
-        self.bus.as_ref()?.timed_pop_filtered(timeout, &[gst::MessageType::Error])
+    /// The next error on the bus; what else is there is passed over.
+    fn pop_error(&self, timeout: Duration) -> Option<gst::Message> {
+        let end = Instant::now() + timeout;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = gst::ClockTime::try_from(left).unwrap_or(gst::ClockTime::ZERO);
+            let message = self.bus.as_ref()?.timed_pop(left)?;
+            if message.type_() == gst::MessageType::Error {
+                return Some(message);
+            }
+        }
     }
 
     /// `reason`, or the error on the bus, which knows better.
     fn explain(&self, reason: String) -> String {
-        match self.pop_error(gst::ClockTime::ZERO) {
+        match self.pop_error(Duration::ZERO) {
             Some(message) => self.worst(message),
             None => reason,
         }
@@ -251,12 +261,15 @@ impl Run<'_> {
             Some("filesink") if what.matches(gst::ResourceError::NoSpaceLeft) => {
                 format!("{output}: no space left on the device")
             }
-            Some("filesink") => match debug.rsplit_once("system error: ") {
+            // The system's words stand at the end of the details.
+            Some("filesink") => match debug.trim_end().rsplit_once(": ") {
                 Some((_, reason)) => format!("{output}: cannot be written: {reason}"),
                 None => format!("{output}: cannot be written"),
             },
             Some("starsr") => what.message().to_owned(),
-            _ if what.matches(gst::StreamError::TypeNotFound) || what.matches(gst::StreamError::WrongType) => {
+            _ if what.matches(gst::StreamError::TypeNotFound)
+                || what.matches(gst::StreamError::WrongType) =>
+            {
                 format!("{input}: not a media file that GStreamer knows")
             }
             _ => match &self.missing {

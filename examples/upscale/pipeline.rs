@@ -163,13 +163,14 @@ impl Pipeline {
             let streams = streams.clone();
             move |parser, pad| {
                 let stream = if complete.load(Ordering::SeqCst) {
-                    Err("the input starts new streams part way; split it there and upscale the parts".to_owned())
+                    Err("the input starts new streams part way; split it there and upscale the parts"
+                        .to_owned())
                 } else {
                     Stream::hold(pad, &queue, &complete)
                 };
                 match stream {
                     Ok(stream) => streams.lock().push(stream),
-                    Err(reason) => gst::element_error!(parser, gst::StreamError::Format, ["{reason}"]),
+                    Err(reason) => gst::element_error!(parser, gst::StreamError::Format, ("{reason}")),
                 }
             }
         });
@@ -206,8 +207,7 @@ impl Pipeline {
         let mut left_out = Vec::new();
         for (index, Stream { pad, caps, .. }) in streams.iter().enumerate() {
             let target = if index == video {
-                let turn = container == Container::Matroska && is_turned(pad);
-                self.video_branch(args, &muxer, turn)?
+                self.video_branch(args, &muxer, is_turned(pad))?
             } else {
                 let kind = Kind::of(caps);
                 match passage(&muxer, caps) {
@@ -215,8 +215,10 @@ impl Pipeline {
                         way.build(&self.pipeline, &muxer, container)?
                     }
                     _ => {
-                        let media = caps.structure(0).map_or("unknown", |structure| structure.name().as_str());
-                        let lacks = format!("{} cannot hold the {} stream {media}", container.name(), kind.word());
+                        let media =
+                            caps.structure(0).map_or("unknown", |structure| structure.name().as_str());
+                        let lacks =
+                            format!("{} cannot hold the {} stream {media}", container.name(), kind.word());
                         match kind {
                             Kind::Video => left_out.push(format!("a further video stream ({media})")),
                             Kind::Data => left_out.push(format!("a data stream ({media})")),
@@ -232,7 +234,8 @@ impl Pipeline {
 
         let video = &streams[video];
         let duration = video.pad.query_duration::<gst::ClockTime>();
-        let rate = video.caps.structure(0).and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
+        let rate =
+            video.caps.structure(0).and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
         let frames = duration.zip(rate).filter(|(_, rate)| rate.numer() > 0 && rate.denom() > 0).and_then(
             |(duration, rate)| {
                 duration.nseconds().mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
@@ -260,6 +263,7 @@ impl Pipeline {
             chain.extend([make("videoconvert")?, make("deinterlace")?]);
         }
         chain.extend([starsr.clone(), queue, make("videoconvert")?]);
+        // Not every muxer can store that the video is to be turned, so the frames are.
         if turn {
             let flip = make("videoflip")?;
             flip.set_property_from_str("video-direction", "auto");
@@ -286,7 +290,11 @@ impl Pipeline {
             }
             let linked = always_pad(&first, "sink").and_then(|sink| pad.link(&sink).map_err(text));
             if let Err(reason) = linked {
-                gst::element_error!(decoder, gst::CoreError::Negotiation, ["the decoded video cannot be used: {reason}"]);
+                gst::element_error!(
+                    decoder,
+                    gst::CoreError::Negotiation,
+                    ("the decoded video cannot be used: {reason}")
+                );
             }
         });
         self.pipeline.add(&decoder).map_err(text)?;
@@ -334,7 +342,8 @@ fn encoder(args: &Args) -> Result<gst::Element, String> {
     encoder.set_property("quantizer", args.quality);
     // Without this x264enc caps the bit rate at its default of 2 Mbit/s even at constant quality.
     encoder.set_property("vbv-buf-capacity", 0u32);
-    set_property(&encoder, "speed-preset", &args.preset).map_err(|error| error.replace("speed-preset", "--preset"))?;
+    set_property(&encoder, "speed-preset", &args.preset)
+        .map_err(|error| error.replace("speed-preset", "--preset"))?;
     Ok(encoder)
 }
 

@@ -73,7 +73,9 @@ impl Kind {
             ("video" | "image", _) => Self::Video,
             ("audio", _) => Self::Audio,
             ("text" | "subtitle" | "subpicture" | "closedcaption", _) => Self::Subtitle,
-            ("application", "x-ssa" | "x-ass" | "x-usf" | "x-subtitle" | "x-subtitle-unknown") => Self::Subtitle,
+            ("application", "x-ssa" | "x-ass" | "x-usf" | "x-subtitle" | "x-subtitle-unknown") => {
+                Self::Subtitle
+            }
             _ => Self::Data,
         }
     }
@@ -187,7 +189,10 @@ fn store_text(pad: &gst::Pad, container: Container) {
                 gst::element_warning!(
                     element,
                     gst::StreamError::Format,
-                    ["{} holds plain subtitles: bold, italics and colours are lost; .mkv keeps them", container.name()]
+                    (
+                        "{} holds plain subtitles: bold, italics and colours are lost; .mkv keeps them",
+                        container.name()
+                    )
                 );
             }
             *buffer = stored;
@@ -218,7 +223,8 @@ fn stored_text(markup: &[u8], container: Container) -> Option<Stored> {
         rest = &rest[start + end + 1..];
     }
     text.push_str(rest);
-    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
+    let entities =
+        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
     for (entity, character) in entities {
         text = text.replace(entity, character);
     }

@@ -68,15 +68,17 @@ pub(super) fn load(settings: &Settings, plugin: Option<&Path>, cancel: &Cancel) 
     })
 }
 
-/// Folders in which library and bundle are looked for: those of the plugin and of the program, and their parents,
-/// as cargo puts copies and tests into `deps`.
+/// Folders in which library and bundle are looked for: those of the plugin and of the program, their subfolders
+/// `starsr`, where they are installed, and their parents, as cargo puts copies and tests into `deps`.
 fn near(plugin: Option<&Path>) -> Vec<PathBuf> {
     let program = std::env::current_exe().ok();
     let mut near: Vec<PathBuf> = Vec::new();
     for file in [plugin, program.as_deref()].into_iter().flatten() {
         for folder in file.ancestors().skip(1).take(2).filter(|folder| !folder.as_os_str().is_empty()) {
-            if !near.iter().any(|known| known == folder) {
-                near.push(folder.to_path_buf());
+            for folder in [folder.to_path_buf(), folder.join("starsr")] {
+                if !near.contains(&folder) {
+                    near.push(folder);
+                }
             }
         }
     }

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MPL-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The values as typed: a path may hold spaces, dollar signs and any other character.
+override INPUT := $(value INPUT)
+override OUTPUT := $(value OUTPUT)
+export INPUT OUTPUT
+
+CACHE := .cache
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+RUNTIME := $(CACHE)/onnxruntime
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+UPSCALE := $(RELEASE)/examples/upscale
+SAMPLE := $(CACHE)/sample.mp4
+CARGO_BUILD := cargo build --release --locked --lib --example upscale
+
+PLUGIN_DIR = $(DESTDIR)$(shell pkg-config --variable=pluginsdir gstreamer-1.0)
+LIBRARY = $(notdir $(wildcard $(RUNTIME)/libonnxruntime.so.*))
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: upscale
+upscale: build ## upscale INPUT to OUTPUT (without INPUT: a sample clip), with the program's options in ARGS
+	@if [[ -n $$INPUT ]]; then \
+	  $(UPSCALE) $(ARGS) -- "$$INPUT" "$${OUTPUT:-$${INPUT%.*}-upscaled.mp4}"; \
+	else \
+	  [[ -f $(SAMPLE) ]] || tools/make-sample $(SAMPLE); \
+	  $(UPSCALE) --force $(ARGS) -- $(SAMPLE) "$${OUTPUT:-sample-upscaled.mp4}"; \
+	fi
+
+.PHONY: test test-rust test-python
+test: test-rust test-python ## run all tests
+
+test-rust: build ## run the Rust tests, with cargo's arguments in ARGS
+	cargo test --release --locked $(ARGS)
+
+test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
+	PYTHONPATH=python $(PYTHON) -m pytest -q python/tests $(ARGS)
+
+.PHONY: build
+build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model bundle nano beside it
+	@$(CARGO_BUILD)
+	@tools/stage $(RUNTIME) models/nano $(RELEASE)
+
+.PHONY: bench
+bench: build ## run the benchmarks, with cargo's arguments in ARGS
+	cargo bench --locked $(ARGS)
+
+.PHONY: soak
+soak: build ## run the plugin for a long time and watch its memory
+	tools/soak $(ARGS)
+
+.PHONY: lint
+lint: build ## check format, lints and the commands in README.md
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	tools/check-readme
+
+.PHONY: nano
+nano: $(VENV)/requirements ## train on the media in MEDIA for MINUTES (120) and export the bundle to models/nano
+	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [MINUTES=120]" >&2; exit 2; }
+	PYTHONPATH=python $(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
+	PYTHONPATH=python $(PYTHON) -m starsr.export --checkpoint $(CACHE)/nano.pt --output models/nano
+
+.PHONY: install uninstall
+install: build ## install into GStreamer's plugin folder (below DESTDIR)
+	install -d "$(PLUGIN_DIR)/starsr/nano"
+	install -m 755 $(RELEASE)/libgststarsr.so "$(PLUGIN_DIR)/"
+	install -m 644 $(RUNTIME)/$(LIBRARY) "$(PLUGIN_DIR)/starsr/"
+	install -m 644 $(RUNTIME)/LICENSE "$(PLUGIN_DIR)/starsr/LICENSE.onnxruntime"
+	install -m 644 $(RUNTIME)/ThirdPartyNotices.txt "$(PLUGIN_DIR)/starsr/ThirdPartyNotices.onnxruntime.txt"
+	install -m 644 models/nano/* "$(PLUGIN_DIR)/starsr/nano/"
+
+uninstall: ## remove what install has put there
+	rm -rf "$(PLUGIN_DIR)/libgststarsr.so" "$(PLUGIN_DIR)/starsr"
+
+.PHONY: clean distclean
+clean: ## remove what was built
+	cargo clean
+	rm -rf build $(SAMPLE)
+
+distclean: clean ## remove what was built and what was downloaded
+	rm -rf $(CACHE) $(VENV)
+
+.PHONY: system
+system:
+	@tools/install-system
+
+$(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
+	@tools/fetch-onnxruntime $(RUNTIME)
+
+$(VENV)/requirements: python/requirements.txt | system
+	@echo "installing the Python packages of python/requirements.txt"
+	@python3 -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.txt
+	@touch $@
