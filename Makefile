@@ -58,9 +58,10 @@ soak: build ## run the plugin for a long time and watch its memory
 	tools/soak $(ARGS)
 
 .PHONY: lint
-lint: build ## check format, lints and the commands in README.md
+lint: system ## check format, lints and the commands in README.md
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	@$(MAKE) --no-print-directory build
 	tools/check-readme
 
 .PHONY: nano

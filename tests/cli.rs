@@ -326,6 +326,29 @@ fn an_existing_output_is_only_replaced_on_request() {
 }
 
 #[test]
+fn one_frame_is_a_video() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mp4"), folder.path().join("out.mp4"));
+    clip(&input, 1);
+    assert_done(&convert(&[], &input, &output));
+    assert_upscaled(&input, &output);
+}
+
+#[test]
+fn a_cut_off_input_is_upscaled_as_far_as_it_goes_with_a_warning() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mkv"));
+    clip(&input, 100);
+    let whole = fs::read(&input).unwrap();
+    fs::write(&input, &whole[..whole.len() / 2]).unwrap();
+    let result = convert(&[], &input, &output);
+    assert_done(&result);
+    let error = String::from_utf8_lossy(&result.stderr);
+    assert!(error.contains("of 4.0 s") && error.contains("cut off"), "{error}");
+    assert_upscaled(&input, &output);
+}
+
+#[test]
 fn the_input_is_never_the_output() {
     let folder = TempDir::new().unwrap();
     let (input, link) = (folder.path().join("in.mp4"), folder.path().join("link.mp4"));
@@ -347,6 +370,11 @@ fn bad_inputs_are_refused_in_one_line() {
     clip(&path("whole.mp4"), 10);
     let whole = fs::read(path("whole.mp4")).unwrap();
     fs::write(path("cut.mp4"), &whole[..whole.len() / 2]).unwrap();
+    let start = whole.windows(4).position(|name| name == b"mdat").unwrap() + 8;
+    let end = whole.windows(4).position(|name| name == b"moov").unwrap() - 4;
+    let mut junk = whole.clone();
+    junk[start..end].fill(0x55);
+    fs::write(path("junk.mp4"), junk).unwrap();
     fs::create_dir(path("folder.mp4")).unwrap();
     write(&path("sound.mkv"), "audiotestsrc num-buffers=20 ! vorbisenc ! matroskamux ! filesink name=file");
     let before = names(&folder);
@@ -357,6 +385,7 @@ fn bad_inputs_are_refused_in_one_line() {
         ("cut.mp4", "cut.mp4"),
         ("folder.mp4", "folder"),
         ("sound.mkv", "no video stream"),
+        ("junk.mp4", "No valid frames"),
     ];
     for (name, words) in cases {
         assert_refused(&convert(&[], &path(name), &path("out.mkv")), &[name, words]);

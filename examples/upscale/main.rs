@@ -27,6 +27,8 @@ use streams::Container;
 
 /// Between two looks at the clock and at Ctrl-C.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
+/// How much earlier than its container the video may end without a word, if it is no more than a fiftieth.
+const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 /// How long a better explanation may follow an error that explains nothing.
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Exit status after Ctrl-C, as of a program that SIGINT ends.
@@ -108,10 +110,12 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     let pipeline = Pipeline::open(&args.input)?;
     let mut run = Run { args, container, bus: pipeline.pipeline.bus(), missing: None, said: Vec::new() };
     let mut progress = Progress::new(args.quiet, None, None);
+    let mut duration = None;
     loop {
         match run.next(&pipeline, &mut progress, interrupts)? {
             Event::StreamsKnown => match pipeline.connect(args, container, part) {
                 Ok(input) => {
+                    duration = input.duration;
                     progress = Progress::new(args.quiet, input.duration, input.frames);
                     for stream in &input.left_out {
                         run.say(&progress, &format!("not in the output: {stream}"));
@@ -129,6 +133,16 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
         return Err(run.sentence(&error).into());
     }
     let (taken, done) = (pipeline.counts.taken(), pipeline.counts.done());
+    if let (Some(end), Some(duration)) = (pipeline.counts.position(), duration)
+        && end + MISSING < duration
+        && end < duration / 50 * 49
+    {
+        let (end, duration) = (end.nseconds() as f64 / 1e9, duration.nseconds() as f64 / 1e9);
+        run.say(
+            &progress,
+            &format!("warning: the video ends after {end:.1} of {duration:.1} s; the input may be damaged or cut off"),
+        );
+    }
     let input = args.input.display();
     match pipeline.size() {
         _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
