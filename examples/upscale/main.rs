@@ -111,20 +111,13 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     let mut run = Run { args, container, bus: pipeline.pipeline.bus(), missing: None, said: Vec::new() };
     let mut progress = Progress::new(args.quiet, None, None);
     let mut duration = None;
-    loop {
-        match run.next(&pipeline, &mut progress, interrupts)? {
-            Event::StreamsKnown => match pipeline.connect(args, container, part) {
-                Ok(input) => {
-                    duration = input.duration;
-                    progress = Progress::new(args.quiet, input.duration, input.frames);
-                    for stream in &input.left_out {
-                        run.say(&progress, &format!("not in the output: {stream}"));
-                    }
-                }
-                // An element that could not start has told why on the bus.
-                Err(reason) => return Err(run.explain(reason).into()),
-            },
-            Event::EndOfStream => break,
+    while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
+        // An element that could not start has told why on the bus.
+        let input = pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
+        duration = input.duration;
+        progress = Progress::new(args.quiet, input.duration, input.frames);
+        for stream in &input.left_out {
+            run.say(&progress, &format!("not in the output: {stream}"));
         }
     }
     // Down to READY first: closing the file may fail, and NULL would throw that message away.
