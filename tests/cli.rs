@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,15 +159,18 @@ fn packets(path: &Path) -> Vec<(String, Vec<Packet>)> {
         .collect()
 }
 
-/// Presentation times and sizes of the decoded frames of a file.
-fn frames(path: &Path) -> (Vec<gst::ClockTime>, (u32, u32)) {
+/// Presentation times of frames, and their size.
+type Frames = (Vec<gst::ClockTime>, (u32, u32));
+
+/// The decoded frames of a file.
+fn frames(path: &Path) -> Frames {
     gst::init().unwrap();
     let pipeline = gst::parse::launch("filesrc name=file ! decodebin name=decoder")
         .unwrap()
         .downcast::<gst::Pipeline>()
         .unwrap();
     pipeline.by_name("file").unwrap().set_property("location", path);
-    let found: Arc<Mutex<(Vec<gst::ClockTime>, (u32, u32))>> = Arc::default();
+    let found: Arc<Mutex<Frames>> = Arc::default();
     pipeline.by_name("decoder").unwrap().connect_pad_added({
         let (pipeline, found) = (pipeline.downgrade(), found.clone());
         move |_, pad| {
@@ -366,7 +369,7 @@ fn bad_inputs_are_refused_in_one_line() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("empty.mp4"), "").unwrap();
-    fs::write(path("noise.mp4"), (0..20_000u32).map(|i| (i * i >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(path("noise.mp4"), (0..20_000u32).map(|i| ((i * i) >> 7) as u8).collect::<Vec<_>>()).unwrap();
     clip(&path("whole.mp4"), 10);
     let whole = fs::read(path("whole.mp4")).unwrap();
     fs::write(path("cut.mp4"), &whole[..whole.len() / 2]).unwrap();
@@ -549,7 +552,7 @@ fn same_seed_same_file_content() {
     let folder = TempDir::new().unwrap();
     let input = folder.path().join("in.mp4");
     clip(&input, 6);
-    let outputs = ["a.mkv", "b.mkv", "c.mkv"].map(|name| PathBuf::from(folder.path().join(name)));
+    let outputs = ["a.mkv", "b.mkv", "c.mkv"].map(|name| folder.path().join(name));
     for (output, seed) in outputs.iter().zip(["1", "1", "2"]) {
         assert_done(&convert(&["--seed", seed], &input, output));
     }
