@@ -15,7 +15,7 @@ use crate::streams::{Container, Kind, always_pad, passage};
 /// Name of the message that tells that all streams of the input are known.
 pub const STREAMS_KNOWN: &str = "streams-known";
 /// Bytes of one compressed stream read ahead at most.
-const READ_AHEAD_BYTES: u32 = 256 << 20;
+const READ_AHEAD_BYTES: u32 = 128 << 20;
 /// Buffers of one stream read ahead while no other stream starves.
 const READ_AHEAD_BUFFERS: u32 = 32;
 /// Upscaled frames waiting for the encoder, in bytes: some of a window, so that encoder and model work side by side.
