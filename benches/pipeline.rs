@@ -22,7 +22,8 @@ fn run(width: u32, height: u32, frames: u32, threads: u32) -> Result<Run, AnyErr
          ! video/x-raw,format=I420,width={width},height={height},framerate=25/1 \
          ! starsr name=starsr threads={threads} ! fakesink sync=false"
     );
-    let pipeline = gst::parse::launch(&description)?.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline")?;
+    let pipeline =
+        gst::parse::launch(&description)?.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline")?;
     let starsr = pipeline.by_name("starsr").ok_or("no starsr")?;
     let first = Arc::new(Mutex::new(None));
     let begun = first.clone();
@@ -58,7 +59,10 @@ fn main() -> Result<(), AnyError> {
     let Run { wall, stats } = run(width, height, frames, threads)?;
 
     let out = stats.get::<u64>("frames-out")?;
-    println!("{width}x{height}, {out} frames, {threads} threads: {:.2} frames/s", out as f64 / wall.as_secs_f64());
+    println!(
+        "{width}x{height}, {out} frames, {threads} threads: {:.2} frames/s",
+        out as f64 / wall.as_secs_f64()
+    );
     let line = |name: &str, time: Duration| {
         let share = 100.0 * time.as_secs_f64() / wall.as_secs_f64();
         println!("{name:<24}{:>9.1} ms a frame {share:>6.1} %", 1e3 * time.as_secs_f64() / out.max(1) as f64);

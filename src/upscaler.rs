@@ -51,9 +51,9 @@ pub struct Settings {
     /// Blend with the plain upscale: 0 is the plain upscale, 1 the model's picture.
     pub strength: Option<f32>,
     /// Largest side of a spatial tile in output pixels; 0 processes whole frames.
-    pub tile_size: usize,
+    pub tile_size: Option<usize>,
     /// Pixels shared by neighbouring tiles.
-    pub tile_overlap: usize,
+    pub tile_overlap: Option<usize>,
 }
 
 /// What [`Upscaler::receive_frame`] has to offer.
@@ -169,13 +169,17 @@ impl Upscaler {
         let windows = windows(manifest, settings)?;
         let strength = settings.strength.unwrap_or(defaults.strength);
         if !(0.0..=1.0).contains(&strength) {
-            return Err(Error::Setting { setting: "strength", reason: format!("{strength} is outside 0 to 1") });
+            return Err(Error::Setting {
+                setting: "strength",
+                reason: format!("{strength} is outside 0 to 1"),
+            });
         }
+        let tile_size = settings.tile_size.unwrap_or(manifest.canvas.tile);
         let picture = Picture::new(
             manifest,
             (width, height),
             settings.model_scale(manifest),
-            (settings.tile_size, settings.tile_overlap),
+            (tile_size, settings.tile_overlap.unwrap_or(manifest.canvas.tile_overlap.min(tile_size / 4))),
             settings.color_fix.unwrap_or(defaults.color_fix),
             strength,
         )?;
@@ -335,8 +339,11 @@ impl Upscaler {
         let frames = window.start - self.first..window.end - self.first;
         let clock = Instant::now();
         let numbers: Vec<u64> = self.pending.range(frames.clone()).map(|p| p.number).collect();
-        let prepared =
-            self.pending.range(frames.clone()).map(|p| self.picture.prepare(p.low.view())).collect::<Result<Vec<_>>>()?;
+        let prepared = self
+            .pending
+            .range(frames.clone())
+            .map(|p| self.picture.prepare(p.low.view()))
+            .collect::<Result<Vec<_>>>()?;
         let mut clock = lap(&mut self.stats.prepare, clock);
 
         let mut canvases = Vec::with_capacity(frames.len());
@@ -420,7 +427,8 @@ impl Upscaler {
         let group = self.picture.frames_per_decode();
         loop {
             let waiting = tiles.first().map_or(0, |tile| tile.restored.len());
-            let frames = if self.flushing { waiting.min(group) } else { waiting / group * group.min(waiting) };
+            let frames =
+                if self.flushing { waiting.min(group) } else { waiting / group * group.min(waiting) };
             let frames = frames.min(group);
             if frames == 0 {
                 break;

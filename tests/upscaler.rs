@@ -25,7 +25,13 @@ struct StandIn {
 }
 
 impl Denoiser for StandIn {
-    fn velocity(&mut self, x: ArrayView4<f32>, t: i64, hint: ArrayView4<f32>, _: Condition) -> Result<Array4<f32>> {
+    fn velocity(
+        &mut self,
+        x: ArrayView4<f32>,
+        t: i64,
+        hint: ArrayView4<f32>,
+        _: Condition,
+    ) -> Result<Array4<f32>> {
         self.evaluations.fetch_add(1, Ordering::SeqCst);
         let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
         let mean = x.mean_axis(Axis(0)).expect("a window has frames");
@@ -76,8 +82,8 @@ fn rig_with_bias(settings: &Settings, bias: f32) -> Rig {
     let schedule = Schedule::new(&manifest.schedule.config).expect("valid schedule");
     let model = StandIn { schedule, bias, evaluations: evaluations.clone() };
     let cancel = Cancel::default();
-    let upscaler =
-        Upscaler::new(Box::new(model), &manifest, settings, WIDTH, HEIGHT, cancel.clone()).expect("valid settings");
+    let upscaler = Upscaler::new(Box::new(model), &manifest, settings, WIDTH, HEIGHT, cancel.clone())
+        .expect("valid settings");
     Rig { upscaler, evaluations, cancel }
 }
 
@@ -152,7 +158,11 @@ fn frames_are_the_same_however_they_are_fed() {
             let settings = windows(mode, 6, overlap, 2);
             let reference = run(&mut rig(&settings).upscaler, 0..23, 1);
             for step in [2, 5, 7, 100] {
-                assert_eq!(run(&mut rig(&settings).upscaler, 0..23, step), reference, "{mode:?} {overlap} {step}");
+                assert_eq!(
+                    run(&mut rig(&settings).upscaler, 0..23, step),
+                    reference,
+                    "{mode:?} {overlap} {step}"
+                );
             }
         }
     }
@@ -168,7 +178,11 @@ fn no_frame_waits_longer_than_the_latency() {
             for number in 0..80 {
                 rig.upscaler.send_frame(number, frame(number)).expect("right size");
                 receive(&mut rig.upscaler, &mut out);
-                assert!(out.len() + latency > number as usize, "{mode:?} {length} {overlap}: {} of {number}", out.len());
+                assert!(
+                    out.len() + latency > number as usize,
+                    "{mode:?} {length} {overlap}: {} of {number}",
+                    out.len()
+                );
             }
         }
     }
@@ -232,7 +246,7 @@ fn tiles_give_nearly_the_whole_picture() {
         let settings = windows(mode, 6, 2, 2);
         let mut one = rig(&settings);
         let whole = run(&mut one.upscaler, 0..8, 1);
-        let tiled = Settings { tile_size: 32, tile_overlap: 8, ..settings };
+        let tiled = Settings { tile_size: Some(32), tile_overlap: Some(8), ..settings };
         let mut rig = rig(&tiled);
         let parts = run(&mut rig.upscaler, 0..8, 1);
         assert_eq!(rig.evaluations.load(Ordering::SeqCst), 2 * one.evaluations.load(Ordering::SeqCst));
@@ -297,14 +311,17 @@ fn frames_of_another_size_are_refused() {
 fn settings_outside_the_bundle_are_refused_by_name() {
     let cases = [
         (Settings { window_length: Some(65), ..Settings::default() }, "window-length"),
-        (Settings { window_length: Some(4), window_overlap: Some(3), ..Settings::default() }, "window-overlap"),
+        (
+            Settings { window_length: Some(4), window_overlap: Some(3), ..Settings::default() },
+            "window-overlap",
+        ),
         (Settings { steps: Some(0), ..Settings::default() }, "steps"),
         (Settings { noise_level: Some(1001), ..Settings::default() }, "noise-level"),
         (Settings { guidance_scale: Some(7.5), ..Settings::default() }, "guidance-scale"),
         (Settings { guidance_rescale: Some(1.5), ..Settings::default() }, "guidance-rescale"),
         (Settings { strength: Some(f32::NAN), ..Settings::default() }, "strength"),
-        (Settings { tile_size: 8, ..Settings::default() }, "tile-size"),
-        (Settings { tile_size: 32, tile_overlap: 32, ..Settings::default() }, "tile-overlap"),
+        (Settings { tile_size: Some(8), tile_overlap: Some(0), ..Settings::default() }, "tile-size"),
+        (Settings { tile_size: Some(32), tile_overlap: Some(32), ..Settings::default() }, "tile-overlap"),
     ];
     let manifest = manifest();
     for (settings, name) in cases {

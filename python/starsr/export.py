@@ -21,6 +21,8 @@ PIXELS = (FLOAT, ["F", 3, "H", "W"])
 FRAME_LATENTS = (FLOAT, ["F", CHANNELS, "h", "w"])
 #: A canvas side must hold whole attention windows of the coarsest scale.
 MULTIPLE = WINDOW * 4 * BLOCK
+#: Tiles of this side, in output pixels, keep the memory for a window under about 2 GB; what they share hides their seams.
+TILE, TILE_OVERLAP = 1024, 128
 
 
 def control_specs(config: NanoConfig) -> dict[str, tuple]:
@@ -66,8 +68,8 @@ def manifest(version: str) -> dict:
         "training_data": "Kodak, scikit-image, Urban100 and SunHays80 photographs, Intel IoT sample videos",
         "scale": {"default": BLOCK, "minimum": BLOCK, "maximum": BLOCK},
         "latent": {"channels": CHANNELS, "spatial_factor": BLOCK, "scaling_factor": 1.0},
-        "canvas": {"upscale": "bicubic", "padding": "edge", "height": side, "width": side},
-        "window": {"mode": "blend", "length": 8, "overlap": 2, "minimum": 1, "maximum": 64},
+        "canvas": {"upscale": "bicubic", "padding": "edge", "tile": TILE, "tile_overlap": TILE_OVERLAP, "height": side, "width": side},
+        "window": {"mode": "blend", "length": 6, "overlap": 1, "minimum": 1, "maximum": 64},
         "schedule": {
             "kind": "logsnr-cosine-interp",
             "prediction": "v",

@@ -75,8 +75,8 @@ def res_block(ops, name, x, e, clip, config, cin, cout):
     """Residual block: 3x3 convolution, mixing with the neighbouring frames, 3x3 convolution."""
     bias = ops.per_frame(ops.linear(e, f"{name}.emb_layers", config.time, cin, gain=0.1), clip)
     h = ops.leaky_relu(ops.conv(ops.add(x, bias), f"{name}.in_layers", cin, cout))
-    mixed = ops.conv(ops.neighbours(h, cout, clip), f"{name}.temporal_conv", 3 * cout, cout, 1, gain=0.1)
-    h = ops.conv(ops.add(h, mixed), f"{name}.out_layers", cout, cout, gain=0.1)
+    mixed = ops.add(h, ops.temporal_conv(h, f"{name}.temporal_conv", cout, clip, gain=0.1))
+    h = ops.conv(mixed, f"{name}.out_layers", cout, cout, gain=0.1)
     skip = x if cin == cout else ops.conv(x, f"{name}.skip_connection", cin, cout, 1)
     return ops.add(skip, h)
 

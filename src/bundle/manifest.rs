@@ -89,6 +89,12 @@ pub struct Canvas {
     pub height: Axis,
     /// Legal widths.
     pub width: Axis,
+    /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0 processes whole frames.
+    #[serde(default)]
+    pub tile: usize,
+    /// Output pixels that neighbouring tiles share, less than `tile` unless that is 0.
+    #[serde(default)]
+    pub tile_overlap: usize,
 }
 
 /// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
@@ -339,6 +345,8 @@ impl Manifest {
         above_zero("latent.scaling_factor", self.latent.scaling_factor)?;
         check_axis("canvas.height", self.canvas.height, self.latent.spatial_factor)?;
         check_axis("canvas.width", self.canvas.width, self.latent.spatial_factor)?;
+        within("canvas.tile", self.canvas.tile, 0, 65536)?;
+        within("canvas.tile_overlap", self.canvas.tile_overlap, 0, self.canvas.tile.max(1) - 1)?;
 
         let Window { length, overlap, minimum, maximum, .. } = self.window;
         within("window.minimum", minimum, 1, 4096)?;

@@ -11,8 +11,6 @@ use gst::prelude::*;
 use super::{ColorFix, ExecutionProvider, SamplerMode, WindowMode};
 use crate::{color, diffusion::schedule, runtime, upscaler, window};
 
-const DEFAULT_TILE_OVERLAP: u32 = 64;
-
 /// What a user has set, read when the element starts.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -34,7 +32,7 @@ pub(super) struct Settings {
     color_fix: ColorFix,
     strength: f32,
     tile_size: u32,
-    tile_overlap: u32,
+    tile_overlap: i32,
     threads: u32,
 }
 
@@ -59,7 +57,7 @@ impl Default for Settings {
             color_fix: ColorFix::default(),
             strength: -1.0,
             tile_size: 0,
-            tile_overlap: DEFAULT_TILE_OVERLAP,
+            tile_overlap: -1,
             threads: 0,
         }
     }
@@ -104,8 +102,8 @@ impl Settings {
                 ColorFix::Wavelet => Some(color::ColorFix::Wavelet),
             },
             strength: (self.strength >= 0.0).then_some(self.strength),
-            tile_size: self.tile_size as usize,
-            tile_overlap: self.tile_overlap as usize,
+            tile_size: (self.tile_size > 0).then_some(self.tile_size as usize),
+            tile_overlap: usize::try_from(self.tile_overlap).ok(),
         }
     }
 
@@ -291,14 +289,15 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
         uint(
             "tile-size",
             "Tile size",
-            "Largest side in output pixels that is processed at once, to save memory; 0: whole frames",
+            "Largest side in output pixels that is processed at once, to save memory; 0: the bundle's",
             32768,
         ),
-        glib::ParamSpecUInt::builder("tile-overlap")
+        glib::ParamSpecInt::builder("tile-overlap")
             .nick("Tile overlap")
-            .blurb("Output pixels shared by neighbouring tiles; only with tile-size")
+            .blurb("Output pixels shared by neighbouring tiles; -1: the bundle's")
+            .minimum(-1)
             .maximum(4096)
-            .default_value(DEFAULT_TILE_OVERLAP)
+            .default_value(-1)
             .mutable_ready()
             .build(),
         uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),

@@ -159,7 +159,9 @@ impl Picture {
         self.color_fix.apply(&mut result, low)?;
         if self.strength < 1.0 {
             let plain = self.enlarge(low)?;
-            Zip::from(&mut result).and(&plain).for_each(|to, &from| *to = from + self.strength * (*to - from));
+            Zip::from(&mut result)
+                .and(&plain)
+                .for_each(|to, &from| *to = from + self.strength * (*to - from));
         }
         Ok(result)
     }

@@ -147,7 +147,7 @@ fn every_property_reads_back_and_is_unset_by_default() {
         ("color-fix", "default", "wavelet"),
         ("strength", "-1", "0.5"),
         ("tile-size", "0", "512"),
-        ("tile-overlap", "64", "32"),
+        ("tile-overlap", "-1", "32"),
         ("threads", "0", "3"),
     ] {
         let text = || {

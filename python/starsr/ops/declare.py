@@ -31,6 +31,12 @@ class Declare:
         if bias:
             self._declare(f"{name}.bias", Parameter((cout,), constant=0.0))
 
+    def temporal_conv(self, x, name, channels, clip, gain=1.0):
+        """Convolution of each pixel over previous, same and next frame, zeros beyond the clip's ends: `[B*F,C,h,w]` to the
+        same shape. The weight is `[C,3C,1,1]`, its input channels ordered (frame, C)."""
+        self._declare(f"{name}.weight", Parameter((channels, 3 * channels, 1, 1), gain))
+        self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
+
     def fixed_conv(self, x, name, weight):
         """1x1 convolution with the given array `[cout,cin,1,1]`, which is no parameter."""
 
@@ -89,9 +95,6 @@ class Declare:
 
     def per_frame(self, e, clip):
         """`[B,C]` to `[B*F,C,1,1]`, with F of `clip`."""
-
-    def neighbours(self, x, channels, clip):
-        """Previous, same and next frame on the channel axis, `[B*F,3C,h,w]`, zeros beyond the clip's ends."""
 
     def concat(self, a, b):
         """Concatenation on the channel axis."""

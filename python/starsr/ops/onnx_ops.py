@@ -82,6 +82,18 @@ class OnnxOps:
             "Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4
         )
 
+    def temporal_conv(self, x, name, channels, clip, gain=1.0):
+        # With frames and pixels as the two axes of a picture it is a 3x1 convolution.
+        shape = self._shape(self._dimensions(clip, 0, 1), self._dimensions(clip, 2, 3), self.integers(channels, -1))
+        pictures = self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
+        weight = self._weight(
+            f"{name}.weight", lambda w: w.reshape(channels, 3, channels).transpose(0, 2, 1)[..., None], ".frames"
+        )
+        bias = self._weight(f"{name}.bias")
+        mixed = self.node("Conv", pictures, weight, bias, kernel_shape=[3, 1], pads=[1, 0, 1, 0])
+        frames = self.node("Transpose", mixed, perm=[0, 2, 1, 3])
+        return self.node("Reshape", frames, self._dimensions(x, 0, 4))
+
     def fixed_conv(self, x, name, weight):
         return self.node("Conv", x, self.array(name, weight.astype(np.float32)), kernel_shape=[1, 1])
 
@@ -154,16 +166,6 @@ class OnnxOps:
         rows = self.node("Expand", rows, self._shape(self.integers(1), self._dimensions(clip, 2, 3), self.integers(1)))
         rows = self.node("Unsqueeze", rows, self.integers(3, 4))
         return self.node("Reshape", rows, self._shape(self.integers(-1), self._dimensions(e, 1, 2), self.integers(1, 1)))
-
-    def neighbours(self, x, channels, clip):
-        frames = self._by_frame(x, channels, clip)
-        padded = self.node("Pad", frames, self.integers(1, 1), "", self.integers(1))
-        ends = [(0, -2), (2, 1 << 31)]
-        before, after = (
-            self.node("Slice", padded, self.integers(start), self.integers(end), self.integers(1)) for start, end in ends
-        )
-        three = self.node("Concat", before, frames, after, axis=2)
-        return self.node("Reshape", three, self._shape(self.integers(-1, 3 * channels), self._dimensions(x, 2, 4)))
 
     def concat(self, a, b):
         return self.node("Concat", a, b, axis=1)

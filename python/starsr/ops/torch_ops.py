@@ -18,6 +18,11 @@ class TorchOps:
         weight = self.parameters[f"{name}.weight"]
         return F.conv2d(x, weight, self.parameters[f"{name}.bias"] if bias else None, stride, kernel // 2)
 
+    def temporal_conv(self, x, name, channels, clip, gain=1.0):
+        frames = F.pad(x.unflatten(0, (clip.shape[0], clip.shape[2])), (0, 0, 0, 0, 0, 0, 1, 1))
+        three = torch.cat([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], 2).flatten(0, 1)
+        return F.conv2d(three, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
+
     def fixed_conv(self, x, name, weight):
         return F.conv2d(x, torch.as_tensor(weight, dtype=x.dtype, device=x.device))
 
@@ -68,10 +73,6 @@ class TorchOps:
 
     def per_frame(self, e, clip):
         return e.repeat_interleave(clip.shape[2], 0)[:, :, None, None]
-
-    def neighbours(self, x, channels, clip):
-        frames = F.pad(x.unflatten(0, (clip.shape[0], clip.shape[2])), (0, 0, 0, 0, 0, 0, 1, 1))
-        return torch.cat([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], 2).flatten(0, 1)
 
     def concat(self, a, b):
         return torch.cat([a, b], 1)
