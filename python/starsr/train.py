@@ -93,9 +93,8 @@ def objective(model: Nano, low, high, deviation, alphas, sigmas, generator, star
     reference = high[at_start] if at_start.any() else high
     upscaled = bicubic(low).clamp(0, 1)
     upscaled = upscaled[at_start] if at_start.any() else upscaled
-    gain = 10 * torch.log10(
-        (upscaled - reference).square().mean((1, 2, 3, 4)) / (start - reference).square().mean((1, 2, 3, 4))
-    )
+    errors = [(picture - reference).square().mean((1, 2, 3, 4)).clamp(min=1e-7) for picture in (upscaled, start)]
+    gain = 10 * torch.log10(errors[0] / errors[1])
     return loss, {"v": velocity.mean(), "pixel": pixel.mean(), "df": frequency.mean(), "dB": gain.mean()}
 
 
