@@ -36,9 +36,6 @@ class NanoConfig:
     head: int = 32
 
 
-# -- autoencoder ---------------------------------------------------------------------------------------------------
-
-
 def dct_basis() -> np.ndarray:
     """Orthonormal map `[48,48]` from a 4x4 RGB block, ordered (row, column, RGB), to DCT coefficients of YCbCr
     (BT.601, full range, without offsets), ordered (Y, Cb, Cr) by (vertical, horizontal) frequency."""
@@ -61,9 +58,6 @@ def decode(ops, latents, deviation):
     """Pixels `[F,3,4h,4w]` of latents `[F,48,h,w]`; the exact inverse of `encode`."""
     weight = np.linalg.inv(dct_basis() / deviation[:, None])[:, :, None, None]
     return ops.depth_to_space(ops.fixed_conv(latents, "inverse_dct", weight), BLOCK)
-
-
-# -- blocks --------------------------------------------------------------------------------------------------------
 
 
 def time_embedding(ops, name, t, config):
@@ -119,9 +113,6 @@ def downsample(ops, name, x, cin, cout):
 
 def upsample(ops, name, x, cin, cout):
     return ops.depth_to_space(ops.conv(x, name, cin, 4 * cout, 1), 2)
-
-
-# -- networks ------------------------------------------------------------------------------------------------------
 
 
 def informative(ops, x, t):

@@ -349,7 +349,7 @@ impl BaseTransformImpl for Starsr {
         let (live, min, max) = upstream.result();
         let own = gst::ClockTime::from_nseconds(self.latency.load(Ordering::SeqCst));
         gst::debug!(CAT, imp = self, "Upstream's latency is {min}, own {own}");
-        latency.set(live, min + own, max.opt_add(own));
+        latency.set(live, min.saturating_add(own), max.opt_saturating_add(own));
         true
     }
 

@@ -23,8 +23,6 @@ class Declare:
         if self.parameters.setdefault(name, parameter) != parameter:
             raise ValueError(f"parameter {name} is declared twice with different shapes")
 
-    # -- with parameters -------------------------------------------------------------------------------------------
-
     def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0):
         """2-D convolution `[N,cin,h,w]` to `[N,cout,h/stride,w/stride]`, zero padded by `kernel // 2`."""
         self._declare(f"{name}.weight", Parameter((cout, cin, kernel, kernel), gain))
@@ -51,8 +49,6 @@ class Declare:
         self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
         self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
 
-    # -- elementwise -----------------------------------------------------------------------------------------------
-
     def add(self, a, b):
         """Sum with broadcasting."""
 
@@ -77,15 +73,11 @@ class Declare:
     def gelu(self, x):
         """Gelu by the error function."""
 
-    # -- constants and time ----------------------------------------------------------------------------------------
-
     def table(self, t, name, values):
         """`values[t]` as `[B,1,1,1,1]` for timesteps `[B]`."""
 
     def sinusoid(self, t, channels):
         """Timestep embedding `[B,channels]`, cosines first (SPEC A.6)."""
-
-    # -- layout ----------------------------------------------------------------------------------------------------
 
     def fold_frames(self, x, channels):
         """`[B,C,F,h,w]` to `[B*F,C,h,w]`."""

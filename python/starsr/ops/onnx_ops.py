@@ -18,8 +18,6 @@ class OnnxOps:
         self.initializers: dict[str, np.ndarray] = {}
         self._cache: dict[tuple, str] = {}
 
-    # -- graph building --------------------------------------------------------------------------------------------
-
     def node(self, op: str, *inputs: str, domain: str = "", output: str | None = None, **attributes) -> str:
         """Adds a node with one output and returns the output's name."""
         output = output or f"{op}_{len(self.nodes)}"
@@ -74,8 +72,6 @@ class OnnxOps:
             self._cache[key] = self.node("Div", self._dimensions(x, axis, axis + 1), self.integers(size))
         return self._cache[key]
 
-    # -- with parameters -------------------------------------------------------------------------------------------
-
     def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0):
         inputs = [x, self._weight(f"{name}.weight")] + ([self._weight(f"{name}.bias")] if bias else [])
         return self.node(
@@ -105,8 +101,6 @@ class OnnxOps:
         scale, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
         return self.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
 
-    # -- elementwise -----------------------------------------------------------------------------------------------
-
     def add(self, a, b):
         return self.node("Add", a, b)
 
@@ -131,8 +125,6 @@ class OnnxOps:
     def gelu(self, x):
         return self.node("Gelu", x)
 
-    # -- constants and time ----------------------------------------------------------------------------------------
-
     def table(self, t, name, values):
         key = ("Gather", name, t)
         if key not in self._cache:
@@ -146,8 +138,6 @@ class OnnxOps:
         time = self.node("Cast", self.node("Unsqueeze", t, self.integers(1)), to=TensorProto.FLOAT)
         angles = self.mul(time, self.array("frequencies", frequencies))
         return self.concat(self.node("Cos", angles), self.node("Sin", angles))
-
-    # -- layout ----------------------------------------------------------------------------------------------------
 
     def fold_frames(self, x, channels):
         frames = self.node("Transpose", x, perm=[0, 2, 1, 3, 4])
