@@ -19,7 +19,7 @@ pub struct Tile {
 }
 
 /// Covers one axis of a canvas of legal `size` with tiles of one legal size, at most `tile` pixels long, neighbours sharing at least
-/// `overlap`. All start on multiples of `axis.multiple`. 0 for `tile`, or a tile that holds it all, gives the whole axis.
+/// `overlap`: as few as that takes, and no longer than they need be. All start on multiples of `axis.multiple`. 0 for `tile`, or a tile that holds it all, gives the whole axis.
 ///
 /// Fails with [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room to advance, and with
 /// [`Error::Input`] where `size` is not legal.
@@ -30,14 +30,19 @@ pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec
     if tile == 0 || tile >= size {
         return Ok(vec![Tile { range: 0..size, weights: vec![1.0; size] }]);
     }
-    let Some(length) = axis.fit_within(tile) else {
+    let Some(mut length) = axis.fit_within(tile) else {
         return Err(Error::Setting {
             setting: "tile-size",
             reason: format!("{tile} is below {}, the least the model takes", axis.fit(1)?),
         });
     };
-    let stride = length.saturating_sub(overlap) / axis.multiple;
-    if stride == 0 {
+    // Legal sizes differ by whole multiples, so the starts can be spread evenly over multiples.
+    let room = |length: usize| (size - length) / axis.multiple;
+    let gaps_for = |length: usize| {
+        let stride = length.saturating_sub(overlap) / axis.multiple;
+        (stride > 0).then(|| room(length).div_ceil(stride))
+    };
+    let Some(gaps) = gaps_for(length) else {
         return Err(Error::Setting {
             setting: "tile-overlap",
             reason: format!(
@@ -45,10 +50,14 @@ pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec
                 length - axis.multiple.min(length)
             ),
         });
+    };
+    // Of as many tiles the smallest that will do cost least.
+    while let Some(smaller) = length.checked_sub(axis.multiple).and_then(|less| axis.fit_within(less))
+        && gaps_for(smaller) == Some(gaps)
+    {
+        length = smaller;
     }
-    // Legal sizes differ by whole multiples, so the starts can be spread evenly over multiples.
-    let room = (size - length) / axis.multiple;
-    let gaps = room.div_ceil(stride);
+    let room = room(length);
     let starts: Vec<usize> = (0..=gaps).map(|i| i * room / gaps * axis.multiple).collect();
 
     let ramp = overlap.max(1) as f64;
@@ -155,6 +164,17 @@ mod tests {
         assert!(canvas.iter().zip(&picture).all(|(a, b)| (a - b).abs() < 1e-4 * b.max(1.0)));
         let one = &tiles(40, 0, 0, axis).unwrap()[0];
         assert!(add_tile(&mut canvas, picture.view(), one, one).is_err());
+    }
+
+    #[test]
+    fn tiles_are_no_longer_than_their_number_needs() {
+        let axis = Axis { multiple: 128, offset: 0, minimum: 128 };
+        let ranges =
+            |size| tiles(size, 1024, 128, axis).unwrap().into_iter().map(|t| t.range).collect::<Vec<_>>();
+        assert_eq!(ranges(1024), [0..1024]);
+        assert_eq!(ranges(1408), [0..768, 640..1408]);
+        assert_eq!(ranges(1920), [0..1024, 896..1920]);
+        assert_eq!(ranges(2048).len(), 3);
     }
 
     #[test]
