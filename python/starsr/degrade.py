@@ -84,29 +84,61 @@ def downscale(clip: Tensor, mode: str) -> Tensor:
     return F.interpolate(clip, size=size, mode=mode, antialias=True, align_corners=False)
 
 
+#: RGB to YCbCr, BT.601.
+YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def to_yuv420(clip: np.ndarray, full_range: bool) -> np.ndarray:
+    """`[F,h,w,3]` uint8 RGB with even sides to planar 4:2:0 `[F,h*3/2,w]`, rounded to nearest: a colour cast of the
+    converter, however small, would be learned."""
+    frames, height, width, _ = clip.shape
+    yuv = clip.reshape(-1, 3) @ YCBCR.T
+    yuv = yuv.reshape(frames, height, width, 3) * ([1, 1, 1] if full_range else [219 / 255, 224 / 255, 224 / 255])
+    luma = yuv[..., 0] + (0 if full_range else 16)
+    chroma = yuv[..., 1:].reshape(frames, height // 2, 2, width // 2, 2, 2).mean((2, 4)) + 128
+    planes = [luma.reshape(frames, -1), chroma[..., 0].reshape(frames, -1), chroma[..., 1].reshape(frames, -1)]
+    packed = np.concatenate(planes, 1).reshape(frames, height * 3 // 2, width)
+    return np.clip(np.rint(packed), 0, 255).astype(np.uint8)
+
+
+def from_yuv420(planes: np.ndarray, full_range: bool) -> np.ndarray:
+    """Inverse of `to_yuv420`, chroma repeated."""
+    frames, rows, width = planes.shape
+    height = rows * 2 // 3
+    flat, size = planes.reshape(frames, -1).astype(np.float64), height * width
+    chroma = flat[:, size:].reshape(frames, 2, height // 2, width // 2).repeat(2, 2).repeat(2, 3) - 128
+    luma = flat[:, :size].reshape(frames, 1, height, width) - (0 if full_range else 16)
+    if not full_range:
+        luma, chroma = luma * (255 / 219), chroma * (255 / 224)
+    rgb = np.concatenate([luma, chroma], 1).transpose(0, 2, 3, 1) @ np.linalg.inv(YCBCR).T
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
 def transcode(clip: np.ndarray, codec: str, quality: float, rate: int = 25) -> np.ndarray:
     """Encodes and decodes `[F,h,w,3]` uint8. `quality` is the CRF for libx264, else the quantiser scale."""
     frames, height, width, _ = clip.shape
     padded = np.pad(clip, ((0, 0), (0, -height % 2), (0, -width % 2), (0, 0)), mode="edge")
     buffer = io.BytesIO()
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = padded.shape[1:3]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
         if codec == "libx264":
             stream.options = {"crf": f"{quality:.1f}", "preset": "veryfast"}
         else:
             stream.codec_context.flags |= av.codec.context.Flags.qscale
             stream.codec_context.global_quality = int(quality * 118)
-        for image in padded:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        for planes in to_yuv420(padded, codec == "mjpeg"):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format=pixels)))
         container.mux(stream.encode())
     buffer.seek(0)
     with av.open(buffer) as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        decoded = np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
     if len(decoded) != frames:
         raise RuntimeError(f"{codec} returned {len(decoded)} of {frames} frames")
+    decoded = from_yuv420(decoded, codec == "mjpeg")
     return decoded[:, :height, :width]
 
 

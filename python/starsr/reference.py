@@ -39,8 +39,9 @@ class Bundle:
         return self.run("denoiser", x=x, t=time, **{f"control_{i}": c for i, c in enumerate(controls)})[0]
 
     def upscale(self, low: np.ndarray, noise: np.random.Generator) -> np.ndarray:
-        """`[F,4h,4w,3]` in [0,1] from uint8 `[F,h,w,3]`, as one window with one evaluation."""
-        pixels = bicubic(torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255).clamp(0, 1) * 2 - 1
+        """`[F,4h,4w,3]` in [0,1] from uint8 `[F,h,w,3]`, as one window with one evaluation and the default strength."""
+        plain = bicubic(torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
+        pixels = plain * 2 - 1
         height, width = pixels.shape[-2:]
         legal = [self._legal(size, axis) for size, axis in ((height, "height"), (width, "width"))]
         padded = F.pad(pixels, (0, legal[1] - width, 0, legal[0] - height), mode="replicate")
@@ -50,7 +51,9 @@ class Bundle:
         x = a * hint + s * noise.standard_normal(hint.shape, np.float32)
         x0 = a * x - s * self.velocity(x, t, hint)
         decoded = self.run("vae_decoder", latents=np.ascontiguousarray(x0[0].transpose(1, 0, 2, 3)))[0]
-        return np.clip(decoded[:, :, :height, :width].transpose(0, 2, 3, 1) * 0.5 + 0.5, 0, 1)
+        restored = np.clip(decoded[:, :, :height, :width] * 0.5 + 0.5, 0, 1)
+        plain, strength = plain.numpy(), self.manifest["sampler"]["strength"]
+        return (plain + strength * (restored - plain)).transpose(0, 2, 3, 1)
 
     def _legal(self, size: int, axis: str) -> int:
         rule = self.manifest["canvas"][axis]

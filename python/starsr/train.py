@@ -121,6 +121,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=3, help="frames of a clip")
     parser.add_argument("--side", type=int, default=32, help="side of a crop in low-resolution pixels, times 32")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--average", type=float, default=0.999, help="decay of the averaged weights")
     parser.add_argument("--start-share", type=float, default=0.7, help="share of samples at the first timestep")
     parser.add_argument("--pool", type=int, default=800, help="clips to keep for crops")
     parser.add_argument("--fresh", type=int, default=1, help="new clips in each iteration")
@@ -179,7 +180,7 @@ def main() -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
             optimizer.step()
-        decay = min(0.999, (iteration + 1) / (iteration + 10))
+        decay = min(options.average, (iteration + 1) / (iteration + 10))
         with torch.no_grad():
             for target, source in zip(average.parameters(), model.parameters()):
                 target.lerp_(source, 1 - decay)
