@@ -136,6 +136,9 @@ impl Noise for NoiseRegion<'_> {
         if self.columns.is_empty() {
             return;
         }
+        if self.rows.len() == height && self.columns.len() == width {
+            return self.noise.fill(frame, step, out);
+        }
         let mut whole = vec![0.0; channels * height * width];
         self.noise.fill(frame, step, &mut whole);
         let mut lines = out.chunks_exact_mut(self.columns.len());

@@ -60,6 +60,26 @@ impl Sampler {
         Ok(v)
     }
 
+    /// Gives each frame its start state, the frames shared out among the processor's cores: noise is costly to make.
+    fn start(&self, states: &mut [f32], hints: &[f32], frames: &[u64], noise: &dyn Noise) {
+        let size = states.len() / frames.len();
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let share = frames.len().div_ceil(cores);
+        let start = |states: &mut [f32], hints: &[f32], frames: &[u64]| {
+            for ((x, hint), &frame) in states.chunks_exact_mut(size).zip(hints.chunks_exact(size)).zip(frames)
+            {
+                noise.fill(frame, 0, x);
+                self.solver.start(hint, x);
+            }
+        };
+        let parts = states.chunks_mut(share * size).zip(hints.chunks(share * size)).zip(frames.chunks(share));
+        std::thread::scope(|scope| {
+            for ((states, hints), frames) in parts {
+                scope.spawn(move || start(states, hints, frames));
+            }
+        });
+    }
+
     /// Restores one window on its own.
     ///
     /// `hint` are the low-quality latents `[F,C,h,w]`, `frames` the absolute number of each frame, which selects its noise. Gives latents
@@ -88,10 +108,7 @@ impl Sampler {
 
         let mut x = Array4::zeros(hint.raw_dim());
         let state = x.as_slice_mut().expect("standard layout");
-        for ((x, hint), &frame) in state.chunks_exact_mut(size).zip(hints.chunks_exact(size)).zip(frames) {
-            noise.fill(frame, 0, x);
-            self.solver.start(hint, x);
-        }
+        self.start(state, hints, frames, noise);
 
         let mut input = Array4::zeros(x.raw_dim());
         let mut drawn = vec![0.0; size];
