@@ -24,7 +24,7 @@ MULTIPLE = WINDOW * 4 * BLOCK
 #: Tiles of this side, in output pixels, keep the memory for a window under about 2 GB; what they share hides their seams.
 TILE, TILE_OVERLAP = 1024, 128
 #: On clips that are nearly clean the full effect sharpens too much; this keeps it above bicubic there.
-STRENGTH = 0.8
+STRENGTH = 0.7
 
 
 def control_specs(config: NanoConfig) -> dict[str, tuple]:
