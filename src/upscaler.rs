@@ -427,12 +427,10 @@ impl Upscaler {
         let group = self.picture.frames_per_decode();
         loop {
             let waiting = tiles.first().map_or(0, |tile| tile.restored.len());
-            let frames =
-                if self.flushing { waiting.min(group) } else { waiting / group * group.min(waiting) };
-            let frames = frames.min(group);
-            if frames == 0 {
+            if waiting == 0 || (waiting < group && !self.flushing) {
                 break;
             }
+            let frames = waiting.min(group);
             let mut canvases = Vec::with_capacity(frames);
             for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
                 let restored: Vec<_> = tile.restored.drain(..frames).collect();
