@@ -13,7 +13,7 @@ use crate::bundle::Manifest;
 use crate::cancel::Cancel;
 use crate::color::ColorFix;
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::{FrameNoise, NoiseRegion};
+use crate::diffusion::noise::FrameNoise;
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::schedule::{SamplerMode, Schedule};
 use crate::diffusion::wavefront::Wavefront;
@@ -74,7 +74,7 @@ pub struct Stats {
     pub frames_in: u64,
     /// Frames given out.
     pub frames_out: u64,
-    /// Windows sampled, over all tiles.
+    /// Windows sampled on their own (`Blend`), over all tiles.
     pub windows: u64,
     /// Upscaling and padding.
     pub prepare: Duration,
@@ -351,12 +351,7 @@ impl Upscaler {
             let model = self.model.as_mut();
             let hint = self.picture.encode(model, &prepared, tile, &self.cancel)?;
             clock = lap(&mut self.stats.encode, clock);
-            let noise = NoiseRegion::new(
-                &self.noise,
-                self.picture.latent_shape(),
-                self.picture.latent_range(tile.0),
-                self.picture.latent_range(tile.1),
-            );
+            let noise = self.picture.noise(&self.noise, tile);
             let restored = self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, &self.cancel)?;
             self.stats.windows += 1;
             clock = lap(&mut self.stats.sample, clock);
@@ -414,12 +409,7 @@ impl Upscaler {
             if finishing {
                 tile.wavefront.finish();
             }
-            let noise = NoiseRegion::new(
-                &self.noise,
-                self.picture.latent_shape(),
-                self.picture.latent_range(place.0),
-                self.picture.latent_range(place.1),
-            );
+            let noise = self.picture.noise(&self.noise, place);
             tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, &self.cancel)?);
         }
         let mut clock = lap(&mut self.stats.sample, clock);

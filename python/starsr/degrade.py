@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from starsr.color import YCBCR
+
 SCALE = 4
 
 
@@ -82,10 +84,6 @@ def downscale(clip: Tensor, mode: str) -> Tensor:
     if mode == "area":
         return F.avg_pool2d(clip, SCALE)
     return F.interpolate(clip, size=size, mode=mode, antialias=True, align_corners=False)
-
-
-#: RGB to YCbCr, BT.601.
-YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
 def to_yuv420(clip: np.ndarray, full_range: bool) -> np.ndarray:

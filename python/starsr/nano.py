@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from starsr.color import YCBCR
 from starsr.ops import Declare
 from starsr.ops.torch_ops import TorchOps, parameters_of
 from starsr.schedule import alphas_sigmas
@@ -42,10 +43,7 @@ def dct_basis() -> np.ndarray:
     n = np.arange(BLOCK)
     dct = np.sqrt(2.0 / BLOCK) * np.cos(np.pi * (2 * n[None, :] + 1) * n[:, None] / (2 * BLOCK))
     dct[0] /= np.sqrt(2.0)
-    ycbcr = np.array(
-        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
-    )
-    return np.einsum("cr,uy,vx->cuvyxr", ycbcr, dct, dct).reshape(CHANNELS, CHANNELS)
+    return np.einsum("cr,uy,vx->cuvyxr", YCBCR, dct, dct).reshape(CHANNELS, CHANNELS)
 
 
 def encode(ops, pixels, deviation):

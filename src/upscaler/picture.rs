@@ -10,6 +10,7 @@ use crate::bundle::Manifest;
 use crate::cancel::Cancel;
 use crate::canvas::{Canvas, Interpolation, Tile, add_tile, tiles, upscale};
 use crate::color::ColorFix;
+use crate::diffusion::noise::{Noise, NoiseRegion};
 use crate::error::Result;
 use crate::model::Model;
 
@@ -76,14 +77,11 @@ impl Picture {
         self.rows.iter().flat_map(|rows| self.columns.iter().map(move |columns| (rows, columns)))
     }
 
-    /// Shape `[C,h,w]` of the latents of the whole canvas.
-    pub(super) fn latent_shape(&self) -> (usize, usize, usize) {
-        (self.latent_channels, self.canvas.height / self.factor, self.canvas.width / self.factor)
-    }
-
-    /// The latents' rows or columns of a tile.
-    pub(super) fn latent_range(&self, tile: &Tile) -> Range<usize> {
-        tile.range.start / self.factor..tile.range.end / self.factor
+    /// The part of the whole canvas's noise that belongs to one tile.
+    pub(super) fn noise<'a>(&self, noise: &'a dyn Noise, (rows, columns): (&Tile, &Tile)) -> NoiseRegion<'a> {
+        let latents = |pixels: &Range<usize>| pixels.start / self.factor..pixels.end / self.factor;
+        let whole = (self.latent_channels, self.canvas.height / self.factor, self.canvas.width / self.factor);
+        NoiseRegion::new(noise, whole, latents(&rows.range), latents(&columns.range))
     }
 
     /// A frame `[3,h,w]` enlarged, `[3,H,W]` in [0,1].
