@@ -68,7 +68,7 @@ lint: system ## check format, lints and the commands in README.md
 nano: $(VENV)/requirements ## train on the media in MEDIA for MINUTES (120) and export the bundle to models/nano
 	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [MINUTES=120]" >&2; exit 2; }
 	PYTHONPATH=python $(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
-	PYTHONPATH=python $(PYTHON) -m starsr.export --checkpoint $(CACHE)/nano.pt --output models/nano
+	PYTHONPATH=python $(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
 
 .PHONY: install uninstall
 install: build ## install into GStreamer's plugin folder (below DESTDIR)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from starsr.data import Clips
 from starsr.losses import df_loss, df_weight, v_loss
-from starsr.nano import CHANNELS, Nano, decode, encode
+from starsr.nano.network import CHANNELS, Nano, decode, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.resize import bicubic
 from starsr.schedule import T_START, alphas_sigmas

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from starsr.nano import CHANNELS, Nano, controlnet, decode, denoiser, encode
+from starsr.nano.network import CHANNELS, Nano, controlnet, decode, denoiser, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import T_START, alphas_sigmas
 

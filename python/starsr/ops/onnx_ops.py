@@ -4,102 +4,78 @@
 import math
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-OPSET = 20
+from starsr.ops.onnx_graph import OnnxGraph, numpy_type
 
 
-class OnnxOps:
-    """Collects nodes and initialisers; `parameters` maps names to arrays. See `Declare` for the meaning of each."""
-
-    def __init__(self, parameters: dict[str, np.ndarray]) -> None:
-        self.parameters = parameters
-        self.nodes: list = []
-        self.initializers: dict[str, np.ndarray] = {}
-        self._cache: dict[tuple, str] = {}
-
-    def node(self, op: str, *inputs: str, domain: str = "", output: str | None = None, **attributes) -> str:
-        """Adds a node with one output and returns the output's name."""
-        output = output or f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
-        return output
-
-    def array(self, name: str, value: np.ndarray) -> str:
-        """An initialiser; one of the same name is shared."""
-        if self.initializers.setdefault(name, value) is not value:
-            if not np.array_equal(self.initializers[name], value):
-                raise ValueError(f"initialiser {name} has two values")
-        return name
-
-    def integers(self, *values: int) -> str:
-        """A 1-D int64 constant."""
-        return self.array("i_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
-
-    def model(self, inputs: dict[str, tuple], outputs: dict[str, tuple], results: list[str]):
-        """The finished `ModelProto`; `inputs` and `outputs` map names to `(element type, dimensions)`."""
-        for result, name in zip(results, outputs, strict=True):
-            self.node("Identity", result, output=name)
-        graph = helper.make_graph(
-            self.nodes,
-            "starsr",
-            [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
-            [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
-            [numpy_helper.from_array(value, name) for name, value in self.initializers.items()],
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="starsr")
-
-    def _weight(self, name: str, transform=lambda value: value, suffix: str = "") -> str:
-        value = self.parameters[name]
-        key = name + suffix
-        return key if key in self.initializers else self.array(key, np.ascontiguousarray(transform(value)))
+class OnnxOps(OnnxGraph):
+    """The primitive operations as nodes. See `Declare` for the meaning of each."""
 
     def _dimensions(self, x: str, start: int, end: int) -> str:
-        key = ("Shape", x, start, end)
-        if key not in self._cache:
-            self._cache[key] = self.node("Shape", x, start=start, end=end)
-        return self._cache[key]
+        return self.once("Shape", x, start=start, end=end)
 
     def _shape(self, *parts: str) -> str:
-        key = ("Concat", *parts)
-        if key not in self._cache:
-            self._cache[key] = self.node("Concat", *parts, axis=0)
-        return self._cache[key]
+        return self.once("Concat", *parts, axis=0)
 
     def _windows(self, x: str, axis: int, size: int) -> str:
-        key = ("Windows", x, axis, size)
-        if key not in self._cache:
-            self._cache[key] = self.node("Div", self._dimensions(x, axis, axis + 1), self.integers(size))
-        return self._cache[key]
+        return self.once("Div", self._dimensions(x, axis, axis + 1), self.integers(size))
 
-    def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0):
-        inputs = [x, self._weight(f"{name}.weight")] + ([self._weight(f"{name}.bias")] if bias else [])
-        return self.node(
-            "Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4
-        )
+    def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0, padding=None):
+        inputs = [x, self.weight(f"{name}.weight", (cout, cin, kernel, kernel))]
+        if bias:
+            inputs.append(self.weight(f"{name}.bias", (cout,)))
+        pads = [kernel // 2] * 4 if padding is None else list(padding)
+        return self.node("Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
 
     def temporal_conv(self, x, name, channels, clip, gain=1.0):
         # With frames and pixels as the two axes of a picture it is a 3x1 convolution.
-        shape = self._shape(self._dimensions(clip, 0, 1), self._dimensions(clip, 2, 3), self.integers(channels, -1))
-        pictures = self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
-        weight = self._weight(
-            f"{name}.weight", lambda w: w.reshape(channels, 3, channels).transpose(0, 2, 1)[..., None], ".frames"
+        weight = self.weight(
+            f"{name}.weight",
+            (channels, 3 * channels, 1, 1),
+            lambda w: w[..., 0, 0].reshape(channels, 3, channels).transpose(0, 2, 1)[..., None],
+            ".frames",
         )
-        bias = self._weight(f"{name}.bias")
-        mixed = self.node("Conv", pictures, weight, bias, kernel_shape=[3, 1], pads=[1, 0, 1, 0])
-        frames = self.node("Transpose", mixed, perm=[0, 2, 1, 3])
-        return self.node("Reshape", frames, self._dimensions(x, 0, 4))
+        bias = self.weight(f"{name}.bias", (channels,))
+        return self.frames(self._conv_of_frames(self.video(x, channels, clip), weight, bias), x)
+
+    def video_conv(self, x, name, cin, cout):
+        weight = self.weight(f"{name}.weight", (cout, cin, 3, 1, 1), lambda w: w[..., 0], ".frames")
+        return self._conv_of_frames(x, weight, self.weight(f"{name}.bias", (cout,)))
+
+    def _conv_of_frames(self, x, weight, bias):
+        return self.node("Conv", x, weight, bias, kernel_shape=[3, 1], pads=[1, 0, 1, 0])
 
     def fixed_conv(self, x, name, weight):
         return self.node("Conv", x, self.array(name, weight.astype(np.float32)), kernel_shape=[1, 1])
 
-    def linear(self, x, name, cin, cout, bias=True, gain=1.0):
-        y = self.node("MatMul", x, self._weight(f"{name}.weight", np.transpose, ".T"))
-        return self.add(y, self._weight(f"{name}.bias")) if bias else y
+    def linear(self, x, name, cin, cout, bias=True, gain=1.0, unit_axes=0, joint=".", precise=False):
+        shape = (cout, cin) + (1,) * unit_axes
+        transposed = self.weight(f"{name}{joint}weight", shape, lambda w: w.reshape(w.shape[:2]).T, ".T", precise)
+        y = self.node("MatMul", x, transposed)
+        return self.add(y, self.weight(f"{name}{joint}bias", (cout,), precise=precise)) if bias else y
 
     def layer_norm(self, x, name, channels):
-        scale, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
-        return self.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
+        scale, bias = (self.weight(f"{name}.{part}", (channels,), precise=True) for part in ("weight", "bias"))
+        return self.compute(self.node("LayerNormalization", self.precise(x), scale, bias, axis=-1, epsilon=1e-5))
+
+    def group_norm(self, x, name, channels, groups=32, eps=1e-5):
+        # As an instance norm of the groups: it has a kernel everywhere and does not cancel as GroupNormalization may.
+        ones, zeros = self.array(f"ones_{groups}", np.ones(groups, np.float32)), self.array(f"zeros_{groups}", np.zeros(groups, np.float32))
+        grouped = self.node("Reshape", self.precise(x), self.integers(0, groups, -1))
+        normed = self.node("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
+        normed = self.node("Reshape", normed, self._dimensions(x, 0, 4))
+        scale, bias = (
+            self.weight(f"{name}.{part}", (channels,), lambda w: w.reshape(-1, 1, 1), ".column", precise=True)
+            for part in ("weight", "bias")
+        )
+        return self.compute(self.add(self.mul(normed, scale), bias))
+
+    def precise(self, x):
+        return x if self.element == TensorProto.FLOAT else self.cast(x, TensorProto.FLOAT)
+
+    def compute(self, x):
+        return x if self.element == TensorProto.FLOAT else self.cast(x, self.element)
 
     def add(self, a, b):
         return self.node("Add", a, b)
@@ -126,11 +102,8 @@ class OnnxOps:
         return self.node("Gelu", x)
 
     def table(self, t, name, values):
-        key = ("Gather", name, t)
-        if key not in self._cache:
-            column = self.array(name, values.astype(np.float32).reshape(-1, 1, 1, 1, 1))
-            self._cache[key] = self.node("Gather", column, t, axis=0)
-        return self._cache[key]
+        column = self.array(name, values.astype(np.float32).reshape(-1, 1, 1, 1, 1))
+        return self.once("Gather", column, t, axis=0)
 
     def sinusoid(self, t, channels):
         half = channels // 2
@@ -152,10 +125,7 @@ class OnnxOps:
         return self.node("Reshape", x, shape)
 
     def per_frame(self, e, clip):
-        rows = self.node("Unsqueeze", e, self.integers(1))
-        rows = self.node("Expand", rows, self._shape(self.integers(1), self._dimensions(clip, 2, 3), self.integers(1)))
-        rows = self.node("Unsqueeze", rows, self.integers(3, 4))
-        return self.node("Reshape", rows, self._shape(self.integers(-1), self._dimensions(e, 1, 2), self.integers(1, 1)))
+        return self.pixel(self.repeat_frames(e, clip))
 
     def concat(self, a, b):
         return self.node("Concat", a, b, axis=1)
@@ -182,6 +152,14 @@ class OnnxOps:
         joined = self.node("Transpose", self.node("Reshape", tokens, shape), perm=[0, 5, 1, 3, 2, 4])
         return self.node("Reshape", joined, self._dimensions(like, 0, 4))
 
+    def video(self, x, channels, clip=None):
+        sizes = [self._dimensions(clip, 0, 1), self._dimensions(clip, 2, 3)] if clip else [self.integers(1), self._dimensions(x, 0, 1)]
+        flat = self.node("Reshape", x, self._shape(*sizes, self.integers(channels, -1)))
+        return self.node("Transpose", flat, perm=[0, 2, 1, 3])
+
+    def frames(self, x, like):
+        return self.node("Reshape", self.node("Transpose", x, perm=[0, 2, 1, 3]), self._dimensions(like, 0, 4))
+
     def frame_tokens(self, x, channels, clip):
         frames = self._dimensions(clip, 2, 3)
         flat = self.node("Reshape", x, self._shape(self._dimensions(clip, 0, 1), frames, self.integers(channels, -1)))
@@ -194,5 +172,70 @@ class OnnxOps:
         joined = self.node("Transpose", self.node("Reshape", tokens, shape), perm=[0, 2, 3, 1])
         return self.node("Reshape", joined, self._dimensions(like, 0, 4))
 
-    def attention(self, q, k, v, heads):
-        return self.node("MultiHeadAttention", q, k, v, domain="com.microsoft", num_heads=heads)
+    def video_tokens(self, x, channels):
+        flat = self.node("Transpose", x, perm=[0, 3, 2, 1])
+        shape = self._shape(self.integers(-1), self._dimensions(x, 2, 3), self.integers(channels))
+        return self.node("Reshape", flat, shape)
+
+    def token_video(self, tokens, channels, like):
+        shape = self._shape(self._dimensions(like, 0, 1), self.integers(-1), self._dimensions(like, 2, 3), self.integers(channels))
+        return self.node("Transpose", self.node("Reshape", tokens, shape), perm=[0, 3, 2, 1])
+
+    def tokens(self, x):
+        return self.node("Transpose", self.node("Reshape", x, self.integers(0, 0, -1)), perm=[0, 2, 1])
+
+    def image(self, tokens, channels, like):
+        shape = self._shape(self.integers(0, channels), self._dimensions(like, 2, 4))
+        return self.node("Reshape", self.node("Transpose", tokens, perm=[0, 2, 1]), shape)
+
+    def join_frames(self, tokens, channels, clip):
+        return self.node("Reshape", tokens, self._shape(self._dimensions(clip, 0, 1), self.integers(-1, channels)))
+
+    def split_frames(self, tokens, like):
+        return self.node("Reshape", tokens, self._dimensions(like, 0, 3))
+
+    def repeat_frames(self, e, clip):
+        rows = self.node("Unsqueeze", e, self.integers(1))
+        rows = self.node("Expand", rows, self._shape(self.integers(1), self._dimensions(clip, 2, 3), self.integers(1)))
+        return self.node("Reshape", rows, self._shape(self.integers(-1), self._dimensions(e, 1, 2)))
+
+    def pixel(self, e):
+        return self.node("Unsqueeze", e, self.integers(2, 3))
+
+    def upsample(self, x):
+        scales = self.array("twice", np.array([1, 1, 2, 2], np.float32))
+        return self.node(
+            "Resize", x, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        )
+
+    def crop_rows(self, x):
+        return self.node("Slice", x, self.integers(1), self.integers(-1), self.integers(2))
+
+    def split(self, x, parts):
+        return self.node("Split", x, outputs=parts, axis=-1, num_outputs=parts)
+
+    def channels(self, x, start, end):
+        return self.node("Slice", x, self.integers(start), self.integers(end), self.integers(1))
+
+    def scale(self, x, factor):
+        value = np.array(factor, numpy_type(self.element))
+        return self.mul(x, self.array(f"factor_{factor:g}", value))
+
+    def weigh(self, x, name):
+        return self.mul(x, self.weight(name, (1,), lambda w: 1 / (1 + np.exp(-w)), ".sigmoid"))
+
+    def deviation(self, x):
+        low, high = (self.array(f"limit_{v}", np.array(v, numpy_type(self.element))) for v in (-30, 20))
+        return self.node("Exp", self.scale(self.node("Clip", x, low, high), 0.5))
+
+    def lookup(self, tokens, name, rows, width):
+        return self.node("Gather", self.weight(name, (rows, width)), tokens, axis=0)
+
+    def add_rows(self, x, name, rows, width):
+        return self.add(x, self.weight(name, (rows, width)))
+
+    def tap(self, name, x):
+        return x
+
+    def attention(self, q, k, v, heads, causal=False):
+        return self.node("MultiHeadAttention", q, k, v, domain="com.microsoft", num_heads=heads, unidirectional=int(causal))

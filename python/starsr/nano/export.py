@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 
 from starsr import bundle
-from starsr.nano import BLOCK, CHANNELS, CONTROLS, WINDOW, Nano, NanoConfig, controlnet, decode, denoiser, encode
+from starsr.nano.network import BLOCK, CHANNELS, CONTROLS, WINDOW, Nano, NanoConfig, controlnet, decode, denoiser, encode
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import T_START
@@ -138,7 +138,7 @@ def load(checkpoint: Path) -> Nano:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m starsr.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m starsr.nano.export", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr.train")
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     parser.add_argument("--version", default="0.1.0", help="version written into the manifest")

@@ -7,8 +7,9 @@ import onnx
 import pytest
 import torch
 
-from starsr import bundle, export
-from starsr.nano import Nano
+from starsr import bundle
+from starsr.nano import export
+from starsr.nano.network import Nano
 
 
 @pytest.fixture(scope="module")
