@@ -1,57 +1,92 @@
 # SPDX-License-Identifier: MPL-2.0
 """Writes model bundles: a folder of ONNX graphs and `bundle.toml` (format: models/README.md)."""
 
+import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
+import tomli_w
+from safetensors.numpy import save
+
+MANIFEST = "bundle.toml"
+LOCK = ".lock"
 
 
-def toml_value(value) -> str:
-    """A scalar as TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    return repr(value)
+class BundleError(Exception):
+    """A bundle cannot be written; the message says why and what to do."""
 
 
-def toml(tables: dict, prefix: str = "") -> str:
-    """Nested tables of scalars as TOML text."""
-    scalars = [f"{key} = {toml_value(value)}" for key, value in tables.items() if not isinstance(value, dict)]
-    text = "\n".join(([f"[{prefix}]"] if prefix and scalars else []) + scalars) + ("\n" if scalars else "")
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            text += ("\n" if text else "") + toml(value, f"{prefix}.{key}" if prefix else key)
-    return text
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well and is removed when it does not: `folder` is
+    complete or what it was before. What a killed run left behind is removed at the start of the next."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.partial")
+    work.mkdir(exist_ok=True)
+    with (work / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise BundleError(f"{folder} is being written by another process: wait for it, or choose another folder") from e
+        _empty(work)
+        try:
+            yield work
+            (work / LOCK).unlink()
+            if folder.exists():
+                old = folder.with_name(f".{folder.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(folder, old)
+                os.replace(work, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(work, folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _empty(work: Path) -> None:
+    for entry in work.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def write_manifest(work: Path, manifest: dict, files: dict[str, dict[str, str]]) -> None:
+    """Writes the manifest; `files` are those of each role with their SHA-256, the graph first and then its data."""
+    graphs = {}
+    for role, entries in files.items():
+        (graph, sha256), *data = entries.items()
+        graphs[role] = {"file": graph, "sha256": sha256}
+        if data:
+            graphs[role]["data"] = [{"file": name, "sha256": sha256} for name, sha256 in data]
+    (work / MANIFEST).write_text(tomli_w.dumps({**manifest, "graphs": graphs}), encoding="utf-8")
+
+
+def write_embeddings(path: Path, tokens: np.ndarray, embeddings: np.ndarray) -> str:
+    """Writes token ids `[N,77]` and their embeddings `[N,77,D]`, and gives the file's SHA-256."""
+    data = save({"tokens": tokens.astype(np.int64), "embeddings": embeddings.astype(np.float32)})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def write(folder: Path, manifest: dict, graphs: dict[str, onnx.ModelProto], extra: dict[str, str]) -> None:
-    """Writes `folder` at once: it is complete or it is what it was before. `extra` maps file names to texts."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        work.chmod(0o755)
-        entries = {}
+    """Writes a bundle of graphs that hold their weights. `extra` maps names of further files to texts."""
+    with staged(folder) as work:
+        files = {}
         for role, graph in graphs.items():
             onnx.checker.check_model(graph)
             data = graph.SerializeToString(deterministic=True)
             (work / f"{role}.onnx").write_bytes(data)
-            entries[role] = {"file": f"{role}.onnx", "sha256": hashlib.sha256(data).hexdigest()}
-        (work / "bundle.toml").write_text(toml({**manifest, "graphs": entries}), encoding="utf-8")
+            files[role] = {f"{role}.onnx": hashlib.sha256(data).hexdigest()}
+        write_manifest(work, manifest, files)
         for name, text in extra.items():
             (work / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            old = work.with_suffix(".old")
-            os.replace(folder, old)
-            os.replace(work, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise

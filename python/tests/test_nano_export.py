@@ -73,8 +73,3 @@ def test_failed_write_leaves_the_old_bundle(tmp_path, built):
         bundle.write(target, export.manifest("2"), {**built, "denoiser": broken}, {})
     assert 'version = "1"' in (target / "bundle.toml").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["nano"]
-
-
-def test_toml_escapes_text():
-    tables = {"a": 'quote " backslash \\ line\nend', "b": True, "t": {"c": -1.5, "u": {"d": 3}}}
-    assert tomllib.loads(bundle.toml(tables)) == tables

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MPL-2.0
+"""STAR's autoencoder and text encoder in PyTorch against the official names and results."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from starsr.ops.torch_ops import TorchOps
+from starsr.star import text, vae
+from starsr.star.text import TextConfig, encode_text, tokenize
+
+
+def test_full_size_vae_has_the_official_names_and_shapes(reference):
+    official = json.loads((reference / "vae_keys.json").read_text(encoding="utf-8"))
+    assert {name: list(p.shape) for name, p in vae.declared_parameters().items()} == official
+
+
+def test_full_size_text_encoder_has_the_official_names_and_shapes(reference):
+    official = json.loads((reference / "text_encoder_keys.json").read_text(encoding="utf-8"))
+    declared = {name: list(p.shape) for name, p in text.declared_parameters().items()}
+    unused = official.keys() - declared.keys()
+    assert declared == {name: shape for name, shape in official.items() if name not in unused}
+    # The last block and what comes behind it play no part in the penultimate features.
+    assert all(name in ("text_projection", "logit_scale") or ".23." in name for name in unused)
+
+
+@torch.no_grad()
+def test_golden_vae(reference, golden_vae):
+    config, weights = golden_vae
+    io, ops = load_file(reference / "golden_vae" / "io.safetensors"), TorchOps(weights)
+    mean, deviation = vae.encode(ops, io["img"], config)
+    torch.testing.assert_close(mean / config.scaling_factor, io["mean"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(deviation / config.scaling_factor, io["std"], atol=1e-4, rtol=0)
+    decoded = [name for name in io if name.startswith("dec")]
+    assert decoded
+    for name in decoded:
+        latents = io["z"][: int(name.removeprefix("dec"))] * config.scaling_factor
+        torch.testing.assert_close(vae.decode(ops, latents, config), io[name], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_golden_text_embedding(reference):
+    folder = reference / "golden_text"
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = TextConfig(sizes["width"], sizes["heads"], sizes["layers"])
+    weights = {name: t.float() for name, t in load_file(folder / "tiny_text.f16.safetensors").items()}
+    io = load_file(folder / "tiny_text_io.safetensors")
+    torch.testing.assert_close(encode_text(TorchOps(weights), io["tokens"], config), io["penultimate"], atol=1e-4, rtol=0)
+
+
+def test_golden_text_tokens(reference):
+    cases = json.loads((reference / "golden_text" / "tokens.json").read_text(encoding="utf-8"))
+    assert {name: tokenize(c["text"]).tolist() for name, c in cases.items()} == {name: c["ids"] for name, c in cases.items()}
+
+
+def test_official_prompts(reference):
+    cases = json.loads((reference / "golden_text" / "tokens.json").read_text(encoding="utf-8"))
+    assert cases["negative"]["text"] == text.NEGATIVE
+    assert cases["default_cli+pos"]["text"] == text.DEFAULT + text.SUFFIX
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_decoded_frames_know_their_group_only(golden_vae, frames):
+    """What overlapped groups rest on: a group's result depends on its own frames and their number, not on the batch."""
+    config, weights = golden_vae
+    ops = TorchOps(weights)
+    latents = torch.randn((frames, 4, 5, 8), generator=torch.Generator().manual_seed(0))
+    changed = latents.clone()
+    changed[-1] += 1
+    before, after = vae.decode(ops, latents, config), vae.decode(ops, changed, config)
+    assert (before[-1] - after[-1]).abs().max() > 1e-3
+    if frames > 1:
+        assert (before[0] - after[0]).abs().max() > 1e-6
