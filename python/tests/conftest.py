@@ -46,39 +46,25 @@ def media() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_star():
-    """Configuration and weights of the small networks of `golden_small`."""
-    from safetensors.torch import load_file
+def golden_networks():
+    """Weights of the reference's small networks and autoencoder, and their sizes."""
+    from starsr.star.small import read_networks
 
-    from starsr.star.network import StarConfig
-
-    small = folder("STARSR_REFERENCE", "star") / "golden_small"
-    sizes = json.loads((small / "config.json").read_text(encoding="utf-8"))["constructor_args"]
-    config = StarConfig(
-        in_dim=sizes["in_dim"],
-        out_dim=sizes["out_dim"],
-        dim=sizes["dim"],
-        dim_mult=tuple(sizes["dim_mult"]),
-        num_res_blocks=sizes["num_res_blocks"],
-        attention_levels=len(sizes["attn_scales"]),
-        head_dim=sizes["head_dim"],
-        num_heads=sizes["num_heads"],
-        context_dim=sizes["context_dim"],
-    )
-    weights = load_file(small / "state_dict.f16.safetensors")
-    return config, {name: tensor.float() for name, tensor in weights.items()}
+    return read_networks(folder("STARSR_REFERENCE", "star"))
 
 
 @pytest.fixture(scope="session")
-def golden_vae():
+def golden_star(golden_networks):
+    """Configuration and weights of the small networks of `golden_small`."""
+    star, _, config, _ = golden_networks
+    return config, star
+
+
+@pytest.fixture(scope="session")
+def golden_vae(golden_networks):
     """Configuration and weights of the small autoencoder of `golden_vae`."""
-    from safetensors.torch import load_file
-
-    from starsr.star.vae import VaeConfig
-
-    small = folder("STARSR_REFERENCE", "star") / "golden_vae"
-    config = VaeConfig.of(json.loads((small / "config.json").read_text(encoding="utf-8"))["config"])
-    return config, {name: tensor.float() for name, tensor in load_file(small / "vae.f16.safetensors").items()}
+    _, vae, _, config = golden_networks
+    return config, vae
 
 
 @pytest.fixture
