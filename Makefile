@@ -35,14 +35,17 @@ upscale: build ## upscale INPUT to OUTPUT (without INPUT: a sample clip), with t
 	  $(UPSCALE) --force $(ARGS) -- $(SAMPLE) "$${OUTPUT:-sample-upscaled.mp4}"; \
 	fi
 
-.PHONY: test test-rust test-python
+.PHONY: test test-rust test-python small-reference
 test: test-rust test-python ## run all tests
 
-test-rust: build ## run the Rust tests, with cargo's arguments in ARGS
+test-rust: build small-reference ## run the Rust tests, with cargo's arguments in ARGS
 	cargo test --release --locked $(ARGS)
 
 test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
-	PYTHONPATH=python $(PYTHON) -m pytest -q python/tests $(ARGS)
+	$(PYTHON) -m pytest -q python/tests $(ARGS)
+
+small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE
+	@$(PYTHON) -m starsr.star.small --output $(CACHE)/small
 
 .PHONY: build
 build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model bundle nano beside it
@@ -67,8 +70,15 @@ lint: system ## check format, lints and the commands in README.md
 .PHONY: nano
 nano: $(VENV)/requirements ## train on the media in MEDIA for MINUTES (120) and export the bundle to models/nano
 	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [MINUTES=120]" >&2; exit 2; }
-	PYTHONPATH=python $(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
-	PYTHONPATH=python $(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
+	$(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
+	$(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
+
+.PHONY: export rehearse
+export: $(VENV)/requirements ## convert STAR's released weights into a model bundle, with starsr-export's options in ARGS
+	$(VENV)/bin/starsr-export $(ARGS)
+
+rehearse: $(VENV)/requirements ## convert and run random weights of STAR's true size (12 GB of disk), with options in ARGS
+	$(PYTHON) -m starsr.star.rehearse $(ARGS)
 
 .PHONY: install uninstall
 install: build ## install into GStreamer's plugin folder (below DESTDIR)
@@ -97,8 +107,9 @@ system:
 $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(RUNTIME)
 
-$(VENV)/requirements: python/requirements.txt | system
+$(VENV)/requirements: python/requirements.txt python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.txt"
 	@python3 -m venv $(VENV)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.txt
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable python
 	@touch $@

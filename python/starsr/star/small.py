@@ -3,6 +3,7 @@
 the runs of `golden_e2e`, and longer clips restored by `starsr.star.pipeline`, all with their noise."""
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from starsr.star.pipeline import Noise, Pipeline, Sampling, evaluation_points
 from starsr.star.vae import VaeConfig
 from starsr.star.weights import Arrays
 
+INDEX = "index.json"
 #: Frames of the clips made here: more than a window in one, and four windows.
 CLIPS = {"one_window": 36, "four_windows": 78}
 #: A random network amplifies a rounding error to the whole range in 14 evaluations; with its last layer scaled down it does not.
@@ -134,9 +136,15 @@ class Folder:
         result = pipeline.upscale(tensors["lr_u8"].numpy(), y, y_neg, noise_of(tensors), sampling)
         self.add(name, TAME, minimum, sampling, tensors, result.fixed)
 
-    def finish(self) -> None:
-        """Writes the index."""
-        (self.path / "index.json").write_text(json.dumps({"cases": self.cases}, indent=1), encoding="utf-8")
+
+def fingerprint(reference: Path) -> str:
+    """A hash of all that the folder is made of: the references and the code."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    folders = [reference / part for part in ("golden_small", "golden_vae", "golden_e2e")]
+    for folder in [*folders, package / "star", package / "ops"]:
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def fill(path: Path, reference: Path) -> None:
@@ -154,7 +162,9 @@ def fill(path: Path, reference: Path) -> None:
     for name, frames in CLIPS.items():
         folder.add_clip(name, frames, y, y_neg)
         print(f"restored {name}, {frames} frames")
-    folder.finish()
+    (path / INDEX).write_text(
+        json.dumps({"fingerprint": fingerprint(reference), "cases": folder.cases}, indent=1), encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -163,6 +173,12 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=Path(default), help="reference folder (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write, replaced when complete")
     options = parser.parse_args()
+    index = options.output / INDEX
+    if not options.reference.is_dir():
+        print(f"{options.reference} is missing: set STARSR_REFERENCE to the folder with the reference files")
+        return
+    if index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(options.reference):
+        return
     with bundle.staged(options.output) as work:
         fill(work, options.reference)
     print(f"wrote {options.output}")
