@@ -46,7 +46,8 @@ def exported(sources, tmp_path_factory):
     folders = {}
     for precision in ("fp32", "fp16", "bf16"):
         folders[precision] = tmp_path_factory.mktemp("bundles") / f"star-{precision}"
-        assert export.main([*sources, "--output", str(folders[precision]), "--precision", precision], STAR) == 0
+        both = ["--precision", precision, "--vae-precision", precision]
+        assert export.main([*sources, "--output", str(folders[precision]), *both], STAR) == 0
     return folders
 
 
@@ -110,7 +111,8 @@ def test_golden_vae_in_onnx_runtime(reference, golden_vae, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_verify_compares_every_graph(exported, sources, precision, capsys, tmp_path):
     output = tmp_path / "bundle"
-    assert export.main([*sources, "--output", str(output), "--precision", precision, "--verify"], STAR) == 0
+    both = ["--precision", precision, "--vae-precision", precision]
+    assert export.main([*sources, "--output", str(output), *both, "--verify"], STAR) == 0
     printed = capsys.readouterr().out
     print(printed)
     assert all(f"{role} " in printed and "differs from PyTorch by" in printed for role in ROLES)

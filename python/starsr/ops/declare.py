@@ -175,14 +175,14 @@ class Declare:
         """Channels `start..end` of `[N,C,h,w]`."""
 
     def scale(self, x, factor):
-        """Product with a number."""
+        """Product with a number, in 32 bits."""
 
     def weigh(self, x, name):
         """Product with the logistic function of the parameter `name`, `[1]`."""
         self._declare(name, Parameter((1,), constant=0.5))
 
     def deviation(self, x):
-        """Standard deviation of a log-variance, which is clamped to [-30,20]."""
+        """Standard deviation of a log-variance, which is clamped to [-30,20], in 32 bits."""
 
     def lookup(self, tokens, name, rows, width):
         """Rows of the parameter `name` `[rows,width]`: tokens `[B,T]` to `[B,T,width]`."""

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from starsr.ops.onnx_graph import OnnxGraph, numpy_type
+from starsr.ops.onnx_graph import OnnxGraph
 
 
 class OnnxOps(OnnxGraph):
@@ -61,7 +61,8 @@ class OnnxOps(OnnxGraph):
 
     def group_norm(self, x, name, channels, groups=32, eps=1e-5):
         # As an instance norm of the groups: it has a kernel everywhere and does not cancel as GroupNormalization may.
-        ones, zeros = self.array(f"ones_{groups}", np.ones(groups, np.float32)), self.array(f"zeros_{groups}", np.zeros(groups, np.float32))
+        ones = self.array(f"ones_{groups}", np.ones(groups, np.float32))
+        zeros = self.array(f"zeros_{groups}", np.zeros(groups, np.float32))
         grouped = self.node("Reshape", self.precise(x), self.integers(0, groups, -1))
         normed = self.node("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
         normed = self.node("Reshape", normed, self._dimensions(x, 0, 4))
@@ -153,8 +154,9 @@ class OnnxOps(OnnxGraph):
         return self.node("Reshape", joined, self._dimensions(like, 0, 4))
 
     def video(self, x, channels, clip=None):
-        sizes = [self._dimensions(clip, 0, 1), self._dimensions(clip, 2, 3)] if clip else [self.integers(1), self._dimensions(x, 0, 1)]
-        flat = self.node("Reshape", x, self._shape(*sizes, self.integers(channels, -1)))
+        batch = self._dimensions(clip, 0, 1) if clip else self.integers(1)
+        frames = self._dimensions(clip, 2, 3) if clip else self._dimensions(x, 0, 1)
+        flat = self.node("Reshape", x, self._shape(batch, frames, self.integers(channels, -1)))
         return self.node("Transpose", flat, perm=[0, 2, 1, 3])
 
     def frames(self, x, like):
@@ -218,14 +220,13 @@ class OnnxOps(OnnxGraph):
         return self.node("Slice", x, self.integers(start), self.integers(end), self.integers(1))
 
     def scale(self, x, factor):
-        value = np.array(factor, numpy_type(self.element))
-        return self.mul(x, self.array(f"factor_{factor:g}", value))
+        return self.mul(x, self.array(f"factor_{factor:g}", np.array(factor, np.float32)))
 
     def weigh(self, x, name):
         return self.mul(x, self.weight(name, (1,), lambda w: 1 / (1 + np.exp(-w)), ".sigmoid"))
 
     def deviation(self, x):
-        low, high = (self.array(f"limit_{v}", np.array(v, numpy_type(self.element))) for v in (-30, 20))
+        low, high = (self.array(f"limit_{v}", np.array(v, np.float32)) for v in (-30, 20))
         return self.node("Exp", self.scale(self.node("Clip", x, low, high), 0.5))
 
     def lookup(self, tokens, name, rows, width):
