@@ -89,7 +89,9 @@ def test_golden_small_taps(reference, golden_star, name):
     _, v = run(ops, case, config)
     worst = max(ops.differences, key=ops.differences.get)
     difference = float((v - case["v"]).abs().max())
-    print(f"golden_small case {name}: {len(ops.differences)} taps, worst {worst} {ops.differences[worst]:.1e}, v {difference:.1e}")
+    print(
+        f"golden_small case {name}: {len(ops.differences)} taps, worst {worst} {ops.differences[worst]:.1e}, v {difference:.1e}"
+    )
     assert ops.differences.keys() == expected.keys()
     assert ops.differences[worst] <= 2e-5
     assert difference <= 1e-4

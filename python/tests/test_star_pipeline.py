@@ -71,14 +71,16 @@ def test_golden_e2e_from_frames_to_frames(run):
     if listed["out2_scale"] == 1.0:
         # Only up to the first evaluation: see the test above.
         padded = pipeline.upscale(
-            tensors["lr_u8"].numpy(), tensors["y"], tensors["y_neg"], noise_of(tensors), Sampling("normal", 1, guidance_scale=1.0)
+            tensors["lr_u8"].numpy(),
+            tensors["y"],
+            tensors["y_neg"],
+            noise_of(tensors),
+            Sampling("normal", 1, guidance_scale=1.0),
         )
         assert largest(padded.padded, tensors["padded"]) <= 1e-5
         assert largest(padded.hint, tensors["z_lr"]) <= 1e-4
         return
-    result = pipeline.upscale(
-        tensors["lr_u8"].numpy(), tensors["y"], tensors["y_neg"], noise_of(tensors), sampling_of(listed)
-    )
+    result = pipeline.upscale(tensors["lr_u8"].numpy(), tensors["y"], tensors["y_neg"], noise_of(tensors), sampling_of(listed))
     differences = {
         "canvas": largest(result.padded, tensors["padded"]),
         "hint": largest(result.hint, tensors["z_lr"]),

@@ -197,4 +197,5 @@ class Declare:
         return x
 
     def attention(self, q, k, v, heads, causal=False):
-        """Scaled dot-product attention of tokens `[N,T,C]` over `heads`, as one fused operation; `causal` hides later tokens."""
+        """Scaled dot-product attention of tokens `[N,T,C]` over `heads`, as one fused operation; `causal` hides later
+        tokens."""

@@ -180,7 +180,9 @@ class OnnxOps(OnnxGraph):
         return self.node("Reshape", flat, shape)
 
     def token_video(self, tokens, channels, like):
-        shape = self._shape(self._dimensions(like, 0, 1), self.integers(-1), self._dimensions(like, 2, 3), self.integers(channels))
+        shape = self._shape(
+            self._dimensions(like, 0, 1), self.integers(-1), self._dimensions(like, 2, 3), self.integers(channels)
+        )
         return self.node("Transpose", self.node("Reshape", tokens, shape), perm=[0, 3, 2, 1])
 
     def tokens(self, x):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 class TorchOps:
     """Primitive operations on tensors; `parameters` maps names to tensors. Tensors that pass a `tap` are kept in `taps` where
-    that is a dict; `dtype` is the precision of the network where its parameters are not in 32 bits. See `Declare` for the meaning of each operation."""
+    that is a dict; `dtype` is the precision of the network where its parameters are not in 32 bits. See `Declare` for the
+    meaning of each operation."""
 
     def __init__(self, parameters, taps: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
         self.parameters = parameters

@@ -104,7 +104,8 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise BundleError(
-            f"{place} has {free / 1e9:.1f} GB left, but the bundle needs {needed / 1e9:.1f} GB: free some space, or choose another --output"
+            f"{place} has {free / 1e9:.1f} GB left, but the bundle needs {needed / 1e9:.1f} GB: free some space, or choose "
+            "another --output"
         )
 
 
@@ -155,8 +156,8 @@ def export(options: argparse.Namespace, config: StarConfig = StarConfig()) -> No
     tower = load_text_encoder(options.text_encoder)
     if tower.config.width != config.context_dim:
         raise WeightsError(
-            f"{options.text_encoder} gives embeddings of width {tower.config.width}, but {options.checkpoint} takes {config.context_dim}: "
-            f"take the text encoder {TEXT_ENCODER}"
+            f"{options.text_encoder} gives embeddings of width {tower.config.width}, but {options.checkpoint} takes "
+            f"{config.context_dim}: take the text encoder {TEXT_ENCODER}"
         )
     graphs = {
         **vae_graphs(Arrays(vae.state_dict()), vae_config, options.vae_precision),
@@ -193,11 +194,26 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--checkpoint", type=Path, required=True, help="STAR's checkpoint on I2VGen-XL, light_deg.pt or heavy_deg.pt")
     add("--vae", default=VAE, help="autoencoder: a local folder or a repository of the hub (%(default)s)")
-    add("--text-encoder", default=TEXT_ENCODER, help="text encoder: a local file or folder, or a repository of the hub (%(default)s)")
+    add(
+        "--text-encoder",
+        default=TEXT_ENCODER,
+        help="text encoder: a local file or folder, or a repository of the hub (%(default)s)",
+    )
     add("--output", type=Path, required=True, help="folder of the bundle, which appears when it is complete")
-    add("--precision", choices=PRECISIONS, default="fp16", help="of networks and text encoder: fp16 and bf16 for GPUs, fp32 for the CPU (%(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp16",
+        help="of networks and text encoder: fp16 and bf16 for GPUs, fp32 for the CPU (%(default)s)",
+    )
     add("--vae-precision", choices=PRECISIONS, default="fp32", help="of the autoencoder, which fp16 may overflow (%(default)s)")
-    add("--canvas", choices=["official", "compact"], default="official", help="official: frames are padded with white to 1280x720 at least, as by the authors; compact: as little as possible, which saves time on small frames (%(default)s)")
+    add(
+        "--canvas",
+        choices=["official", "compact"],
+        default="official",
+        help="official: frames are padded with white to 1280x720 at least, as by the authors; compact: as little as possible, "
+        "which saves time on small frames (%(default)s)",
+    )
     add("--no-text-encoder", action="store_true", help="leave the text encoder out: only the default prompts work")
     add("--name", help="name in the manifest (the output folder's)")
     add("--version", default="1", help="version in the manifest (%(default)s)")
@@ -215,7 +231,11 @@ def main(arguments: list[str] | None = None, config: StarConfig = StarConfig()) 
         print(f"starsr-export: {e}", file=sys.stderr)
         return 1
     except OSError as e:
-        remedy = "free some space, or choose another --output" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
+        remedy = (
+            "free some space, or choose another --output"
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            else "check the folder"
+        )
         print(f"starsr-export: {options.output} could not be written: {e.strerror or e}; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -25,8 +25,8 @@ CONTROLNET = "VideoControlNet."
 class StarConfig:
     """Sizes of the networks. The defaults are those of the released checkpoints.
 
-    `dim` times `dim_mult` are the channels of the levels, of which the first `attention_levels` have transformers; `head_dim` is
-    the size of an attention head, of which the first transformer has `num_heads` and the others as many as their channels
+    `dim` times `dim_mult` are the channels of the levels, of which the first `attention_levels` have transformers; `head_dim`
+    is the size of an attention head, of which the first transformer has `num_heads` and the others as many as their channels
     allow; `context_dim` is the width of the text embedding. `liem_position` is one of `POSITIONS`; `spatial_liem` and
     `temporal_liem` switch the gates of the spatial and the temporal transformers."""
 
@@ -120,7 +120,7 @@ def res_block(ops, name, x, e, clip, config, cin, cout):
 
 
 def attention(ops, name, x, context, config, cin, inner, clip=None):
-    """Attention of tokens `x` to tokens `context` `[.,.,cin]`. With `clip` the context is one for all frames of a batch entry."""
+    """Attention of tokens `x` to tokens `context` `[.,.,cin]`. With `clip` all frames of a batch entry share one context."""
     q = ops.linear(x, f"{name}.to_q", inner, inner, bias=False)
     k, v = (ops.linear(context, f"{name}.to_{part}", cin, inner, bias=False) for part in "kv")
     heads = inner // config.head_dim
@@ -239,8 +239,8 @@ def encoder(ops, prefix, x, e, text, clip, config, hint=None):
 
 
 def controlnet(ops, x, t, hint, text, config=StarConfig()):
-    """Controls for `denoiser`, `[B*F,C,h,w]` each (`StarConfig.controls`), from noisy latents `x` and low-quality latents `hint`
-    `[B,4,F,h,w]`, timesteps `t` `[B]` and the text embedding `[B,77,context_dim]`."""
+    """Controls for `denoiser`, `[B*F,C,h,w]` each (`StarConfig.controls`), from noisy latents `x` and low-quality latents
+    `hint` `[B,4,F,h,w]`, timesteps `t` `[B]` and the text embedding `[B,77,context_dim]`."""
     e, text = embeddings(ops, CONTROLNET, t, text, x, config)
     folded = ops.compute(ops.fold_frames(hint, config.in_dim))
     guide = ops.conv(folded, f"{CONTROLNET}input_hint_block", config.in_dim, config.dim)
@@ -298,14 +298,14 @@ class Star(nn.Module):
             place.register_parameter(leaf, nn.Parameter(tensor))
 
     def forward(self, x, t, hint, text):
-        """Velocity `v` `[B,4,F,h,w]` from noisy latents, timesteps `[B]`, hint latents and text embedding `[B,77,context_dim]`."""
+        """Velocity `v` `[B,4,F,h,w]` from noisy latents, timesteps `[B]`, hint latents and embedding `[B,77,context_dim]`."""
         ops = TorchOps(dict(self.named_parameters()), dtype=self.get_parameter("out.2.weight").dtype)
         controls = controlnet(ops, x, t, hint, text, self.config)
         return denoiser(ops, x, t, text, controls, self.config)
 
 
 def load_official(model: Star, state: dict[str, torch.Tensor]) -> None:
-    """Copies official weights into `model`; raises `ValueError` that says which are missing, superfluous or of another shape."""
+    """Copies official weights into `model`; raises `ValueError` that says which are missing, unknown or of another shape."""
     check_names(model.config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     model.load_state_dict(state, strict=True)
 
@@ -328,6 +328,10 @@ def compare_names(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int
         for name in wanted.keys() & found.keys()
         if tuple(found[name]) != tuple(wanted[name])
     ]
-    parts = [f"{len(names)} {word}: {some(names)}" for word, names in (("missing", missing), ("unknown", extra), ("of another shape", other)) if names]
+    parts = [
+        f"{len(names)} {word}: {some(names)}"
+        for word, names in (("missing", missing), ("unknown", extra), ("of another shape", other))
+        if names
+    ]
     if parts:
         raise ValueError(f"these are not the tensors of {what}: " + "; ".join(parts))

@@ -21,8 +21,8 @@ DECODE_GROUP = 3
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampler: `mode` `fast` (14 evaluations) or `normal` (`steps` evaluations), noise levels used, guidance and
-    frames in a window, of which neighbours share half."""
+    """Settings of the sampler: `mode` `fast` (14 evaluations) or `normal` (`steps` evaluations), noise levels used, guidance
+    and frames in a window, of which neighbours share half."""
 
     mode: str = "fast"
     steps: int = 15

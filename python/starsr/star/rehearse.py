@@ -82,8 +82,8 @@ def run_once(path: Path, sizes: dict[str, int]) -> None:
     ran = time.monotonic()
     finite = all(np.isfinite(r).all() for r in results)
     print(
-        f"{path.stem}: loaded in {loaded - start:.1f} s, ran in {ran - loaded:.1f} s, peak memory {export.peak_memory():.1f} GB, "
-        f"{len(results)} results, {'finite' if finite else 'NOT FINITE'}"
+        f"{path.stem}: loaded in {loaded - start:.1f} s, ran in {ran - loaded:.1f} s, peak memory "
+        f"{export.peak_memory():.1f} GB, {len(results)} results, {'finite' if finite else 'NOT FINITE'}"
     )
     if not finite:
         sys.exit(1)
@@ -91,7 +91,9 @@ def run_once(path: Path, sizes: dict[str, int]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m starsr.star.rehearse", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where to put weights and bundle, some 12 GB, and leave them (a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put weights and bundle, some 12 GB, and leave them (a temporary folder)"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the exported networks (%(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare every graph with PyTorch as well")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Small bundles and clips for the plugin's own tests: the networks of the reference folder (`golden_small`, `golden_vae`) as a bundle,
-the runs of `golden_e2e`, and longer clips restored by `starsr.star.pipeline`, all with their noise."""
+"""Small bundles and clips for the plugin's own tests: the networks of the reference folder (`golden_small`, `golden_vae`) as a
+bundle, the runs of `golden_e2e`, and longer clips restored by `starsr.star.pipeline`, all with their noise."""
 
 import argparse
 import hashlib
@@ -23,7 +23,7 @@ from starsr.star.weights import Arrays
 INDEX = "index.json"
 #: Frames of the clips made here: more than a window in one, and four windows.
 CLIPS = {"one_window": 36, "four_windows": 78}
-#: A random network amplifies a rounding error to the whole range in 14 evaluations; with its last layer scaled down it does not.
+#: A random network amplifies rounding to the whole range in 14 evaluations; with its last layer scaled down it does not.
 TAME = 1 / 512
 
 
@@ -56,9 +56,7 @@ def scaled(star: dict, factor: float) -> dict:
 
 def sampling_of(run: dict) -> Sampling:
     """The settings of a run of `golden_e2e/index.json`."""
-    return Sampling(
-        run["mode"], run["steps"], 900, run["guide_scale"], run["guide_rescale"], run["max_chunk_len"]
-    )
+    return Sampling(run["mode"], run["steps"], 900, run["guide_scale"], run["guide_rescale"], run["max_chunk_len"])
 
 
 def noise_of(tensors: dict) -> Noise:
@@ -75,7 +73,8 @@ class Folder:
         self.cases: dict[str, dict] = {}
 
     def bundle(self, factor: float, minimum: tuple[int, int], y: torch.Tensor, y_neg: torch.Tensor) -> str:
-        """Writes the networks as a bundle, once for each kind, and gives its name. `minimum` are height and width of the least canvas."""
+        """Writes the networks as a bundle, once for each kind, and gives its name. `minimum` are height and width of the least
+        canvas."""
         name = f"bundle-{factor:g}-{minimum[0]}x{minimum[1]}"
         if (self.path / name).exists():
             return name

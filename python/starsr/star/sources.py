@@ -58,8 +58,8 @@ def _explained(source: str, what: str, download: str):
     except Exception as e:
         reason = " ".join(str(e).split())[:240] or type(e).__name__
         raise WeightsError(
-            f"the {what} {source} could not be loaded ({reason}). Name an existing local folder, or a repository that the hub has and "
-            f"this machine can reach; elsewhere `{download}` fetches it into a folder"
+            f"the {what} {source} could not be loaded ({reason}). Name an existing local folder, or a repository that the hub "
+            f"has and this machine can reach; elsewhere `{download}` fetches it into a folder"
         ) from e
 
 
@@ -77,7 +77,9 @@ def load_vae(source: str):
         place = folder / (subfolder or "")
         kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
         if kind != "AutoencoderKLTemporalDecoder":
-            raise WeightsError(f"{place} holds a {kind}, but STAR's autoencoder is an AutoencoderKLTemporalDecoder: take that of {VAE}")
+            raise WeightsError(
+                f"{place} holds a {kind}, but STAR's autoencoder is an AutoencoderKLTemporalDecoder: take that of {VAE}"
+            )
         variants = ["fp16"] if any(place.glob("*.fp16.*")) else [None]
     elif folder.exists():
         raise WeightsError(f"{folder} is a file: name the folder that holds it and config.json")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Compares the graphs of a STAR bundle with PyTorch: the networks with `starsr.star.network`, the others with the libraries that
-own them."""
+"""Compares the graphs of a STAR bundle with PyTorch: the networks with `starsr.star.network`, the others with the libraries
+that own them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from starsr.star.sources import TextTower, embed_with
 from starsr.star.vae import VaeConfig
 from starsr.star.weights import Floats, Weights, WeightsError
 
-#: Root mean square of the difference over that of the reference which a faithful graph stays below. Random networks amplify what
-#: 16 bits round away far more than trained ones.
+#: Root mean square of the difference over that of the reference which a faithful graph stays below. Small random networks
+#: amplify what 16 bits round away.
 LIMITS = {"fp32": 1e-3, "fp16": 8e-2, "bf16": 4e-1}
 #: Batch, frames, height and width of latents.
 SHAPES = [(1, 2, 10, 8), (2, 3, 18, 16)]
