@@ -42,7 +42,7 @@ def write_random_sources(folder: Path, star: StarConfig, vae: VaeConfig, tower: 
         scaling_factor=vae.scaling_factor,
     ).half().save_pretrained(folder / VAE, variant="fp16")
     place = folder / TEXT_ENCODER
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     save_file(random_halves(text.declared_parameters(tower)), place / HF_SAFE_WEIGHTS_NAME)
     sizes = {"width": tower.width, "heads": tower.heads, "layers": tower.layers}
     (place / HF_CONFIG_NAME).write_text(json.dumps({"model_cfg": {"text_cfg": sizes}}), encoding="utf-8")
