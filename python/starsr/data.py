@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from starsr.degrade import SCALE, degrade, draw
+from starsr.degradation import first_order, kernels, second_order
+from starsr.degradation.second_order import PRESETS, SCALE
 
 PHOTO_SUFFIXES = {".webp", ".png", ".jpg"}
 VIDEO_SUFFIXES = {".mp4", ".mkv"}
@@ -82,9 +83,16 @@ class Clips(IterableDataset):
         videos = [v for v in videos if min(v.shape[1:3]) >= self.side * SCALE and len(v) >= self.frames]
         while True:
             high = self._clip(photos, videos, rng)
-            clip = torch.from_numpy(high).permute(0, 3, 1, 2).float() / 255
-            low = degrade(clip, draw(rng), rng)
+            low = self._degrade(torch.from_numpy(high).permute(0, 3, 1, 2).float() / 255, rng)
             yield torch.from_numpy(low.copy()), torch.from_numpy(high)
+
+    def _degrade(self, clip: torch.Tensor, rng) -> np.ndarray:
+        kind = rng.choice(["clean", "first", "light", "heavy"], p=[0.1, 0.2, 0.35, 0.35])
+        if kind == "clean":
+            return second_order.to_bytes(second_order.resize(clip, (self.side, self.side), str(rng.choice(second_order.MODES))))
+        if kind == "first":
+            return first_order.degrade(clip, first_order.draw(rng), rng)
+        return second_order.degrade(clip, PRESETS[kind], rng)
 
     def _clip(self, photos, videos, rng) -> np.ndarray:
         size = self.side * SCALE
@@ -100,6 +108,10 @@ class Clips(IterableDataset):
                 other = pan(photos[rng.integers(len(photos))], self.frames, (size, size), rng, 1.5)
                 cut = rng.integers(1, self.frames)
                 high = np.concatenate([high[:cut], other[cut:]])
+        if rng.random() < 0.12:
+            # What is out of focus must stay so.
+            kernel = kernels.gaussian(13, (rng.uniform(0.7, 3),) * 2, 0.0).expand(len(high), -1, -1)
+            high = second_order.to_bytes(kernels.blur(second_order.from_bytes(high), kernel))
         if rng.random() < 0.25:
             gain, gamma = rng.uniform(0.2, 1.0), rng.uniform(0.7, 1.6)
             table = np.rint(255 * gain * (np.arange(256) / 255) ** gamma).astype(np.uint8)

@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from starsr.data import PHOTO_SUFFIXES, find, is_held_out, pan, read_photo, read_video
-from starsr.degrade import Degradation, degrade, draw
+from starsr.degradation.first_order import Degradation, degrade, draw
 from starsr.reference import Bundle
 from starsr.resize import bicubic
 

@@ -43,3 +43,11 @@ def v_loss(predicted: Tensor, target: Tensor, sigma: Tensor, floor: float = 0.7)
 def df_weight(t: Tensor) -> Tensor:
     """`b(t) = 1 - t / t_max` (paper, equation 2)."""
     return 1 - t / T_MAX
+
+
+def grid_loss(predicted: Tensor, target: Tensor, period: int = 4) -> Tensor:
+    """Energy per sample `[B]` of the part of the error of pixels `[B,F,3,H,W]` that repeats every `period` pixels in both directions: a
+    grid, which a network that writes blocks of pixels leaves behind."""
+    error = (predicted - target).mean((1, 2))
+    phases = error.unflatten(2, (-1, period)).unflatten(1, (-1, period)).mean((1, 3))
+    return (phases - phases.mean((1, 2), keepdim=True)).square().mean((1, 2))

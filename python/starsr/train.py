@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from starsr.data import Clips
-from starsr.losses import df_loss, df_weight, v_loss
+from starsr.losses import df_loss, df_weight, grid_loss, v_loss
 from starsr.nano.network import CHANNELS, Nano, decode, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.resize import bicubic
@@ -88,14 +88,15 @@ def objective(model: Nano, low, high, deviation, alphas, sigmas, generator, star
     velocity = v_loss(v, (a * x - clean) / s, s.flatten())
     frequency = df_weight(t) * df_loss(pixels, high, t)
     pixel = (((pixels - high) ** 2 + 1e-6).sqrt()).mean((1, 2, 3, 4))
-    loss = (0.25 * velocity + 8 * pixel + frequency).mean()
+    grid = grid_loss(pixels, high)
+    loss = (0.25 * velocity + 8 * pixel + frequency + 400 * grid).mean()
     start = pixels[at_start] if at_start.any() else pixels
     reference = high[at_start] if at_start.any() else high
     upscaled = bicubic(low).clamp(0, 1)
     upscaled = upscaled[at_start] if at_start.any() else upscaled
     errors = [(picture - reference).square().mean((1, 2, 3, 4)).clamp(min=1e-7) for picture in (upscaled, start)]
     gain = 10 * torch.log10(errors[0] / errors[1])
-    return loss, {"v": velocity.mean(), "pixel": pixel.mean(), "df": frequency.mean(), "dB": gain.mean()}
+    return loss, {"v": velocity.mean(), "pixel": pixel.mean(), "df": frequency.mean(), "grid": 1e6 * grid.mean(), "dB": gain.mean()}
 
 
 def learning_rate(progress: float, peak: float) -> float:

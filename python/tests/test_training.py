@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from starsr import degrade as d
+from starsr.degradation import first_order as d
 from starsr.data import Clips, pan, read_photo
-from starsr.losses import df_loss, df_weight, low_pass, v_loss
+from starsr.losses import df_loss, df_weight, grid_loss, low_pass, v_loss
 from starsr.resize import bicubic
 
 
@@ -41,6 +41,14 @@ def test_v_loss_is_bounded_for_clean_timesteps():
     sigma = torch.tensor([0.01])
     error = v_loss(v * 0.1 / 0.01, torch.zeros_like(v), sigma)
     assert error < 0.1
+
+
+def test_grid_loss_sees_only_what_repeats():
+    clean = torch.rand(1, 2, 3, 64, 64)
+    pattern = torch.zeros(64, 64)
+    pattern[::4, ::4] = 0.1
+    assert grid_loss(clean + pattern, clean) > 20 * grid_loss(clean + 0.02 * torch.randn(clean.shape), clean)
+    assert grid_loss(clean + 0.3, clean) < 1e-10
 
 
 def test_bicubic_agrees_with_pillow_inside():
