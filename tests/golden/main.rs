@@ -4,12 +4,13 @@
 //!
 //! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and in `tests/data`:
 //! `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`, `make_chunks.json`, `pad_to_fit.json`,
-//! `color_fix.safetensors`) and `golden_e2e/`. To check further runs put them in such a folder:
+//! `color_fix.safetensors`), `golden_e2e/` and `golden_text/tokens.json`. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release --test golden -- --nocapture`
 
 mod reference;
 mod sampler;
 mod tables;
+mod text;
 
 use reference::{Report, folders};
 
@@ -56,4 +57,9 @@ fn color_fix() {
 #[test]
 fn end_to_end() {
     everywhere("golden_e2e", sampler::end_to_end);
+}
+
+#[test]
+fn tokens() {
+    everywhere("golden_text/tokens.json", text::tokens);
 }
