@@ -66,16 +66,6 @@ fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
     fixtures::with_graphs(&fixtures::text(), graphs)
 }
 
-/// The text bundle without its text encoder.
-fn without_encoder() -> tempfile::TempDir {
-    let copy = fixtures::copy_of(&fixtures::text());
-    fixtures::edit(copy.path(), |text| {
-        let (before, rest) = text.split_once("[graphs.text_encoder]").unwrap();
-        format!("{before}{}", &rest[rest.find("[graphs.controlnet]").unwrap()..])
-    });
-    copy
-}
-
 #[test]
 fn together_is_the_same_as_separately() {
     let mut engine = load(&fixtures::text()).unwrap();
@@ -133,7 +123,7 @@ fn half_precision_embeddings_and_bfloat16_controls() {
 #[test]
 fn known_prompts_need_no_encoder() {
     let mut with = load(&fixtures::text()).unwrap();
-    let bundle = without_encoder();
+    let bundle = fixtures::without_text_encoder();
     let mut without = load(bundle.path()).unwrap();
     assert!(with.has_text_encoder() && !without.has_text_encoder());
     let copy = fixtures::copy_of(&fixtures::text());
