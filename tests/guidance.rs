@@ -371,7 +371,7 @@ struct Sparse;
 
 impl Noise for Sparse {
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
-        out.fill(if step == POSTERIOR_STEP && frame % 3 == 0 { 1.0 } else { 0.0 });
+        out.fill(if step == POSTERIOR_STEP && frame.is_multiple_of(3) { 1.0 } else { 0.0 });
     }
 }
 

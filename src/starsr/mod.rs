@@ -153,7 +153,7 @@ pub enum GuidanceBatching {
     #[enum_value(name = "Together: as a batch of two", nick = "together")]
     Together = 1,
     /// One after the other.
-    #[enum_value(name = "Separate: one after the other, with half the memory", nick = "separate")]
+    #[enum_value(name = "Separate: one after the other, with less memory", nick = "separate")]
     Separate = 2,
 }
 
