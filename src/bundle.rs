@@ -10,7 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::model::Embedding;
+use crate::text::Ids;
 
+mod embeddings;
 mod manifest;
 
 use manifest::error;
@@ -82,6 +85,9 @@ impl Bundle {
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
         }
+        if let Some(data) = manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref()) {
+            verify(&root.join(&data.file), "prompts.embeddings", &data.sha256, cancel)?;
+        }
         Ok(Self { root: root.to_path_buf(), manifest })
     }
 
@@ -127,6 +133,15 @@ impl Bundle {
     /// The ONNX file of a role; `None` for a text encoder that is not there.
     pub fn graph(&self, role: Role) -> Option<PathBuf> {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
+    }
+
+    /// The prompts, as tokens, whose embeddings `[77,D]` the bundle brings along; of one `D`. None without
+    /// `prompts.embeddings`. Fails with [`Error::Bundle`](crate::error::Error::Bundle), which names the tensor.
+    pub fn embeddings(&self) -> Result<Vec<(Ids, Embedding)>> {
+        match self.manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref()) {
+            Some(data) => embeddings::read(&self.root.join(&data.file)),
+            None => Ok(Vec::new()),
+        }
     }
 }
 

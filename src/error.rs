@@ -86,6 +86,14 @@ pub enum Error {
         /// The cause as reported by ONNX Runtime.
         reason: String,
     },
+    /// A graph needs more memory than there is.
+    #[error("{graph} failed: {reason}. There is not enough memory: lower window-length, or set tile-size")]
+    Memory {
+        /// The graph's role in the bundle.
+        graph: String,
+        /// The cause as reported by ONNX Runtime.
+        reason: String,
+    },
     /// The running work was cancelled on request.
     #[error("cancelled")]
     Cancelled,

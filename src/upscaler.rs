@@ -2,7 +2,9 @@
 
 //! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade put together.
 
+mod groups;
 mod picture;
+mod settings;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,49 +13,25 @@ use ndarray::{Array3, Array4, Axis};
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
-use crate::color::ColorFix;
-use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::FrameNoise;
+use crate::diffusion::noise::{FrameNoise, Noise};
 use crate::diffusion::sampler::Sampler;
-use crate::diffusion::schedule::{SamplerMode, Schedule};
 use crate::diffusion::wavefront::Wavefront;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Conditioning, Model, no_deviation};
+use crate::text::{Prompts, tokenize};
 use crate::window::{Planner, Window, WindowMode, Windows, cross_fade};
 
+use groups::Groups;
 use picture::Picture;
+pub use settings::{Posterior, Settings};
 
-/// What a user may set; `None` means the bundle's own default.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Settings {
-    /// Upscaling factor asked for; where the bundle does not work at it the nearest it allows is used.
-    pub scale: Option<u32>,
-    /// Frames in a window, `L`.
-    pub window_length: Option<usize>,
-    /// Frames shared by neighbouring windows, `O < L`.
-    pub window_overlap: Option<usize>,
-    /// How windows are joined.
-    pub window_mode: Option<WindowMode>,
-    /// Model evaluations (`normal` mode).
-    pub steps: Option<u32>,
-    /// Spacing of the timesteps.
-    pub sampler_mode: Option<SamplerMode>,
-    /// Guidance scale `g`; 1 skips the negative half.
-    pub guidance_scale: Option<f32>,
-    /// Guidance rescale, 0..=1.
-    pub guidance_rescale: Option<f32>,
-    /// Noise levels used, 1..=1000; sampling starts at timestep `noise_level - 1`.
-    pub noise_level: Option<u32>,
-    /// Seed of the noise.
-    pub seed: u64,
-    /// Colour correction against the input.
-    pub color_fix: Option<ColorFix>,
-    /// Blend with the plain upscale: 0 is the plain upscale, 1 the model's picture.
-    pub strength: Option<f32>,
-    /// Largest side of a spatial tile in output pixels; 0 processes whole frames.
-    pub tile_size: Option<usize>,
-    /// Pixels shared by neighbouring tiles.
-    pub tile_overlap: Option<usize>,
+/// Tokens that did not fit, see [`Upscaler::set_prompts`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Of the prompt with its suffix.
+    pub prompt: usize,
+    /// Of the negative prompt.
+    pub negative: usize,
 }
 
 /// What [`Upscaler::receive_frame`] has to offer.
@@ -110,13 +88,15 @@ enum Progress {
         tiles: Vec<TileWavefront>,
         /// Frames that have been encoded, counted from the first pending one.
         encoded: usize,
+        /// Decoded frames whose latents are kept as context.
+        context: usize,
     },
 }
 
 /// One tile's frames on their way through the sampler.
 struct TileWavefront {
     wavefront: Wavefront,
-    /// Restored latents that wait to be decoded.
+    /// Restored latents: those that later groups need as context, then those that wait to be decoded.
     restored: VecDeque<Array3<f32>>,
 }
 
@@ -125,7 +105,10 @@ pub struct Upscaler {
     model: Box<dyn Model>,
     picture: Picture,
     sampler: Sampler,
-    noise: FrameNoise,
+    groups: Groups,
+    noise: Box<dyn Noise>,
+    manifest: Manifest,
+    conditioning: Conditioning,
     cancel: Cancel,
     latency: usize,
     progress: Progress,
@@ -148,31 +131,12 @@ impl Upscaler {
         height: usize,
         cancel: Cancel,
     ) -> Result<Self> {
-        let defaults = &manifest.sampler;
-        let guidance = Guidance::new(
-            settings.guidance_scale.unwrap_or(defaults.guidance_scale),
-            settings.guidance_rescale.unwrap_or(defaults.guidance_rescale),
-        )?;
-        if settings.guidance_scale.is_some_and(|g| g != 1.0) && manifest.graphs.text_encoder.is_none() {
-            return Err(Error::Setting {
-                setting: "guidance-scale",
-                reason: format!("the bundle {} has no text encoder and works at 1 only", manifest.name),
-            });
-        }
-        let schedule = Schedule::new(&manifest.schedule.config)?;
-        let plan = schedule.plan(
-            settings.sampler_mode.unwrap_or(defaults.mode),
-            settings.steps.unwrap_or(defaults.steps),
-            settings.noise_level.unwrap_or(manifest.schedule.noise_level),
-        )?;
-        let sampler = Sampler::new(&schedule, &plan, guidance)?;
-        let windows = windows(manifest, settings)?;
-        let strength = settings.strength.unwrap_or(defaults.strength);
-        if !(0.0..=1.0).contains(&strength) {
-            return Err(Error::Setting {
-                setting: "strength",
-                reason: format!("{strength} is outside 0 to 1"),
-            });
+        let sampler = settings.sampler(manifest)?;
+        let windows = settings.windows(manifest)?;
+        let overlap = settings.decode_overlap.unwrap_or(manifest.vae.decode_overlap);
+        let groups = Groups::new(manifest.vae.frames_per_decode, overlap)?;
+        if settings.posterior == Posterior::Sample && !model.has_deviation() {
+            return Err(no_deviation());
         }
         let tile_size = settings.tile_size.unwrap_or(manifest.canvas.tile);
         let picture = Picture::new(
@@ -180,8 +144,9 @@ impl Upscaler {
             (width, height),
             settings.model_scale(manifest),
             (tile_size, settings.tile_overlap.unwrap_or(manifest.canvas.tile_overlap.min(tile_size / 4))),
-            settings.color_fix.unwrap_or(defaults.color_fix),
-            strength,
+            settings.posterior,
+            settings.color_fix.unwrap_or(manifest.sampler.color_fix),
+            settings.strength(manifest)?,
         )?;
         let (latency, progress) = match windows.mode() {
             WindowMode::Blend => (
@@ -200,15 +165,18 @@ impl Upscaler {
                     Ok(TileWavefront { wavefront, restored: VecDeque::new() })
                 };
                 let tiles = picture.tiles().map(|_| tile()).collect::<Result<Vec<_>>>()?;
-                let latency = windows.latency(sampler.evaluations()) + picture.frames_per_decode() - 1;
-                (latency, Progress::Wavefront { tiles, encoded: 0 })
+                let latency = windows.latency(sampler.evaluations()) + groups.latency();
+                (latency, Progress::Wavefront { tiles, encoded: 0, context: 0 })
             }
         };
         Ok(Self {
             model,
             picture,
             sampler,
-            noise: FrameNoise::new(settings.seed),
+            groups,
+            noise: Box::new(FrameNoise::new(settings.seed)),
+            manifest: manifest.clone(),
+            conditioning: Conditioning::default(),
             cancel,
             latency,
             progress,
@@ -218,6 +186,50 @@ impl Upscaler {
             ready: VecDeque::new(),
             stats: Stats::default(),
         })
+    }
+
+    /// Takes its noise from `noise` in place of the seed's.
+    pub fn with_noise(self, noise: Box<dyn Noise>) -> Self {
+        Self { noise, ..self }
+    }
+
+    /// Restores under `conditioning` from the next window on; windows that are at work keep theirs. A bundle with text condition
+    /// needs one before its first window. Fails with [`Error::Setting`] where the bundle has none, and where the negative half
+    /// is missing though guidance needs it.
+    pub fn set_conditioning(&mut self, conditioning: Conditioning) -> Result<()> {
+        if self.manifest.prompts.is_none() && conditioning != Conditioning::default() {
+            let reason = format!("the bundle {} has no text condition", self.manifest.name);
+            return Err(Error::Setting { setting: "prompt", reason });
+        }
+        if conditioning.positive.is_some()
+            && conditioning.negative.is_none()
+            && self.sampler.guidance().is_used()
+        {
+            let reason = "guidance needs its embedding; give one, or set guidance-scale to 1".into();
+            return Err(Error::Setting { setting: "negative-prompt", reason });
+        }
+        self.conditioning = conditioning;
+        Ok(())
+    }
+
+    /// [`Self::set_conditioning`] with the embeddings of `prompts`; the negative one only where guidance needs it. Gives the
+    /// numbers of tokens that did not fit. Fails as the text encoder does, and with [`Error::Setting`] where the bundle has no
+    /// text condition but a text is given.
+    pub fn set_prompts(&mut self, prompts: &Prompts) -> Result<Cut> {
+        prompts.check(&self.manifest)?;
+        let Some(defaults) = &self.manifest.prompts else { return Ok(Cut::default()) };
+        let prompt = prompts.prompt.as_ref().unwrap_or(&defaults.default);
+        let positive = tokenize(&prompts.suffix.compose(prompt, &defaults.suffix));
+        let negative = tokenize(prompts.negative.as_ref().unwrap_or(&defaults.negative));
+        let mut cut = Cut { prompt: positive.cut, negative: 0 };
+        let mut conditioning =
+            Conditioning { positive: Some(self.model.embed(&positive.ids)?), negative: None };
+        if self.sampler.guidance().is_used() {
+            cut.negative = negative.cut;
+            conditioning.negative = Some(self.model.embed(&negative.ids)?);
+        }
+        self.set_conditioning(conditioning)?;
+        Ok(cut)
     }
 
     /// Size `(width, height)` of the frames given out.
@@ -233,6 +245,11 @@ impl Upscaler {
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// Whether memory was too short for both halves of a guided prediction together, so that they are asked for separately.
+    pub fn is_guidance_separated(&self) -> bool {
+        self.sampler.guidance().is_separated()
     }
 
     /// Time spent in the model's own runtime so far, see [`Model::busy`].
@@ -304,8 +321,8 @@ impl Upscaler {
                 *next = 0;
                 tail.clear();
             }
-            Progress::Wavefront { tiles, encoded } => {
-                *encoded = 0;
+            Progress::Wavefront { tiles, encoded, context } => {
+                (*encoded, *context) = (0, 0);
                 for tile in tiles {
                     tile.wavefront.reset();
                     tile.restored.clear();
@@ -349,13 +366,16 @@ impl Upscaler {
         let mut canvases = Vec::with_capacity(frames.len());
         for tile in self.picture.tiles() {
             let model = self.model.as_mut();
-            let hint = self.picture.encode(model, &prepared, tile, &self.cancel)?;
+            let noise = self.picture.noise(self.noise.as_ref(), tile);
+            let hint = self.picture.encode(model, &prepared, &numbers, tile, &noise, &self.cancel)?;
             clock = lap(&mut self.stats.encode, clock);
-            let noise = self.picture.noise(&self.noise, tile);
-            let restored = self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, &self.cancel)?;
+            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
+            let restored =
+                self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, conditioning, cancel)?;
             self.stats.windows += 1;
             clock = lap(&mut self.stats.sample, clock);
-            self.picture.decode(model, &restored, tile, &mut canvases, &self.cancel)?;
+            let groups = self.groups.all(numbers.len());
+            self.picture.decode(model, &restored, groups, tile, &mut canvases, &self.cancel)?;
             clock = lap(&mut self.stats.decode, clock);
         }
         drop(prepared);
@@ -387,7 +407,7 @@ impl Upscaler {
 
     /// Encodes new frames, runs every evaluation that can be run, and decodes what is restored.
     fn advance_wavefront(&mut self) -> Result<bool> {
-        let Progress::Wavefront { tiles, encoded } = &mut self.progress else { return Ok(false) };
+        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(false) };
         let model = self.model.as_mut();
         let mut worked = false;
         for pending in self.pending.range(*encoded..) {
@@ -395,7 +415,9 @@ impl Upscaler {
             let prepared = [self.picture.prepare(pending.low.view())?];
             let clock = lap(&mut self.stats.prepare, clock);
             for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let hint = self.picture.encode(model, &prepared, place, &self.cancel)?;
+                let noise = self.picture.noise(self.noise.as_ref(), place);
+                let hint =
+                    self.picture.encode(model, &prepared, &[pending.number], place, &noise, &self.cancel)?;
                 tile.wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
             }
             lap(&mut self.stats.encode, clock);
@@ -409,23 +431,25 @@ impl Upscaler {
             if finishing {
                 tile.wavefront.finish();
             }
-            let noise = self.picture.noise(&self.noise, place);
-            tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, &self.cancel)?);
+            let noise = self.picture.noise(self.noise.as_ref(), place);
+            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
+            tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, conditioning, cancel)?);
         }
         let mut clock = lap(&mut self.stats.sample, clock);
 
-        let group = self.picture.frames_per_decode();
         loop {
-            let waiting = tiles.first().map_or(0, |tile| tile.restored.len());
-            if waiting == 0 || (waiting < group && !self.flushing) {
-                break;
-            }
-            let frames = waiting.min(group);
+            let restored = tiles.first().map_or(0, |tile| tile.restored.len());
+            let Some(group) = self.groups.next(*context, restored, self.flushing) else { break };
+            let frames = group.kept.len();
+            let forgotten = group.kept.end.saturating_sub(self.groups.overlap());
             let mut canvases = Vec::with_capacity(frames);
             for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let restored: Vec<_> = tile.restored.drain(..frames).collect();
-                self.picture.decode(model, &stack(&restored), place, &mut canvases, &self.cancel)?;
+                let latents = stack(tile.restored.range(..group.decoded.end));
+                let groups = std::iter::once(group.clone());
+                self.picture.decode(model, &latents, groups, place, &mut canvases, &self.cancel)?;
+                tile.restored.drain(..forgotten);
             }
+            *context = group.kept.end - forgotten;
             clock = lap(&mut self.stats.decode, clock);
             for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
                 self.ready.push_back(self.picture.finish(canvas, pending.low.view())?);
@@ -439,39 +463,9 @@ impl Upscaler {
     }
 }
 
-impl Settings {
-    /// The factor that the model enlarges by: the nearest to what was asked for that the bundle allows.
-    pub fn model_scale(&self, manifest: &Manifest) -> usize {
-        let scale = &manifest.scale;
-        self.scale.unwrap_or(scale.default).clamp(scale.minimum, scale.maximum) as usize
-    }
-}
-
-/// The layout of the windows that `settings` ask for, within the bundle's limits.
-fn windows(manifest: &Manifest, settings: &Settings) -> Result<Windows> {
-    let defaults = &manifest.window;
-    let mode = settings.window_mode.unwrap_or(defaults.mode);
-    let length = settings.window_length.unwrap_or(defaults.length);
-    if !(defaults.minimum..=defaults.maximum).contains(&length) {
-        return Err(Error::Setting {
-            setting: "window-length",
-            reason: format!(
-                "the bundle {} takes {} to {} frames, not {length}",
-                manifest.name, defaults.minimum, defaults.maximum
-            ),
-        });
-    }
-    let overlap = settings.window_overlap.unwrap_or(match mode {
-        // What the official program does (SPEC A.5).
-        WindowMode::Wavefront => length / 2,
-        WindowMode::Blend => defaults.overlap.min(length / 2),
-    });
-    Windows::new(mode, length, overlap)
-}
-
 /// Frames `[C,h,w]` of one shape as `[F,C,h,w]`.
-fn stack(frames: &[Array3<f32>]) -> Array4<f32> {
-    let views: Vec<_> = frames.iter().map(|f| f.view()).collect();
+fn stack<'a>(frames: impl Iterator<Item = &'a Array3<f32>>) -> Array4<f32> {
+    let views: Vec<_> = frames.map(|f| f.view()).collect();
     ndarray::stack(Axis(0), &views).unwrap_or_default()
 }
 

@@ -10,6 +10,7 @@ use gststarsr::cancel::Cancel;
 use gststarsr::canvas::{Axis, Interpolation, Padding};
 use gststarsr::diffusion::schedule::SamplerMode;
 use gststarsr::error::Error;
+use gststarsr::text::tokenize;
 use gststarsr::window::WindowMode;
 use proptest::prelude::*;
 
@@ -193,6 +194,24 @@ fn manifest_mistakes() {
         ("color_fix = \"none\"", "color_fix = \"blue\"", "sampler.color_fix", "`adain`"),
         ("frames_per_decode = 3", "frames_per_decode = 0", "vae.frames_per_decode", "is 0"),
         (
+            "frames_per_decode = 3",
+            "frames_per_decode = 3\ndecode_overlap = 2",
+            "vae.decode_overlap",
+            "between 0 and 1",
+        ),
+        (
+            "[vae]",
+            "[prompts]\ndefault = \"\"\nsuffix = \"\"\nnegative = \"\"\nembeddings = { file = \"../a\", sha256 = \"\" }\n[vae]",
+            "prompts.embeddings.file",
+            "plain path",
+        ),
+        (
+            "[vae]",
+            "[prompts]\ndefault = \"\"\nsuffix = \"\"\nnegative = \"\"\nembeddings = { file = \"a\", sha256 = \"0\" }\n[vae]",
+            "prompts.embeddings.sha256",
+            "64 hexadecimal digits",
+        ),
+        (
             "[vae]",
             "[prompts]\ndefault = \"\"\nsuffix = \"\"\nnegative = \"\"\n[vae]",
             "prompts",
@@ -218,6 +237,66 @@ fn manifest_mistakes() {
                 assert!(!reason.contains('\n'), "{to:?}: {reason}");
             }
             other => panic!("{to:?} gave {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_read() {
+    let bundle = Bundle::open(&fixtures::text()).unwrap();
+    let embeddings = bundle.embeddings().unwrap();
+    let texts = ["a panda test", "rock"];
+    assert_eq!(embeddings.len(), texts.len());
+    for ((ids, embedding), text) in embeddings.iter().zip(texts) {
+        assert_eq!(*ids, tokenize(text).ids, "{text}");
+        let last = ids[1] as f32 / 65536.0 * 8.0;
+        assert_eq!((embedding.values().dim(), embedding.values()[[1, 7]]), ((77, 8), last));
+    }
+    assert!(Bundle::open(&fixtures::tiny()).unwrap().embeddings().unwrap().is_empty());
+
+    let halves = fixtures::copy_of(&fixtures::text());
+    let bytes = fs::read(fixtures::folder().join("graphs/embeddings_half.safetensors")).unwrap();
+    fixtures::replace_file(halves.path(), "embeddings.safetensors", &bytes);
+    let rounded = Bundle::open(halves.path()).unwrap().embeddings().unwrap();
+    for ((_, exact), (_, rounded)) in embeddings.iter().zip(&rounded) {
+        assert!((&exact.values() - &rounded.values()).iter().all(|d| d.abs() < 4e-3));
+    }
+}
+
+#[test]
+fn embeddings_that_are_wrong() {
+    let copy = fixtures::copy_of(&fixtures::text());
+    let path = copy.path().join("embeddings.safetensors");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, b"altered").unwrap();
+    assert_eq!(refused(copy.path()).1, "prompts.embeddings.sha256");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(refused(copy.path()).1, "prompts.embeddings");
+
+    let header = |from: &str, to: &str| {
+        let text = whole.iter().map(|&b| char::from(b)).collect::<String>().replacen(from, to, 1);
+        text.chars().map(|c| c as u8).collect::<Vec<_>>()
+    };
+    let mut infinite = whole.clone();
+    let end = infinite.len();
+    infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let cases = [
+        (whole[..100].to_vec(), "prompts.embeddings", "is not a safetensors file"),
+        (header("\"tokens\"", "\"tokenz\""), "tensor tokens", "is missing"),
+        (header("\"I64\"", "\"F64\""), "tensor tokens", "must be I64 [N, 77]"),
+        (header("\"F32\"", "\"I32\""), "tensor embeddings", "must be F32 or F16 [2, 77, D]"),
+        (infinite, "tensor embeddings", "not finite"),
+    ];
+    for (bytes, field_wanted, reason_wanted) in cases {
+        let copy = fixtures::copy_of(&fixtures::text());
+        fixtures::replace_file(copy.path(), "embeddings.safetensors", &bytes);
+        match Bundle::open(copy.path()).unwrap().embeddings() {
+            Err(Error::Bundle { file, field, reason }) => {
+                assert_eq!(file, copy.path().join("embeddings.safetensors"));
+                assert!(field.contains(field_wanted), "{field}: {reason}");
+                assert!(reason.contains(reason_wanted), "{field}: {reason}");
+            }
+            other => panic!("{reason_wanted}: {other:?}"),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use gststarsr::bundle::{Bundle, Role};
 use gststarsr::cancel::Cancel;
 use gststarsr::error::{Error, Result};
-use gststarsr::model::{Condition, Denoiser, Model};
+use gststarsr::model::{Denoiser, Model};
 use gststarsr::runtime::{Engine, Options, Provider};
 use ndarray::{Array4, ArrayView4, s};
 
@@ -91,7 +91,7 @@ fn predicts_exactly_for_any_size_of_window() {
         let x = pattern((frames, 48, height, width), i);
         let hint = pattern((frames, 48, height, width), i + 100);
         let t = 899 - 100 * i as i64;
-        let v = engine.velocity(x.view(), t, hint.view(), Condition::Positive).unwrap();
+        let v = engine.velocity(x.view(), t, hint.view(), None).unwrap();
         assert_close(&v, &expected_v(&x, t, &hint), 1e-6);
     }
     assert_eq!((engine.stats().runs(Role::ControlNet), engine.stats().runs(Role::Denoiser)), (6, 6));
@@ -109,7 +109,7 @@ fn takes_views_in_any_layout() {
 
     let x = pattern((5, 6, 4, 48), 4).permuted_axes([0, 3, 1, 2]);
     let hint = pattern((48, 5, 6, 4), 5).permuted_axes([1, 0, 2, 3]);
-    let v = engine.velocity(x.view(), 10, hint.view(), Condition::Positive).unwrap();
+    let v = engine.velocity(x.view(), 10, hint.view(), None).unwrap();
     assert_close(&v, &expected_v(&x, 10, &hint), 1e-6);
 }
 
@@ -119,7 +119,7 @@ fn no_frames_give_no_frames() {
     assert_eq!(engine.encode(Array4::zeros((0, 3, 8, 8)).view()).unwrap().dim(), (0, 48, 2, 2));
     assert_eq!(engine.decode(Array4::zeros((0, 48, 2, 2)).view()).unwrap().dim(), (0, 3, 8, 8));
     let none = Array4::zeros((0, 48, 2, 2));
-    assert_eq!(engine.velocity(none.view(), 0, none.view(), Condition::Positive).unwrap(), none);
+    assert_eq!(engine.velocity(none.view(), 0, none.view(), None).unwrap(), none);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn refuses_shapes_that_are_not_legal() {
         engine.encode(Array4::zeros((1, 3, 9, 8)).view()),
         engine.encode(Array4::zeros((1, 4, 8, 8)).view()),
         engine.decode(Array4::zeros((1, 47, 2, 2)).view()),
-        engine.velocity(x.view(), 0, Array4::zeros((2, 48, 2, 2)).view(), Condition::Positive),
+        engine.velocity(x.view(), 0, Array4::zeros((2, 48, 2, 2)).view(), None),
     ];
     for result in results {
         assert!(matches!(result, Err(Error::Inference { .. })), "{result:?}");
@@ -150,7 +150,7 @@ fn half_precision_graphs() {
     let latents = engine.encode(pixels.view()).unwrap();
     assert_close(&engine.decode(latents.view()).unwrap(), &pixels, 5e-4);
     let hint = pattern((3, 48, 2, 2), 7);
-    let v = engine.velocity(latents.view(), 500, hint.view(), Condition::Positive).unwrap();
+    let v = engine.velocity(latents.view(), 500, hint.view(), None).unwrap();
     assert_close(&v, &expected_v(&latents, 500, &hint), 5e-3);
 }
 
@@ -161,7 +161,7 @@ fn results_do_not_depend_on_threads_or_on_the_run() {
     let run = |threads| {
         let options = Options { threads, ..options() };
         let mut engine = Engine::load(&bundle, &options, &Cancel::default()).unwrap();
-        engine.velocity(x.view(), 7, x.view(), Condition::Positive).unwrap()
+        engine.velocity(x.view(), 7, x.view(), None).unwrap()
     };
     assert_eq!(run(1), run(2));
     assert_eq!(run(0), run(0));
@@ -176,7 +176,7 @@ fn endless() -> (tempfile::TempDir, Cancel, Engine) {
 }
 
 fn run_endlessly(engine: &mut Engine, x: ArrayView4<f32>) -> Result<Array4<f32>> {
-    engine.velocity(x, 999, x, Condition::Positive)
+    engine.velocity(x, 999, x, None)
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_running_graph_is_cancelled_and_the_engine_works_on() {
         }
         cancel.set(false);
         // After no round of the endless part, v is control_0 + control_1.
-        let v = engine.velocity(x.view(), 0, x.view(), Condition::Positive).unwrap();
+        let v = engine.velocity(x.view(), 0, x.view(), None).unwrap();
         assert_close(&v, &(&x * 1.75), 1e-6);
     }
 }
@@ -231,7 +231,7 @@ fn values_that_are_not_numbers_are_an_error() {
     let bundle = fixtures::tiny_with(&[("denoiser", "denoiser_nan.onnx")]);
     let mut engine = load(bundle.path()).unwrap();
     let x = Array4::zeros((1, 48, 2, 2));
-    match engine.velocity(x.view(), 0, x.view(), Condition::Positive) {
+    match engine.velocity(x.view(), 0, x.view(), None) {
         Err(Error::Inference { graph, reason }) => {
             assert_eq!(graph, "denoiser");
             assert!(reason.contains("not finite"), "{reason}");
@@ -258,13 +258,13 @@ fn wrong_tensors_are_refused_before_the_first_frame() {
             "controlnet",
             "controlnet_embedding.onnx",
             "embedding",
-            "text conditions are not supported by this version",
+            "controlnet takes an embedding, but denoiser does not",
         ),
         (
             "denoiser",
             "denoiser_embedding.onnx",
             "embedding",
-            "text conditions are not supported by this version",
+            "denoiser takes an embedding, but controlnet does not",
         ),
         ("denoiser", "denoiser_t_float.onnx", "tensor t", "has element type f32, but must have i64"),
         ("denoiser", "denoiser_extra_control.onnx", "control_2", "gives only control_0, control_1"),

@@ -2,11 +2,9 @@
 
 //! The upscaler over a stand-in model whose arithmetic is known.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gststarsr::bundle::Manifest;
 use gststarsr::cancel::Cancel;
 use gststarsr::canvas::{Interpolation, upscale};
 use gststarsr::color::ColorFix;
@@ -16,6 +14,10 @@ use gststarsr::model::{Condition, Denoiser, Model};
 use gststarsr::upscaler::{Received, Settings, Upscaler};
 use gststarsr::window::{WindowMode, Windows};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
+
+mod stand_in;
+
+use stand_in::{manifest, receive};
 
 /// Rearranges 4x4 blocks of pixels into channels; predicts `x0 = hint + bias + 0.01 x + 0.2 (mean over the window's frames of x)`.
 struct StandIn {
@@ -48,26 +50,12 @@ impl Denoiser for StandIn {
 
 impl Model for StandIn {
     fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        let (f, c, h, w) = pixels.dim();
-        Ok(Array4::from_shape_fn((f, 16 * c, h / 4, w / 4), |(f, k, y, x)| {
-            pixels[[f, k % c, 4 * y + k / c / 4, 4 * x + k / c % 4]]
-        }))
+        Ok(stand_in::to_latents(pixels))
     }
 
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        let (f, k, h, w) = latents.dim();
-        let c = k / 16;
-        Ok(Array4::from_shape_fn((f, c, 4 * h, 4 * w), |(f, c0, y, x)| {
-            latents[[f, (y % 4 * 4 + x % 4) * c + c0, y / 4, x / 4]]
-        }))
+        Ok(stand_in::to_pixels(latents))
     }
-}
-
-fn manifest() -> Manifest {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/bundle.toml");
-    let text = std::fs::read_to_string(&path).expect("the nano manifest is part of the project");
-    let small = text.replace("multiple = 128", "multiple = 16").replace("minimum = 128", "minimum = 16");
-    Manifest::parse(&small, &path).expect("valid manifest")
 }
 
 struct Rig {
@@ -102,28 +90,9 @@ fn frame(number: u64) -> Array3<f32> {
     })
 }
 
-fn receive(upscaler: &mut Upscaler, out: &mut Vec<Array3<f32>>) -> bool {
-    loop {
-        match upscaler.receive_frame().expect("the stand-in does not fail") {
-            Received::Frame(frame) => out.push(frame),
-            Received::NeedMoreFrames => return false,
-            Received::Drained => return true,
-        }
-    }
-}
-
 /// Runs frames `numbers`, receiving after every `step` frames.
 fn run(upscaler: &mut Upscaler, numbers: std::ops::Range<u64>, step: usize) -> Vec<Array3<f32>> {
-    let mut out = Vec::new();
-    for (sent, number) in numbers.enumerate() {
-        upscaler.send_frame(number, frame(number)).expect("right size");
-        if (sent + 1) % step == 0 {
-            assert!(!receive(upscaler, &mut out));
-        }
-    }
-    upscaler.flush();
-    assert!(receive(upscaler, &mut out));
-    out
+    stand_in::run(upscaler, numbers, frame, step)
 }
 
 fn windows(mode: WindowMode, length: usize, overlap: usize, steps: u32) -> Settings {

@@ -9,9 +9,9 @@ use gststarsr::diffusion::sampler::Sampler;
 use gststarsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use gststarsr::diffusion::wavefront::Wavefront;
 use gststarsr::error::{Error, Result};
-use gststarsr::model::{Condition, Denoiser};
+use gststarsr::model::{Condition, Conditioning, Denoiser, Embedding};
 use gststarsr::window::{Window, WindowMode, Windows, cross_fade};
-use ndarray::{Array3, Array4, ArrayView4, Axis};
+use ndarray::{Array2, Array3, Array4, ArrayView4, Axis};
 use proptest::prelude::*;
 
 fn layout() -> impl Strategy<Value = Windows> {
@@ -32,6 +32,12 @@ fn sampler(steps: u32) -> Sampler {
     let schedule = Schedule::new(&ScheduleConfig::default()).unwrap();
     let plan = schedule.plan(SamplerMode::Normal, steps, 900).unwrap();
     Sampler::new(&schedule, &plan, Guidance::new(1.5, 0.2).unwrap()).unwrap()
+}
+
+/// A prompt and a negative prompt that [`Mixing`] tells apart.
+fn prompts() -> Conditioning {
+    let embedding = |value| Some(Embedding::new(Array2::from_elem((77, 1), value)));
+    Conditioning { positive: embedding(0.02), negative: embedding(-0.03) }
 }
 
 /// Mixes all frames of a window, so that nothing shared is lost unnoticed.
@@ -61,7 +67,7 @@ impl Denoiser for Mixing {
             cancel.set(true);
             return Err(Error::Cancelled);
         }
-        let shift = if c == Condition::Positive { 0.02 } else { -0.03 };
+        let shift = c.expect("both halves have an embedding").values()[[0, 0]];
         let mean = &x.mean_axis(Axis(0)).unwrap() * (0.1 + 1e-4 * t as f32);
         Ok(&x * 0.4 - &hint * 0.7 + mean + shift)
     }
@@ -96,7 +102,9 @@ fn official(
         let mut denoised = Vec::new();
         for (k, &w) in list.iter().enumerate() {
             let part = ndarray::s![w.start..w.end, .., .., ..];
-            let d = sampler.denoise(&mut Mixing::new(), i, input.slice(part), hints.slice(part)).unwrap();
+            let d = sampler
+                .denoise(&mut Mixing::new(), i, input.slice(part), hints.slice(part), &prompts())
+                .unwrap();
             let kept = windows.kept(k, w, k + 1 == list.len());
             assert_eq!(kept.start, denoised.len());
             denoised.extend((kept.start..kept.end).map(|f| d.index_axis(Axis(0), f - w.start).to_owned()));
@@ -244,12 +252,12 @@ proptest! {
         let cancel = Cancel::default();
         let mut model = Mixing { calls: 0, fail_at: Some((fail_at, cancel.clone())) };
         let mut advance = |wavefront: &mut Wavefront, ours: &mut Vec<Array3<f32>>| {
-            match wavefront.advance(&mut model, &noise, &cancel) {
+            match wavefront.advance(&mut model, &noise, &prompts(), &cancel) {
                 Ok(more) => ours.extend(more),
                 Err(_) => {
-                    assert!(matches!(wavefront.advance(&mut model, &noise, &cancel), Err(Error::Cancelled) | Ok(_)));
+                    assert!(matches!(wavefront.advance(&mut model, &noise, &prompts(), &cancel), Err(Error::Cancelled) | Ok(_)));
                     cancel.set(false);
-                    ours.extend(wavefront.advance(&mut model, &noise, &cancel).unwrap());
+                    ours.extend(wavefront.advance(&mut model, &noise, &prompts(), &cancel).unwrap());
                 }
             }
         };
@@ -288,7 +296,7 @@ fn endless_streams() {
         for f in 0..frames {
             wavefront.push(f as u64, hint(f as u64)).unwrap();
             pending.push_back(f);
-            for _ in wavefront.advance(&mut model, &noise, &Cancel::default()).unwrap() {
+            for _ in wavefront.advance(&mut model, &noise, &prompts(), &Cancel::default()).unwrap() {
                 longest = longest.max(f - pending.pop_front().unwrap());
             }
             assert!(pending.front().is_none_or(|&first| f - first < wavefront.latency() || length == 1));
@@ -301,7 +309,10 @@ fn endless_streams() {
         let bound = wavefront.latency() + 1 + steps as usize * 2 * 2 * length;
         assert!(most_late <= bound, "{length} {overlap} {steps}: {most_late} over {bound}");
         wavefront.finish();
-        assert_eq!(wavefront.advance(&mut model, &noise, &Cancel::default()).unwrap().len(), pending.len());
+        assert_eq!(
+            wavefront.advance(&mut model, &noise, &prompts(), &Cancel::default()).unwrap().len(),
+            pending.len()
+        );
         assert_eq!(wavefront.held(), 0);
     }
 }
@@ -317,7 +328,9 @@ fn windows_share_content() {
             let numbers: Vec<u64> = (w.start..w.end).map(|f| first + f as u64).collect();
             let hints: Vec<_> = numbers.iter().map(|&f| hint(f)).collect();
             let hints = ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
-            sampler.sample(&mut Mixing::new(), hints.view(), &numbers, &noise, &Cancel::default()).unwrap()
+            sampler
+                .sample(&mut Mixing::new(), hints.view(), &numbers, &noise, &prompts(), &Cancel::default())
+                .unwrap()
         };
         windows.list(frames).iter().map(sample).collect()
     };
@@ -355,17 +368,17 @@ fn refusals() {
     let hints = Array4::zeros((3, 2, 2, 3));
     let cancel = Cancel::default();
     assert!(matches!(
-        sampler.sample(&mut Mixing::new(), hints.view(), &[1, 2], &noise, &cancel),
+        sampler.sample(&mut Mixing::new(), hints.view(), &[1, 2], &noise, &prompts(), &cancel),
         Err(Error::Input { .. })
     ));
     let none = Array4::zeros((0, 2, 2, 3));
     assert_eq!(
-        sampler.sample(&mut Mixing::new(), none.view(), &[], &noise, &cancel).unwrap().dim(),
+        sampler.sample(&mut Mixing::new(), none.view(), &[], &noise, &prompts(), &cancel).unwrap().dim(),
         none.dim()
     );
     cancel.set(true);
     assert!(matches!(
-        sampler.sample(&mut Mixing::new(), hints.view(), &[1, 2, 3], &noise, &cancel),
+        sampler.sample(&mut Mixing::new(), hints.view(), &[1, 2, 3], &noise, &prompts(), &cancel),
         Err(Error::Cancelled)
     ));
 }
@@ -396,6 +409,7 @@ fn bad_models() {
             hints.view(),
             &[0, 1],
             &FrameNoise::new(0),
+            &prompts(),
             &Cancel::default(),
         );
         assert!(matches!(result, Err(Error::Inference { .. })));
@@ -406,7 +420,14 @@ fn bad_models() {
     let straight = turned.as_standard_layout().into_owned();
     let sample = |answer| {
         sampler(2)
-            .sample(&mut Bad(answer), hints.view(), &[0, 1], &FrameNoise::new(0), &Cancel::default())
+            .sample(
+                &mut Bad(answer),
+                hints.view(),
+                &[0, 1],
+                &FrameNoise::new(0),
+                &prompts(),
+                &Cancel::default(),
+            )
             .unwrap()
     };
     assert_eq!(sample(turned), sample(straight));

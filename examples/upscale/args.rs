@@ -12,6 +12,7 @@ const EXAMPLES: &str = "\
 Examples:
   upscale old.mp4 new.mp4
   upscale --steps 4 --quality 15 --preset slow old.mkv new.mkv
+  upscale --model ~/models/star-light --prompt 'a panda plays the guitar' old.mp4 new.mp4
   upscale --deinterlace --model ~/models/star-light --provider cuda tape.mpg tape.mkv
   upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
   upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
@@ -58,6 +59,15 @@ pub struct Args {
     /// Frames shared by neighbouring windows
     #[arg(long, value_name = "N", help_heading = "Model")]
     window_overlap: Option<String>,
+    /// What the video shows, for a model with text condition
+    #[arg(long, value_name = "TEXT", help_heading = "Model")]
+    prompt: Option<String>,
+    /// What the result should not look like
+    #[arg(long, value_name = "TEXT", help_heading = "Model")]
+    negative_prompt: Option<String>,
+    /// Weight of the prompt against the negative prompt
+    #[arg(long, value_name = "X", help_heading = "Model")]
+    guidance_scale: Option<String>,
     /// Seed of the noise: the same seed gives the same video
     #[arg(long, value_name = "N", help_heading = "Model")]
     seed: Option<String>,
@@ -109,6 +119,9 @@ impl Args {
             ("steps", &self.steps),
             ("window-length", &self.window_length),
             ("window-overlap", &self.window_overlap),
+            ("prompt", &self.prompt),
+            ("negative-prompt", &self.negative_prompt),
+            ("guidance-scale", &self.guidance_scale),
             ("seed", &self.seed),
             ("color-fix", &self.color_fix),
             ("strength", &self.strength),

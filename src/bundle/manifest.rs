@@ -46,7 +46,7 @@ pub struct Manifest {
     pub sampler: Sampler,
     /// Frames in one run of the autoencoder.
     pub vae: Vae,
-    /// Defaults of the text condition; only with a text encoder.
+    /// Defaults of the text condition; only with a text encoder or precomputed embeddings.
     pub prompts: Option<Prompts>,
     /// The ONNX graphs.
     pub graphs: Graphs,
@@ -179,7 +179,7 @@ pub struct Sampler {
     pub mode: SamplerMode,
     /// Model evaluations in `normal` mode, 1..=1000.
     pub steps: u32,
-    /// Guidance scale, 1..=100; exactly 1 without a text encoder.
+    /// Guidance scale, 1..=100; exactly 1 without a text encoder or precomputed embeddings.
     pub guidance_scale: f32,
     /// Guidance rescale, 0..=1.
     pub guidance_rescale: f32,
@@ -197,6 +197,10 @@ pub struct Vae {
     pub frames_per_encode: usize,
     /// Frames in one run of `vae_decoder`.
     pub frames_per_decode: usize,
+    /// Frames on either side of such a run that its neighbours decode too and that are thrown away;
+    /// `2 * decode_overlap < frames_per_decode`.
+    #[serde(default)]
+    pub decode_overlap: usize,
 }
 
 /// Defaults of the text condition.
@@ -209,6 +213,8 @@ pub struct Prompts {
     pub suffix: String,
     /// Negative prompt when the user gives none.
     pub negative: String,
+    /// Embeddings of some prompts, see [`super::Bundle::embeddings`].
+    pub embeddings: Option<DataFile>,
 }
 
 /// The ONNX graphs by role.
@@ -240,7 +246,7 @@ pub struct GraphFile {
     pub data: Vec<DataFile>,
 }
 
-/// A file of external data.
+/// A further file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFile {
@@ -373,15 +379,22 @@ impl Manifest {
         within("vae.frames_per_encode", self.vae.frames_per_encode, 1, 4096)?;
         within("vae.frames_per_decode", self.vae.frames_per_decode, 1, 4096)?;
 
-        if self.graphs.text_encoder.is_none() {
+        let most = (self.vae.frames_per_decode - 1) / 2;
+        within("vae.decode_overlap", self.vae.decode_overlap, 0, most)?;
+
+        let embeddings = self.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref());
+        if self.graphs.text_encoder.is_none() && embeddings.is_none() {
             if self.prompts.is_some() {
-                let reason = "has no use without graphs.text_encoder; remove the table or add the graph";
+                let reason = "has no use without graphs.text_encoder or prompts.embeddings; remove the table or add one of them";
                 return Err(("prompts".into(), reason.into()));
             }
             if self.sampler.guidance_scale != 1.0 {
-                let reason = "must be 1 without graphs.text_encoder, since there is nothing to guide by";
+                let reason = "must be 1 without graphs.text_encoder or prompts.embeddings, since there is nothing to guide by";
                 return Err(("sampler.guidance_scale".into(), reason.into()));
             }
+        }
+        if let Some(data) = embeddings {
+            check_file("prompts.embeddings", &data.file, &data.sha256)?;
         }
         for role in Role::ALL {
             let Some(graph) = self.graphs.get(role) else { continue };

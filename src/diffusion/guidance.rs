@@ -2,16 +2,34 @@
 
 //! Classifier-free guidance with rescale (SPEC A.5; arXiv 2305.08891, section 3.4).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ndarray::{Array4, ArrayView4};
 
 use crate::error::{Error, Result};
-use crate::model::{Condition, Denoiser};
+use crate::model::{Conditioning, Denoiser};
 
-/// How strongly a prediction follows the prompt.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How the two halves of a guided prediction are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Batching {
+    /// Together where the model prefers it, separately from the first time on that memory is too short for that.
+    #[default]
+    Auto,
+    /// As one batch of two.
+    Together,
+    /// One after the other.
+    Separate,
+}
+
+/// How strongly a prediction follows the prompt. Clones share whether memory was too short for both halves together.
+#[derive(Debug, Clone)]
 pub struct Guidance {
     scale: f32,
     rescale: f32,
+    interval: (f32, f32),
+    batching: Batching,
+    separated: Arc<AtomicBool>,
 }
 
 impl Guidance {
@@ -30,20 +48,56 @@ impl Guidance {
                 reason: format!("{rescale} is outside 0 to 1"),
             });
         }
-        Ok(Self { scale, rescale })
+        Ok(Self { scale, rescale, interval: (0.0, 1.0), batching: Batching::Auto, separated: Arc::default() })
     }
 
-    /// The guided velocity `[F,C,h,w]` for a window, in standard layout. Fails as the model does, and with
-    /// [`Error::Inference`] where its answer has another shape than `x`.
+    /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c` alone (arXiv 2404.07724). Fails with
+    /// [`Error::Setting`] unless `0 <= low <= high <= 1`.
+    pub fn within(self, (low, high): (f32, f32)) -> Result<Self> {
+        // Written so that NaN fails.
+        if 0.0 <= low && low <= high && high <= 1.0 {
+            return Ok(Self { interval: (low, high), ..self });
+        }
+        Err(Error::Setting {
+            setting: "guidance-interval",
+            reason: format!("{low} to {high} is not a range within 0 to 1"),
+        })
+    }
+
+    /// Asks for both halves in the given way.
+    pub fn batched(self, batching: Batching) -> Self {
+        Self { batching, ..self }
+    }
+
+    /// Whether some evaluation needs the negative prompt.
+    pub fn is_used(&self) -> bool {
+        self.scale != 1.0 && self.interval.0 < self.interval.1
+    }
+
+    /// Whether memory was too short for a batch of two, so that the halves are asked for separately.
+    pub fn is_separated(&self) -> bool {
+        self.separated.load(Ordering::Relaxed)
+    }
+
+    /// Whether evaluation `i` of `n` is guided.
+    pub fn guides(&self, i: usize, n: usize) -> bool {
+        let place = i as f32 / n.max(1) as f32;
+        self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
+    }
+
+    /// The velocity `[F,C,h,w]` for a window, in standard layout, `guided` or under the positive condition alone. Fails as the model
+    /// does, with [`Error::Inference`] where its answer has another shape than `x`, and with [`Error::Input`] where the negative
+    /// prompt is needed and missing.
     pub fn velocity(
         &self,
         model: &mut dyn Denoiser,
         x: ArrayView4<f32>,
         t: i64,
         hint: ArrayView4<f32>,
+        conditioning: &Conditioning,
+        guided: bool,
     ) -> Result<Array4<f32>> {
-        let mut ask = |condition| {
-            let v = model.velocity(x, t, hint, condition)?;
+        let check = |v: Array4<f32>| {
             if v.dim() != x.dim() {
                 return Err(Error::Inference {
                     graph: "denoiser".into(),
@@ -52,11 +106,35 @@ impl Guidance {
             }
             Ok(if v.is_standard_layout() { v } else { v.as_standard_layout().into_owned() })
         };
-        let positive = ask(Condition::Positive)?;
-        if self.scale == 1.0 {
-            return Ok(positive);
+        let conditions = [conditioning.positive.as_ref(), conditioning.negative.as_ref()];
+        if !guided {
+            return check(model.velocity(x, t, hint, conditions[0])?);
         }
-        let mut guided = ask(Condition::Negative)?;
+        if let [Some(_), None] = conditions {
+            return Err(Error::Input {
+                what: "the negative prompt".into(),
+                reason: "guidance needs its embedding; set both halves of the conditioning".into(),
+            });
+        }
+        let together = match self.batching {
+            Batching::Auto => model.prefers_batches() && !self.is_separated(),
+            Batching::Together => true,
+            Batching::Separate => false,
+        };
+        let mut answer = None;
+        if together {
+            match model.velocities(x, t, hint, conditions) {
+                Err(Error::Memory { .. }) if self.batching == Batching::Auto => {
+                    self.separated.store(true, Ordering::Relaxed);
+                }
+                both => answer = Some(both?),
+            }
+        }
+        let [positive, negative] = match answer {
+            Some(both) => both,
+            None => [model.velocity(x, t, hint, conditions[0])?, model.velocity(x, t, hint, conditions[1])?],
+        };
+        let (positive, mut guided) = (check(positive)?, check(negative)?);
         self.mix(
             positive.as_slice().expect("standard layout"),
             guided.as_slice_mut().expect("standard layout"),
@@ -123,6 +201,23 @@ mod tests {
         let mut none = negative;
         Guidance::new(7.5, 0.0).unwrap().mix(&positive, &mut none);
         assert_eq!(none[0], 7.5);
+    }
+
+    #[test]
+    fn interval() {
+        let guided = |interval| {
+            let guidance = Guidance::new(2.0, 0.0).unwrap().within(interval).unwrap();
+            (0..5).map(|i| guidance.guides(i, 5)).collect::<Vec<_>>()
+        };
+        assert_eq!(guided((0.0, 1.0)), [true; 5]);
+        assert_eq!(guided((0.2, 0.8)), [false, true, true, true, false]);
+        assert_eq!(guided((0.6, 1.0)), [false, false, false, true, true]);
+        assert_eq!(guided((0.5, 0.5)), [false; 5]);
+        for wrong in [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (f32::NAN, 1.0), (0.0, f32::NAN)] {
+            let error = Guidance::new(2.0, 0.0).unwrap().within(wrong).unwrap_err();
+            assert!(matches!(error, Error::Setting { setting: "guidance-interval", .. }), "{wrong:?}");
+        }
+        assert!(!Guidance::new(1.0, 0.0).unwrap().guides(0, 1));
     }
 
     #[test]

@@ -7,10 +7,14 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+/// The step at which [`Noise`] gives the noise of the encoder's posterior.
+pub const POSTERIOR_STEP: u32 = u32::MAX;
+
 /// A source of N(0,1) noise.
 pub trait Noise: Send + Sync {
     /// Fills `out`, a frame's latents `[C,h,w]`, for the absolute frame number `frame`. Step 0 is the start noise, step i+1 the
-    /// solver's noise after evaluation i. The same arguments always give the same values.
+    /// solver's noise after evaluation i, [`POSTERIOR_STEP`] that with which latents are drawn from the encoder's posterior. The
+    /// same arguments always give the same values.
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]);
 }
 

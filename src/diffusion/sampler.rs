@@ -10,7 +10,7 @@ use super::schedule::{Plan, Schedule};
 use super::solver::Solver;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::model::Denoiser;
+use crate::model::{Conditioning, Denoiser};
 
 /// A solver and a guidance: all that turns low-quality latents into restored ones, but for the model and the noise.
 #[derive(Debug, Clone)]
@@ -30,6 +30,11 @@ impl Sampler {
         &self.solver
     }
 
+    /// The guidance.
+    pub fn guidance(&self) -> &Guidance {
+        &self.guidance
+    }
+
     /// Model evaluations for each window; with guidance each asks the model twice.
     pub fn evaluations(&self) -> usize {
         self.solver.evaluations()
@@ -43,10 +48,12 @@ impl Sampler {
         i: usize,
         input: ArrayView4<f32>,
         hint: ArrayView4<f32>,
+        conditioning: &Conditioning,
     ) -> Result<Array4<f32>> {
         let input = input.as_standard_layout();
         let timestep = self.solver.timestep(i);
-        let mut v = self.guidance.velocity(model, input.view(), timestep, hint)?;
+        let guided = self.guidance.guides(i, self.evaluations());
+        let mut v = self.guidance.velocity(model, input.view(), timestep, hint, conditioning, guided)?;
         let values = v.as_slice_mut().expect("standard layout");
         self.solver.denoised(i, input.as_slice().expect("standard layout"), values);
         if !values.iter().all(|v| v.is_finite()) {
@@ -82,7 +89,7 @@ impl Sampler {
 
     /// Restores one window on its own.
     ///
-    /// `hint` are the low-quality latents `[F,C,h,w]`, `frames` the absolute number of each frame, which selects its noise. Gives latents
+    /// `hint` are the low-quality latents `[F,C,h,w]`, restored under `conditioning`, `frames` the absolute number of each frame, which selects its noise. Gives latents
     /// of the same shape. Fails as the model does, with [`Error::Cancelled`] (looked at before each evaluation), and with
     /// [`Error::Input`] where `frames` has not F numbers.
     pub fn sample(
@@ -91,6 +98,7 @@ impl Sampler {
         hint: ArrayView4<f32>,
         frames: &[u64],
         noise: &dyn Noise,
+        conditioning: &Conditioning,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
         if frames.len() != hint.dim().0 {
@@ -117,7 +125,7 @@ impl Sampler {
             cancel.check()?;
             let state = x.as_slice_mut().expect("standard layout");
             self.solver.scale_model_input(i, state, input.as_slice_mut().expect("standard layout"));
-            let denoised = self.denoise(model, i, input.view(), hint.view())?;
+            let denoised = self.denoise(model, i, input.view(), hint.view(), conditioning)?;
             if i + 1 == self.evaluations() {
                 return Ok(denoised);
             }

@@ -13,7 +13,7 @@ use super::noise::Noise;
 use super::sampler::Sampler;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::model::Denoiser;
+use crate::model::{Conditioning, Denoiser};
 use crate::window::{Planner, Window, WindowMode, Windows};
 
 /// A frame between two evaluations.
@@ -33,6 +33,19 @@ struct Level {
     window: usize,
 }
 
+/// A window whose frames are certain.
+struct Closed {
+    window: Window,
+    /// What its first evaluation was made under, and all further ones are.
+    conditioning: Option<Conditioning>,
+}
+
+impl Closed {
+    fn new(window: Window) -> Self {
+        Self { window, conditioning: None }
+    }
+}
+
 struct Hint {
     number: u64,
     latents: Array3<f32>,
@@ -45,7 +58,7 @@ pub struct Wavefront {
     planner: Planner,
     finished: bool,
     /// Closed windows that some level still needs, the first being window `first_window`.
-    closed: VecDeque<Window>,
+    closed: VecDeque<Closed>,
     first_window: usize,
     /// Low-quality latents that some level still needs, the first being of frame `first_hint`.
     hints: VecDeque<Hint>,
@@ -119,29 +132,30 @@ impl Wavefront {
             ));
         }
         self.hints.push_back(Hint { number: frame, latents: hint });
-        self.closed.extend(self.planner.push());
+        self.closed.extend(self.planner.push().map(Closed::new));
         Ok(())
     }
 
     /// Ends the clip: [`Self::advance`] gives out all that is left, and then a new clip may be pushed.
     pub fn finish(&mut self) {
         self.finished = true;
-        self.closed.extend(self.planner.finish());
+        self.closed.extend(self.planner.finish().map(Closed::new));
     }
 
     /// Runs every evaluation whose frames are there and gives the restored latents `[C,h,w]` of the frames that became ready, in
-    /// order. Fails as the model does and with [`Error::Cancelled`] (looked at before each evaluation); nothing is lost then,
-    /// and the call may be repeated.
+    /// order. A window is restored under the `conditioning` of its first evaluation. Fails as the model does and with
+    /// [`Error::Cancelled`] (looked at before each evaluation); nothing is lost then, and the call may be repeated.
     pub fn advance(
         &mut self,
         model: &mut dyn Denoiser,
         noise: &dyn Noise,
+        conditioning: &Conditioning,
         cancel: &Cancel,
     ) -> Result<Vec<Array3<f32>>> {
         self.start(noise);
         while let Some(i) = self.next() {
             cancel.check()?;
-            self.evaluate(i, model, noise)?;
+            self.evaluate(i, model, noise, conditioning)?;
         }
         let done = std::mem::take(&mut self.done);
         if self.finished {
@@ -170,17 +184,25 @@ impl Wavefront {
             let level = &self.levels[i];
             self.closed
                 .get(level.window - self.first_window)
-                .is_some_and(|window| window.end <= level.first + level.states.len())
+                .is_some_and(|closed| closed.window.end <= level.first + level.states.len())
         };
         (0..self.levels.len()).filter(ready).min_by_key(|&i| (i + self.levels[i].window, i))
     }
 
     /// Runs evaluation `i` of its next window.
-    fn evaluate(&mut self, i: usize, model: &mut dyn Denoiser, noise: &dyn Noise) -> Result<()> {
+    fn evaluate(
+        &mut self,
+        i: usize,
+        model: &mut dyn Denoiser,
+        noise: &dyn Noise,
+        conditioning: &Conditioning,
+    ) -> Result<()> {
         let solver = self.sampler.solver();
         let level = &self.levels[i];
         let k = level.window;
-        let window = self.closed[k - self.first_window];
+        let closed = &mut self.closed[k - self.first_window];
+        let window = closed.window;
+        let conditioning = closed.conditioning.get_or_insert_with(|| conditioning.clone()).clone();
         let last = self.finished && k + 1 - self.first_window == self.closed.len();
         let kept = self.windows.kept(k, window, last);
 
@@ -194,7 +216,7 @@ impl Wavefront {
             solver.scale_model_input(i, state.as_slice().expect("standard layout"), scaled);
             hint.assign(&self.hints[frame - self.first_hint].latents);
         }
-        let denoised = self.sampler.denoise(model, i, input.view(), hint.view())?;
+        let denoised = self.sampler.denoise(model, i, input.view(), hint.view(), &conditioning)?;
 
         let end = i + 1 == self.levels.len();
         let level = &mut self.levels[i];

@@ -73,6 +73,22 @@ impl Graph {
         }
     }
 
+    /// Whether the graph has an input of this name.
+    pub fn has_input(&self, name: &str) -> bool {
+        self.session.inputs().iter().any(|input| input.name() == name)
+    }
+
+    /// Whether the graph has an output of this name.
+    pub fn has_output(&self, name: &str) -> bool {
+        self.session.outputs().iter().any(|output| output.name() == name)
+    }
+
+    /// The size of the last dimension of an input or output, where it is fixed.
+    pub fn last_dimension(&self, name: &str) -> Option<usize> {
+        let tensor = self.session.inputs().iter().chain(self.session.outputs()).find(|t| t.name() == name)?;
+        tensor.dtype().tensor_shape()?.last().and_then(|&size| usize::try_from(size).ok())
+    }
+
     /// Fails for an input or output whose name is not foreseen.
     pub fn only(&self, inputs: &[&str], outputs: &[&str]) -> Result<()> {
         let sides = [("input", self.session.inputs(), inputs), ("output", self.session.outputs(), outputs)];
@@ -218,10 +234,10 @@ impl Runner {
 
 /// An error of ONNX Runtime outside of loading.
 pub(super) fn failure(role: Role, e: &ort::Error) -> Error {
-    let mut reason = one_line(e);
-    if reason.contains("allocate memory") || reason.contains("out of memory") || reason.contains("bad_alloc")
-    {
-        reason += ". There is not enough memory: lower window-length, or set tile-size";
+    let (graph, reason) = (role.to_string(), one_line(e));
+    let signs = ["allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED"];
+    if signs.iter().any(|sign| reason.contains(sign)) {
+        return Error::Memory { graph, reason };
     }
-    Error::Inference { graph: role.to_string(), reason }
+    Error::Inference { graph, reason }
 }

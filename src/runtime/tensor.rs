@@ -63,7 +63,7 @@ impl Input {
         }
     }
 
-    /// Fills the tensor `[1,C,F,h,w]` with latents `[F,C,h,w]`.
+    /// Fills each part of the tensor `[B,C,F,h,w]` with the same latents `[F,C,h,w]`.
     pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>) {
         match self {
             Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1),
@@ -91,9 +91,12 @@ fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T]) {
     let latents = latents.as_standard_layout();
     let from = latents.as_slice().expect("the standard layout is contiguous");
     let plane = height * width;
-    for (to, (c, f)) in to.chunks_exact_mut(plane).zip(pairs(channels, frames)) {
-        let at = (f * channels + c) * plane;
-        T::store(&from[at..at + plane], to);
+    let places = pairs(channels, frames);
+    for to in to.chunks_exact_mut(from.len()) {
+        for (to, (c, f)) in to.chunks_exact_mut(plane).zip(places.clone()) {
+            let at = (f * channels + c) * plane;
+            T::store(&from[at..at + plane], to);
+        }
     }
 }
 
@@ -107,7 +110,7 @@ fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>) {
     }
 }
 
-fn pairs(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize)> {
+fn pairs(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     (0..outer).flat_map(move |o| (0..inner).map(move |i| (o, i)))
 }
 
@@ -121,15 +124,23 @@ pub(super) fn fetch(value: &DynValue, shape: &[usize], samples: &mut [f32]) -> R
     finite(samples)
 }
 
-/// As [`fetch`], from an output `[1,C,F,h,w]` to latents `[F,C,h,w]`.
-pub(super) fn fetch_latents(value: &DynValue, latents: &mut Array4<f32>) -> Result<(), String> {
+/// As [`fetch`], from an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`.
+pub(super) fn fetch_latents(value: &DynValue, results: &mut [Array4<f32>]) -> Result<(), String> {
+    let Some(latents) = results.first() else { return Ok(()) };
     let (frames, channels, height, width) = latents.dim();
-    let shape = [1, channels, frames, height, width];
+    let size = latents.len();
+    let shape = [results.len(), channels, frames, height, width];
     match element(value)? {
-        TensorElementType::Float16 => fetch_frames_first::<f16>(checked(value, &shape)?, latents),
-        _ => fetch_frames_first::<f32>(checked(value, &shape)?, latents),
+        TensorElementType::Float16 => {
+            let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
+            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents));
+        }
+        _ => {
+            let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
+            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents));
+        }
     }
-    finite(latents.as_slice().unwrap_or_default())
+    results.iter().try_for_each(|latents| finite(latents.as_slice().unwrap_or_default()))
 }
 
 fn element(value: &DynValue) -> Result<TensorElementType, String> {

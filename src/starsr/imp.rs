@@ -42,6 +42,15 @@
  * QoS is switched off, as a frame dropped inside a window would be a hole in what the model sees. With `qos=true` frames
  * that are late are dropped on the way in.
  *
+ * ## Prompts
+ *
+ * A bundle with text condition takes a `prompt`, which may be changed at any time and holds from the next window on. Its
+ * suffix is put behind the prompt, see `prompt-suffix`. What exceeds the 77 tokens of the text encoder is cut, with a warning.
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! starsr model-path=star-light prompt="a panda plays the guitar" ! autovideosink
+ * ]|
+ *
  * ## Reproducible output
  *
  * The same input, `seed` and settings give the same output. Noise depends on each frame's number, which is taken from
@@ -61,12 +70,14 @@ use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 use parking_lot::Mutex;
 
-use super::settings::{PROPERTIES, Settings};
+use super::properties::PROPERTIES;
+use super::settings::Settings;
 use super::stats::Stats;
 use super::stream::Stream;
 use super::{caps, metas, model};
 use crate::cancel::Cancel;
 use crate::error::Error;
+use crate::upscaler::Cut;
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("starsr", gst::DebugColorFlags::empty(), Some("Video upscaling with STAR"))
@@ -86,7 +97,7 @@ struct Interrupt {
 /// The element's instance.
 #[derive(Default)]
 pub struct Starsr {
-    settings: Mutex<Settings>,
+    pub(super) settings: Mutex<Settings>,
     /// `None` unless started. Only the streaming thread, and start and stop when there is none, hold it, and briefly.
     pub(super) stream: Mutex<Option<Stream>>,
     pub(super) stats: Mutex<Stats>,
@@ -114,6 +125,19 @@ impl Starsr {
     fn progress(&self, type_: gst::ProgressType, text: &str) {
         let message = gst::message::Progress::builder(type_, "load", text).src(&*self.obj()).build();
         let _ = self.obj().post_message(message);
+    }
+
+    /// Tells of tokens that were cut.
+    pub(super) fn prompts_set(&self, cut: Cut) {
+        self.stats.lock().prompt_tokens_cut = (cut.prompt + cut.negative) as u64;
+        for (property, tokens) in [("prompt", cut.prompt), ("negative-prompt", cut.negative)] {
+            if tokens > 0 {
+                let text =
+                    format!("{property} is too long: its last {tokens} tokens were cut; make it shorter");
+                gst::warning!(CAT, imp = self, "{text}");
+                gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{text}"));
+            }
+        }
     }
 
     /// Loads the model and tells the application how it goes.
@@ -219,6 +243,7 @@ impl BaseTransformImpl for Starsr {
         self.latency.store(0, Ordering::SeqCst);
         let settings = self.settings.lock().clone();
         let loaded = self.load(&settings).map_err(|e| model::message(&e))?;
+        settings.prompts().check(&loaded.manifest).map_err(|e| model::message(&e))?;
         *self.stats.lock() = Stats {
             model: loaded.manifest.name.clone(),
             provider: loaded.provider.clone(),

@@ -11,6 +11,7 @@ mod imp;
 mod metas;
 mod model;
 mod numbering;
+mod properties;
 mod settings;
 mod stats;
 mod stream;
@@ -111,6 +112,69 @@ pub enum ColorFix {
     Wavelet = 3,
 }
 
+/// GstStarsrPromptSuffix:
+///
+/// How the model bundle's suffix follows the prompt.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrPromptSuffix")]
+#[repr(i32)]
+pub enum PromptSuffix {
+    /// Behind a space.
+    #[default]
+    #[enum_value(name = "Spaced: behind a space", nick = "spaced")]
+    Spaced = 0,
+    /// Without one.
+    #[enum_value(name = "Glued: without a space, as in the official program", nick = "glued")]
+    Glued = 1,
+    /// No suffix.
+    #[enum_value(name = "None: the prompt alone", nick = "none")]
+    None = 2,
+}
+
+/// GstStarsrGuidanceBatching:
+///
+/// How the model is asked for the two halves of a guided prediction.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrGuidanceBatching")]
+#[repr(i32)]
+pub enum GuidanceBatching {
+    /// By provider and memory.
+    #[default]
+    #[enum_value(
+        name = "Auto: together on a GPU while its memory allows, separate on the CPU",
+        nick = "auto"
+    )]
+    Auto = 0,
+    /// As a batch of two.
+    #[enum_value(name = "Together: as a batch of two", nick = "together")]
+    Together = 1,
+    /// One after the other.
+    #[enum_value(name = "Separate: one after the other, with less memory", nick = "separate")]
+    Separate = 2,
+}
+
+/// GstStarsrPosterior:
+///
+/// Which latents of the encoder's posterior are used.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrPosterior")]
+#[repr(i32)]
+pub enum Posterior {
+    /// The mean.
+    #[default]
+    #[enum_value(name = "Mean", nick = "mean")]
+    Mean = 0,
+    /// A sample.
+    #[enum_value(name = "Sample: drawn by the seed, as in the official program", nick = "sample")]
+    Sample = 1,
+}
+
 glib::wrapper! {
     /// The element `starsr`.
     pub struct Starsr(ObjectSubclass<imp::Starsr>)
@@ -124,6 +188,9 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         WindowMode::static_type(),
         SamplerMode::static_type(),
         ColorFix::static_type(),
+        PromptSuffix::static_type(),
+        GuidanceBatching::static_type(),
+        Posterior::static_type(),
     ] {
         type_.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }

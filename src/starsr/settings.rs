@@ -3,13 +3,16 @@
 //! The element's properties. A value that stands for "unset" leaves the choice to the model bundle.
 
 use std::path::PathBuf;
-use std::sync::LazyLock;
 
 use gst::glib;
 use gst::prelude::*;
 
-use super::{ColorFix, ExecutionProvider, SamplerMode, WindowMode};
-use crate::{color, diffusion::schedule, runtime, upscaler, window};
+use super::{
+    ColorFix, ExecutionProvider, GuidanceBatching, Posterior, PromptSuffix, SamplerMode, WindowMode,
+};
+use crate::diffusion::{guidance, schedule};
+use crate::error::{Error, Result};
+use crate::{color, runtime, text, upscaler, window};
 
 /// What a user has set, read when the element starts.
 #[derive(Debug, Clone)]
@@ -27,8 +30,15 @@ pub(super) struct Settings {
     sampler_mode: SamplerMode,
     guidance_scale: f32,
     guidance_rescale: f32,
+    guidance_interval: Vec<f32>,
+    guidance_batching: GuidanceBatching,
+    prompt: Option<String>,
+    negative_prompt: Option<String>,
+    prompt_suffix: PromptSuffix,
     noise_level: u32,
     seed: u64,
+    posterior: Posterior,
+    decode_overlap: i32,
     color_fix: ColorFix,
     strength: f32,
     tile_size: u32,
@@ -52,8 +62,15 @@ impl Default for Settings {
             sampler_mode: SamplerMode::default(),
             guidance_scale: -1.0,
             guidance_rescale: -1.0,
+            guidance_interval: vec![0.0, 1.0],
+            guidance_batching: GuidanceBatching::default(),
+            prompt: None,
+            negative_prompt: None,
+            prompt_suffix: PromptSuffix::default(),
             noise_level: 0,
             seed: 0,
+            posterior: Posterior::default(),
+            decode_overlap: -1,
             color_fix: ColorFix::default(),
             strength: -1.0,
             tile_size: 0,
@@ -74,9 +91,27 @@ impl Settings {
         self.threads
     }
 
-    /// What the upscaler is asked for.
-    pub(super) fn upscaler(&self) -> upscaler::Settings {
-        upscaler::Settings {
+    /// What is asked for in words.
+    pub(super) fn prompts(&self) -> text::Prompts {
+        text::Prompts {
+            prompt: self.prompt.clone(),
+            negative: self.negative_prompt.clone(),
+            suffix: match self.prompt_suffix {
+                PromptSuffix::Spaced => text::PromptSuffix::Spaced,
+                PromptSuffix::Glued => text::PromptSuffix::Glued,
+                PromptSuffix::None => text::PromptSuffix::None,
+            },
+        }
+    }
+
+    /// What the upscaler is asked for. Fails with [`Error::Setting`] unless `guidance-interval` has two numbers.
+    pub(super) fn upscaler(&self) -> Result<upscaler::Settings> {
+        let &[low, high] = self.guidance_interval.as_slice() else {
+            let reason =
+                format!("takes two numbers, such as <0.2,0.8>, not {}", self.guidance_interval.len());
+            return Err(Error::Setting { setting: "guidance-interval", reason });
+        };
+        Ok(upscaler::Settings {
             scale: self.scale(),
             window_length: (self.window_length > 0).then_some(self.window_length as usize),
             window_overlap: usize::try_from(self.window_overlap).ok(),
@@ -93,8 +128,19 @@ impl Settings {
             },
             guidance_scale: (self.guidance_scale >= 0.0).then_some(self.guidance_scale),
             guidance_rescale: (self.guidance_rescale >= 0.0).then_some(self.guidance_rescale),
+            guidance_interval: Some((low, high)),
+            guidance_batching: match self.guidance_batching {
+                GuidanceBatching::Auto => guidance::Batching::Auto,
+                GuidanceBatching::Together => guidance::Batching::Together,
+                GuidanceBatching::Separate => guidance::Batching::Separate,
+            },
             noise_level: (self.noise_level > 0).then_some(self.noise_level),
             seed: self.seed,
+            posterior: match self.posterior {
+                Posterior::Mean => upscaler::Posterior::Mean,
+                Posterior::Sample => upscaler::Posterior::Sample,
+            },
+            decode_overlap: usize::try_from(self.decode_overlap).ok(),
             color_fix: match self.color_fix {
                 ColorFix::Default => None,
                 ColorFix::None => Some(color::ColorFix::None),
@@ -104,7 +150,7 @@ impl Settings {
             strength: (self.strength >= 0.0).then_some(self.strength),
             tile_size: (self.tile_size > 0).then_some(self.tile_size as usize),
             tile_overlap: usize::try_from(self.tile_overlap).ok(),
-        }
+        })
     }
 
     /// What the runtime is asked for; `near` are the folders in which library and bundle are looked for.
@@ -146,8 +192,19 @@ impl Settings {
             "sampler-mode" => to(&mut self.sampler_mode, value),
             "guidance-scale" => to(&mut self.guidance_scale, value),
             "guidance-rescale" => to(&mut self.guidance_rescale, value),
+            "guidance-interval" => {
+                if let Ok(array) = value.get::<gst::Array>() {
+                    self.guidance_interval = array.iter().filter_map(|v| v.get().ok()).collect();
+                }
+            }
+            "guidance-batching" => to(&mut self.guidance_batching, value),
+            "prompt" => to(&mut self.prompt, value),
+            "negative-prompt" => to(&mut self.negative_prompt, value),
+            "prompt-suffix" => to(&mut self.prompt_suffix, value),
             "noise-level" => to(&mut self.noise_level, value),
             "seed" => to(&mut self.seed, value),
+            "posterior" => to(&mut self.posterior, value),
+            "decode-overlap" => to(&mut self.decode_overlap, value),
             "color-fix" => to(&mut self.color_fix, value),
             "strength" => to(&mut self.strength, value),
             "tile-size" => to(&mut self.tile_size, value),
@@ -174,8 +231,15 @@ impl Settings {
             "sampler-mode" => self.sampler_mode.to_value(),
             "guidance-scale" => self.guidance_scale.to_value(),
             "guidance-rescale" => self.guidance_rescale.to_value(),
+            "guidance-interval" => gst::Array::new(self.guidance_interval.iter().copied()).to_value(),
+            "guidance-batching" => self.guidance_batching.to_value(),
+            "prompt" => self.prompt.to_value(),
+            "negative-prompt" => self.negative_prompt.to_value(),
+            "prompt-suffix" => self.prompt_suffix.to_value(),
             "noise-level" => self.noise_level.to_value(),
             "seed" => self.seed.to_value(),
+            "posterior" => self.posterior.to_value(),
+            "decode-overlap" => self.decode_overlap.to_value(),
             "color-fix" => self.color_fix.to_value(),
             "strength" => self.strength.to_value(),
             "tile-size" => self.tile_size.to_value(),
@@ -185,130 +249,3 @@ impl Settings {
         })
     }
 }
-
-fn path(name: &str, nick: &str, blurb: &str) -> glib::ParamSpec {
-    glib::ParamSpecString::builder(name).nick(nick).blurb(blurb).mutable_ready().build()
-}
-
-fn uint(name: &str, nick: &str, blurb: &str, max: u32) -> glib::ParamSpec {
-    glib::ParamSpecUInt::builder(name).nick(nick).blurb(blurb).maximum(max).mutable_ready().build()
-}
-
-fn float(name: &str, nick: &str, blurb: &str, max: f32) -> glib::ParamSpec {
-    glib::ParamSpecFloat::builder(name)
-        .nick(nick)
-        .blurb(blurb)
-        .minimum(-1.0)
-        .maximum(max)
-        .default_value(-1.0)
-        .mutable_ready()
-        .build()
-}
-
-fn choice<T>(name: &str, nick: &str, blurb: &str) -> glib::ParamSpec
-where
-    T: StaticType
-        + Default
-        + glib::HasParamSpec
-        + glib::translate::FromGlib<i32>
-        + glib::translate::IntoGlib<GlibType = i32>,
-{
-    glib::ParamSpecEnum::builder_with_default::<T>(name, T::default())
-        .nick(nick)
-        .blurb(blurb)
-        .mutable_ready()
-        .build()
-}
-
-/// All properties. Those that can be set take effect when the element starts (READY to PAUSED).
-pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-    vec![
-        path(
-            "model-path",
-            "Model path",
-            "Folder of the model bundle, with its bundle.toml; unset: the bundle nano installed with the plugin",
-        ),
-        choice::<ExecutionProvider>(
-            "execution-provider",
-            "Execution provider",
-            "What ONNX Runtime runs the model on; one that is named but not available is an error",
-        ),
-        uint("device", "Device", "Number of the GPU to use", i32::MAX as u32),
-        path(
-            "model-cache-dir",
-            "Model cache directory",
-            "Folder in which compiled engines are kept (TensorRT); unset: none are kept",
-        ),
-        path(
-            "ort-library",
-            "ONNX Runtime library",
-            "Path of libonnxruntime.so; unset: ORT_DYLIB_PATH, beside the plugin, the user's data folder, the system",
-        ),
-        uint("scale", "Scale", "Factor by which width and height grow; 0: the bundle's", 8),
-        uint("window-length", "Window length", "Frames the model sees at once; 0: the bundle's", 1024),
-        glib::ParamSpecInt::builder("window-overlap")
-            .nick("Window overlap")
-            .blurb("Frames shared by neighbouring windows, less than window-length; -1: the bundle's")
-            .minimum(-1)
-            .maximum(1023)
-            .default_value(-1)
-            .mutable_ready()
-            .build(),
-        choice::<WindowMode>("window-mode", "Window mode", "How neighbouring windows are joined; default: the bundle's"),
-        uint("steps", "Steps", "Model evaluations in sampler-mode normal; 0: the bundle's", 1000),
-        choice::<SamplerMode>("sampler-mode", "Sampler mode", "Spacing of the timesteps; default: the bundle's"),
-        float(
-            "guidance-scale",
-            "Guidance scale",
-            "Weight of the prompt against the negative prompt; 1 uses the prompt alone, in half the time; -1: the bundle's",
-            100.0,
-        ),
-        float("guidance-rescale", "Guidance rescale", "Correction of contrast under guidance; -1: the bundle's", 1.0),
-        uint(
-            "noise-level",
-            "Noise level",
-            "Noise levels used: 1 stays close to the input, 1000 invents most; 0: the bundle's",
-            1000,
-        ),
-        glib::ParamSpecUInt64::builder("seed")
-            .nick("Seed")
-            .blurb("Seed of the noise; the same seed, input and settings give the same output")
-            .mutable_ready()
-            .build(),
-        choice::<ColorFix>(
-            "color-fix",
-            "Colour fix",
-            "How colours are corrected against the input; default: the bundle's",
-        ),
-        float(
-            "strength",
-            "Strength",
-            "Blend with the plain upscale: 0 the plain upscale, 1 the model's picture; -1: the bundle's",
-            1.0,
-        ),
-        uint(
-            "tile-size",
-            "Tile size",
-            "Largest side in output pixels that is processed at once, to save memory; 0: the bundle's",
-            32768,
-        ),
-        glib::ParamSpecInt::builder("tile-overlap")
-            .nick("Tile overlap")
-            .blurb("Output pixels shared by neighbouring tiles; -1: the bundle's")
-            .minimum(-1)
-            .maximum(4096)
-            .default_value(-1)
-            .mutable_ready()
-            .build(),
-        uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),
-        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-            .nick("Statistics")
-            .blurb(
-                "Since the start: frames-in, frames-out, windows, latency-frames (guint64); time-convert-in, time-upscale \
-                 and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
-                 time-onnxruntime (guint64, ns); model, provider, onnxruntime-version (string)",
-            )
-            .read_only()
-            .build(),
-    ]
-});

@@ -13,6 +13,8 @@ pub(super) struct Stats {
     pub(super) frames_out: u64,
     /// See [`upscaler::Upscaler::latency`].
     pub(super) latency_frames: u64,
+    /// Tokens of the present prompts that did not fit.
+    pub(super) prompt_tokens_cut: u64,
     /// Conversion to RGB.
     pub(super) convert_in: Duration,
     /// Everything in the upscaler.
@@ -45,6 +47,7 @@ impl Stats {
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
             .field("latency-frames", self.latency_frames)
+            .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))
             .field("time-prepare", nanoseconds(stages.prepare))

@@ -18,6 +18,7 @@ use gst_video::prelude::*;
 use crate::bundle::Manifest;
 use crate::error::Error;
 use crate::model::Model;
+use crate::text::Prompts;
 use crate::upscaler::{Received, Upscaler};
 
 use super::frames::{Reader, Writer};
@@ -39,6 +40,10 @@ struct Pending {
 /// What works on the pixels of one caps.
 struct Worker {
     upscaler: Upscaler,
+    /// What `upscaler` was given last.
+    prompts: Prompts,
+    /// Whether it was reported that memory was too short for a batch of two.
+    separated: bool,
     reader: Reader,
     writer: Writer,
 }
@@ -175,9 +180,14 @@ impl Starsr {
             None => self.load(&settings).map_err(|e| model::message(&e))?.model,
         };
         let size = (in_info.width() as usize, in_info.height() as usize);
-        let asked = settings.upscaler();
-        let upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, self.cancel.clone())
-            .map_err(|e| model::message(&e))?;
+        let prompts = self.settings.lock().prompts();
+        let upscaler = settings.upscaler().and_then(|asked| {
+            let cancel = self.cancel.clone();
+            let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
+            self.prompts_set(upscaler.set_prompts(&prompts)?);
+            Ok(upscaler)
+        });
+        let upscaler = upscaler.map_err(|e| model::message(&e))?;
 
         let threads = settings.threads();
         let reader = Reader::new(in_info, threads);
@@ -199,7 +209,7 @@ impl Starsr {
         };
         let latency = upscaler.latency();
         self.with_stream(|s| {
-            s.worker = Some(Worker { upscaler, reader, writer });
+            s.worker = Some(Worker { upscaler, prompts, separated: false, reader, writer });
             s.infos = Some((in_info.clone(), out_info.clone()));
             s.numbering.set_framerate(in_info.fps());
             s.refused = None;
@@ -290,6 +300,16 @@ impl Starsr {
         }
     }
 
+    /// Hands over prompts that were changed.
+    fn update_prompts(&self, worker: &mut Worker) -> Result<(), Error> {
+        let prompts = self.settings.lock().prompts();
+        if prompts != worker.prompts {
+            self.prompts_set(worker.upscaler.set_prompts(&prompts)?);
+            worker.prompts = prompts;
+        }
+        Ok(())
+    }
+
     /// The next finished frame with all that belongs to it; its events are pushed. `None` where more frames, or a
     /// drain, are needed first.
     pub(super) fn next_output(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
@@ -306,12 +326,21 @@ impl Starsr {
 
     fn produce(&self, worker: &mut Worker) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let started = Instant::now();
+        self.update_prompts(worker).map_err(|e| self.failed(&e))?;
         let received = worker.upscaler.receive_frame();
         {
             let mut stats = self.stats.lock();
             stats.upscale += started.elapsed();
             stats.stages = worker.upscaler.stats();
             stats.model_busy = worker.upscaler.model_busy();
+        }
+        if worker.upscaler.is_guidance_separated() && !worker.separated {
+            worker.separated = true;
+            gst::warning!(
+                CAT,
+                imp = self,
+                "Memory is too short for a batch of two; guidance goes on separately"
+            );
         }
         let pixels = match received {
             Ok(Received::Frame(pixels)) => pixels,

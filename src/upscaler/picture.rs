@@ -10,9 +10,12 @@ use crate::bundle::Manifest;
 use crate::cancel::Cancel;
 use crate::canvas::{Canvas, Interpolation, Tile, add_tile, tiles, upscale};
 use crate::color::ColorFix;
-use crate::diffusion::noise::{Noise, NoiseRegion};
+use crate::diffusion::noise::{Noise, NoiseRegion, POSTERIOR_STEP};
 use crate::error::Result;
 use crate::model::Model;
+
+use super::groups::Group;
+use super::settings::Posterior;
 
 /// The way of a frame of one size to the model and back.
 pub(super) struct Picture {
@@ -25,7 +28,7 @@ pub(super) struct Picture {
     factor: usize,
     latent_channels: usize,
     frames_per_encode: usize,
-    frames_per_decode: usize,
+    posterior: Posterior,
     color_fix: ColorFix,
     strength: f32,
 }
@@ -37,6 +40,7 @@ impl Picture {
         (width, height): (usize, usize),
         scale: usize,
         (tile_size, tile_overlap): (usize, usize),
+        posterior: Posterior,
         color_fix: ColorFix,
         strength: f32,
     ) -> Result<Self> {
@@ -51,7 +55,7 @@ impl Picture {
             factor: manifest.latent.spatial_factor,
             latent_channels: manifest.latent.channels,
             frames_per_encode: manifest.vae.frames_per_encode,
-            frames_per_decode: manifest.vae.frames_per_decode,
+            posterior,
             color_fix,
             strength,
         })
@@ -65,11 +69,6 @@ impl Picture {
     /// Size `(width, height)` of the frames that come in.
     pub(super) fn input_size(&self) -> (usize, usize) {
         (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)
-    }
-
-    /// Frames that the decoder takes at once.
-    pub(super) fn frames_per_decode(&self) -> usize {
-        self.frames_per_decode
     }
 
     /// The tiles, row by row.
@@ -101,40 +100,52 @@ impl Picture {
         self.canvas.pad(plain.view())
     }
 
-    /// Latents `[F,C,h,w]` of one tile of prepared frames.
+    /// Latents `[F,C,h,w]` of one tile of prepared frames with the given `numbers`.
     pub(super) fn encode(
         &self,
         model: &mut dyn Model,
         prepared: &[Array3<f32>],
+        numbers: &[u64],
         (rows, columns): (&Tile, &Tile),
+        noise: &dyn Noise,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
         let mut groups = Vec::new();
-        for group in prepared.chunks(self.frames_per_encode) {
+        let frames = prepared.chunks(self.frames_per_encode).zip(numbers.chunks(self.frames_per_encode));
+        for (group, numbers) in frames {
             cancel.check()?;
             let mut pixels = Array4::zeros((group.len(), 3, rows.range.len(), columns.range.len()));
             for (mut slot, frame) in pixels.axis_iter_mut(Axis(0)).zip(group) {
                 slot.assign(&frame.slice(s![.., rows.range.clone(), columns.range.clone()]));
             }
-            groups.push(model.encode(pixels.view())?);
+            groups.push(match self.posterior {
+                Posterior::Mean => model.encode(pixels.view())?,
+                Posterior::Sample => {
+                    let [mean, deviation] = model.encode_posterior(pixels.view())?;
+                    draw(mean, &deviation, numbers, noise)
+                }
+            });
         }
         Ok(join(groups))
     }
 
-    /// Adds one tile's latents, decoded, to `canvases`, which are empty before the first tile.
+    /// Adds the frames that `groups` keep of one tile's latents, decoded, to `canvases`, which are empty before the first tile.
     pub(super) fn decode(
         &self,
         model: &mut dyn Model,
         latents: &Array4<f32>,
+        groups: impl Iterator<Item = Group>,
         (rows, columns): (&Tile, &Tile),
         canvases: &mut Vec<Array3<f32>>,
         cancel: &Cancel,
     ) -> Result<()> {
         let whole = self.rows.len() == 1 && self.columns.len() == 1;
         let mut frame = 0;
-        for group in latents.axis_chunks_iter(Axis(0), self.frames_per_decode) {
+        for Group { decoded, kept } in groups {
             cancel.check()?;
-            for pixels in model.decode(group)?.outer_iter() {
+            let pixels = model.decode(latents.slice(s![decoded.clone(), .., .., ..]))?;
+            let before = kept.start - decoded.start;
+            for pixels in pixels.outer_iter().skip(before).take(kept.len()) {
                 if whole {
                     canvases.push(pixels.to_owned());
                     continue;
@@ -163,6 +174,17 @@ impl Picture {
         }
         Ok(result)
     }
+}
+
+/// Draws latents `[F,C,h,w]` from a posterior of the given mean and deviation.
+fn draw(mut mean: Array4<f32>, deviation: &Array4<f32>, numbers: &[u64], noise: &dyn Noise) -> Array4<f32> {
+    for ((mut latents, deviation), &number) in mean.outer_iter_mut().zip(deviation.outer_iter()).zip(numbers)
+    {
+        let mut drawn = Array3::zeros(latents.raw_dim());
+        noise.fill(number, POSTERIOR_STEP, drawn.as_slice_mut().expect("standard layout"));
+        Zip::from(&mut latents).and(deviation).and(&drawn).for_each(|x, &std, &noise| *x += std * noise);
+    }
+    mean
 }
 
 /// Groups of frames one after the other.

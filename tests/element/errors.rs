@@ -8,7 +8,7 @@ use super::fixtures;
 use super::rig::*;
 
 /// The one error that starting `element` gives.
-fn start_error(element: &gst::Element) -> String {
+pub fn start_error(element: &gst::Element) -> String {
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
     assert!(element.set_state(gst::State::Paused).is_err());
@@ -60,7 +60,15 @@ fn a_provider_that_cannot_be_had_is_named() {
 
 #[test]
 fn a_setting_the_bundle_does_not_allow_is_named_once() {
-    for (property, value) in [("window-overlap", "4"), ("window-length", "1000"), ("guidance-scale", "7.5")] {
+    for (property, value) in [
+        ("window-overlap", "4"),
+        ("window-length", "1000"),
+        ("guidance-scale", "7.5"),
+        ("guidance-interval", "<0.5,0.2>"),
+        ("guidance-interval", "<0.5>"),
+        ("decode-overlap", "2"),
+        ("posterior", "sample"),
+    ] {
         let element = starsr(4, 1);
         element.set_property_from_str(property, value);
         let rig = Rig::new(element, None);
@@ -142,8 +150,14 @@ fn every_property_reads_back_and_is_unset_by_default() {
         ("sampler-mode", "default", "fast"),
         ("guidance-scale", "-1", "7.5"),
         ("guidance-rescale", "-1", "0.5"),
+        ("guidance-batching", "auto", "separate"),
+        ("prompt", "", "a dog"),
+        ("negative-prompt", "", "blur"),
+        ("prompt-suffix", "spaced", "glued"),
         ("noise-level", "0", "500"),
         ("seed", "0", "18446744073709551615"),
+        ("posterior", "mean", "sample"),
+        ("decode-overlap", "-1", "1"),
         ("color-fix", "default", "wavelet"),
         ("strength", "-1", "0.5"),
         ("tile-size", "0", "512"),
@@ -163,4 +177,19 @@ fn every_property_reads_back_and_is_unset_by_default() {
         let blurb = element.find_property(property).unwrap().blurb().unwrap().to_string();
         assert!(blurb.len() > 15, "{property}");
     }
+}
+
+#[test]
+fn the_guidance_interval_reads_back() {
+    init();
+    let element = gst::ElementFactory::make("starsr").build().unwrap();
+    let interval = || {
+        let array = element.property::<gst::Array>("guidance-interval");
+        array.iter().map(|value| value.get::<f32>().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(interval(), [0.0, 1.0]);
+    element.set_property_from_str("guidance-interval", "<0.2,0.8>");
+    assert_eq!(interval(), [0.2, 0.8]);
+    element.set_property("guidance-interval", gst::Array::new([0.25f32, 0.5]));
+    assert_eq!(interval(), [0.25, 0.5]);
 }

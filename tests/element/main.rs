@@ -14,4 +14,5 @@ mod latency;
 mod memory;
 mod negotiation;
 mod pipelines;
+mod prompts;
 mod rig;

@@ -4,12 +4,19 @@
 //!
 //! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and in `tests/data`:
 //! `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`, `make_chunks.json`, `pad_to_fit.json`,
-//! `color_fix.safetensors`) and `golden_e2e/`. To check further runs put them in such a folder:
+//! `color_fix.safetensors`), `golden_e2e/` and `golden_text/tokens.json`. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release --test golden -- --nocapture`
+//!
+//! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), which `make small-reference` makes.
+//! It needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
 mod reference;
 mod sampler;
 mod tables;
+mod text;
+mod whole;
 
 use reference::{Report, folders};
 
@@ -56,4 +63,23 @@ fn color_fix() {
 #[test]
 fn end_to_end() {
     everywhere("golden_e2e", sampler::end_to_end);
+}
+
+#[test]
+fn tokens() {
+    everywhere("golden_text/tokens.json", text::tokens);
+}
+
+#[test]
+fn whole() {
+    let folder = whole::folder();
+    if !folder.join("index.json").is_file() {
+        let text = format!("{} has no index.json; run `make small-reference`", folder.display());
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{text}");
+        println!("NOT CHECKED: {text}");
+        return;
+    }
+    let mut report = Report::default();
+    whole::cases(&folder, &mut report);
+    report.finish("whole");
 }

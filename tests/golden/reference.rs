@@ -15,7 +15,7 @@ pub fn folders() -> Vec<PathBuf> {
     match std::env::var_os("STARSR_REFERENCE") {
         Some(named) => {
             let named = PathBuf::from(named);
-            let known = ["golden_sampler", "golden_e2e"];
+            let known = ["golden_sampler", "golden_e2e", "golden_text"];
             assert!(
                 known.iter().any(|k| named.join(k).is_dir()),
                 "STARSR_REFERENCE={} has none of the folders {known:?}",

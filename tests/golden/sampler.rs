@@ -14,9 +14,9 @@ use gststarsr::diffusion::schedule::{Plan, SamplerMode, Schedule, ScheduleConfig
 use gststarsr::diffusion::solver::diffuse;
 use gststarsr::diffusion::wavefront::Wavefront;
 use gststarsr::error::Result;
-use gststarsr::model::{Condition, Denoiser};
+use gststarsr::model::{Condition, Conditioning, Denoiser, Embedding};
 use gststarsr::window::{Window, WindowMode, Windows};
-use ndarray::{Array1, Array3, Array4, Array5, ArrayView4, Axis as Dim, s, stack};
+use ndarray::{Array1, Array2, Array3, Array4, Array5, ArrayView4, Axis as Dim, s, stack};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::{planar, window_list};
@@ -46,18 +46,22 @@ impl Noise for Given {
     }
 }
 
-/// The model of the references, described in their `index.json`, which notes its inputs.
+/// The model of the references, described in their `index.json`, which notes its inputs under the prompt.
 struct StandIn {
     positive: f32,
-    negative: f32,
     inputs: Vec<(i64, Array4<f32>)>,
     asked: usize,
 }
 
 impl StandIn {
-    fn new(positive: f32, negative: f32) -> Self {
-        Self { positive, negative, inputs: Vec::new(), asked: 0 }
+    fn new(conditioning: &Conditioning) -> Self {
+        Self { positive: mean(conditioning.positive.as_ref()), inputs: Vec::new(), asked: 0 }
     }
+}
+
+fn mean(condition: Condition) -> f32 {
+    let y = condition.expect("the references have a prompt").values();
+    (y.iter().map(|&v| f64::from(v)).sum::<f64>() / y.len() as f64) as f32
 }
 
 impl Denoiser for StandIn {
@@ -69,13 +73,10 @@ impl Denoiser for StandIn {
         c: Condition,
     ) -> Result<Array4<f32>> {
         self.asked += 1;
-        let y = match c {
-            Condition::Positive => {
-                self.inputs.push((t, x.to_owned()));
-                self.positive
-            }
-            Condition::Negative => self.negative,
-        };
+        let y = mean(c);
+        if y == self.positive {
+            self.inputs.push((t, x.to_owned()));
+        }
         let tau = t as f32 / 1000.0;
         let mean = x.mean_axis(Dim(0)).unwrap();
         let mut v = &x * (0.6 - 0.3 * tau + 0.05 * y) - &hint * (0.9 - 0.2 * tau + 0.02 * y) + 0.03 * y;
@@ -92,6 +93,7 @@ fn stream(
     model: &mut dyn Denoiser,
     noise: &dyn Noise,
     hint: &Array4<f32>,
+    conditioning: &Conditioning,
     feed: &[usize],
 ) -> Array4<f32> {
     let cancel = Cancel::default();
@@ -102,13 +104,13 @@ fn stream(
         wavefront.push(FIRST + f as u64, frame.to_owned()).unwrap();
         left -= 1;
         if left == 0 {
-            out.extend(wavefront.advance(model, noise, &cancel).unwrap());
+            out.extend(wavefront.advance(model, noise, conditioning, &cancel).unwrap());
             turn += 1;
             left = feed[turn % feed.len()];
         }
     }
     wavefront.finish();
-    out.extend(wavefront.advance(model, noise, &cancel).unwrap());
+    out.extend(wavefront.advance(model, noise, conditioning, &cancel).unwrap());
     assert_eq!(wavefront.held(), 0);
     stack(Dim(0), &out.iter().map(|o| o.view()).collect::<Vec<_>>()).unwrap()
 }
@@ -173,7 +175,7 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
     report.difference(&format!("{name} k_sigmas"), k_difference, LIMIT);
 
     let guidance = guidance(run);
-    let sampler = Sampler::new(&schedule, &plan, guidance).unwrap();
+    let sampler = Sampler::new(&schedule, &plan, guidance.clone()).unwrap();
     let hint: Array4<f32> = tensors.latents("hint");
     let steps = if plan.t.len() > 1 { tensors.latents("noise") } else { Array5::zeros((0, 0, 0, 0, 0)) };
     let noise = Given { start: tensors.latents("init_noise"), steps };
@@ -188,11 +190,12 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
     let difference = max_difference(noised.view(), tensors.latents("noised").view());
     report.difference(&format!("{name} noised"), difference, LIMIT);
 
-    let mean = |name: &str| {
-        let y = tensors.get(name).unwrap();
-        (y.iter().map(|&v| f64::from(v)).sum::<f64>() / y.len() as f64) as f32
+    let embedding = |name: &str| {
+        let y: Array3<f32> = tensors.array(name);
+        Some(Embedding::new(y.index_axis_move(Dim(0), 0)))
     };
-    let model = || StandIn::new(mean("y"), mean("y_neg"));
+    let conditioning = Conditioning { positive: embedding("y"), negative: embedding("y_neg") };
+    let model = || StandIn::new(&conditioning);
     let frames = hint.dim().0;
     let length = run["max_chunk_len"].as_u64().unwrap() as usize;
     let windows = Windows::new(WindowMode::Wavefront, length, length / 2).unwrap();
@@ -204,19 +207,21 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
 
     let mut wavefront = Wavefront::new(sampler.clone(), length, length / 2).unwrap();
     let mut first = model();
-    let ours = stream(&mut wavefront, &mut first, &noise, &hint, &[1]);
+    let ours = stream(&mut wavefront, &mut first, &noise, &hint, &conditioning, &[1]);
     report.difference(&format!("{name} out, frame by frame"), max_difference(ours.view(), out.view()), LIMIT);
     let both = if run["guide_scale"].as_f64() == Some(1.0) { 1 } else { 2 };
     report.check(first.asked == both * list.len() * plan.t.len(), || {
         format!("{name}: asked {} times", first.asked)
     });
     for feed in [&[frames][..], &[3, 1, 11, 2], &[7], &[5, 64]] {
-        let again = stream(&mut wavefront, &mut model(), &noise, &hint, feed);
+        let again = stream(&mut wavefront, &mut model(), &noise, &hint, &conditioning, feed);
         report.check(again == ours, || format!("{name}: fed by {feed:?} it differs"));
     }
     if list.len() == 1 {
         let numbers: Vec<u64> = (0..frames as u64).map(|f| FIRST + f).collect();
-        let whole = sampler.sample(&mut model(), hint.view(), &numbers, &noise, &Cancel::default()).unwrap();
+        let whole = sampler
+            .sample(&mut model(), hint.view(), &numbers, &noise, &conditioning, &Cancel::default())
+            .unwrap();
         report.check(whole == ours, || format!("{name}: the window on its own differs"));
     }
 
@@ -232,6 +237,7 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
             &mut first,
             &noise,
             &hint,
+            &conditioning,
             &[1],
         );
         let (mut worst_in, mut worst_out) = (0.0f64, 0.0f64);
@@ -243,7 +249,9 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
                 let range = window.start..window.end;
                 let given = model_in.slice(s![i, range.clone(), .., .., ..]);
                 worst_in = worst_in.max(max_difference(seen[k].1.view(), given));
-                let d = sampler.denoise(&mut model, i, given, hint.slice(s![range, .., .., ..])).unwrap();
+                let d = sampler
+                    .denoise(&mut model, i, given, hint.slice(s![range, .., .., ..]), &conditioning)
+                    .unwrap();
                 let kept = windows.kept(k, window, k + 1 == list.len());
                 let d = d.slice(s![kept.start - window.start..kept.end - window.start, .., .., ..]);
                 worst_out =
@@ -280,7 +288,10 @@ fn crash(name: &str, run: &serde_json::Value, report: &mut Report) {
     }
     let noise = FrameNoise::new(2);
     let mut wavefront = Wavefront::new(sampler, length, length / 2).unwrap();
-    let out = stream(&mut wavefront, &mut StandIn::new(0.1, -0.1), &noise, &hint, &[1]);
+    let embedding = |value| Some(Embedding::new(Array2::from_elem((77, 8), value)));
+    let conditioning = Conditioning { positive: embedding(0.1), negative: embedding(-0.1) };
+    let mut model = StandIn::new(&conditioning);
+    let out = stream(&mut wavefront, &mut model, &noise, &hint, &conditioning, &[1]);
     let finite = out.dim() == hint.dim() && out.iter().all(|v| v.is_finite());
     println!("  {name}: one window of {frames} frames, finite output: {finite}");
     report.check(finite, || format!("{name}: output is not finite"));
@@ -358,7 +369,8 @@ pub fn end_to_end(folder: &Path, report: &mut Report) {
         let frames = hint.dim().0;
         let mut wavefront =
             Wavefront::new(sampler, number("max_chunk_len"), number("max_chunk_len") / 2).unwrap();
-        let ours = stream(&mut wavefront, &mut replay, &noise, &hint, &[frames]);
+        let conditioning = Conditioning::default();
+        let ours = stream(&mut wavefront, &mut replay, &noise, &hint, &conditioning, &[frames]);
         // The reference does not tell its k; see `golden` on their precision.
         report.difference(&format!("{name} model_in, each step"), replay.worst, 5.0 * LIMIT);
         report.difference(
