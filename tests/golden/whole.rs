@@ -19,8 +19,6 @@ use crate::fixtures;
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::planar;
 
-const LIMIT: f64 = 1e-3;
-
 /// The noise of a reference.
 struct Given {
     posterior: Array4<f32>,
@@ -62,7 +60,7 @@ pub fn cases(folder: &Path, report: &mut Report) {
             .zip(expected.axis_iter(Dim(0)))
             .map(|(ours, theirs)| max_difference(ours.view(), theirs.permuted_axes([2, 0, 1])))
             .fold(0.0, f64::max);
-        report.difference(name, difference, LIMIT);
+        report.difference(name, difference, case["limit"].as_f64().unwrap());
     }
 }
 
