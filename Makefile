@@ -42,7 +42,7 @@ test-rust: build small-reference ## run the Rust tests, with cargo's arguments i
 	cargo test --release --locked $(ARGS)
 
 test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
-	$(PYTHON) -m pytest -q python/tests $(ARGS)
+	$(PYTHON) -m pytest python/tests $(ARGS)
 
 small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE
 	@$(PYTHON) -m starsr.star.small --output $(CACHE)/small

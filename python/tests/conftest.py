@@ -28,12 +28,14 @@ def folder(variable: str, default: str) -> Path:
     return path
 
 
-def reference_cases(index: str, key: str) -> list:
-    """Names of all cases that the file `index` of the reference folder lists under `key`, as parameters of a test."""
+def reference_cases(index: str, key: str, having: str | None = None) -> list[str]:
+    """Names of all cases (or of those `having` an entry) that the file `index` of the reference folder lists under `key`, as
+    parameters of a test."""
     path = place("STARSR_REFERENCE", "star") / index
     if not path.is_file():
         return ["missing"]
-    return list(json.loads(path.read_text(encoding="utf-8"))[key])
+    cases = json.loads(path.read_text(encoding="utf-8"))[key]
+    return [name for name, case in cases.items() if having is None or having in case]
 
 
 @pytest.fixture
