@@ -62,25 +62,17 @@ def test_official_prompts(reference):
 
 @torch.no_grad()
 def test_overlapped_groups_leave_no_seam(golden_vae):
-    """Differences of neighbouring frames of a smoothly moving clip where groups meet, over those elsewhere: the official groups of
-    3 show a seam, groups of 3 of which the centre is kept do not."""
+    """A still clip flickers with the official groups of 3, whose frames have different neighbours, and does not where each frame
+    is the centre of its group."""
     config, weights = golden_vae
-    ops, frames = TorchOps(weights), 19
-    first, second = torch.randn((2, 4, 5, 8), generator=torch.Generator().manual_seed(0))
-    angle = torch.linspace(0, 0.6, frames)[:, None, None, None]
-    latents = first * angle.cos() + second * angle.sin()
+    ops, frames = TorchOps(weights), 12
+    latents = torch.randn((1, 4, 5, 8), generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
 
     def decode(start, end):
         return vae.decode(ops, latents[max(start, 0) : end], config)
 
     official = torch.cat([decode(i, i + 3) for i in range(0, frames, 3)])
     centred = torch.cat([decode(i - 1, i + 2)[min(i, 1) :][:1] for i in range(frames)])
-
-    def seam(clip):
-        steps = clip.diff(dim=0).abs().mean((1, 2, 3))[2:-2]
-        borders = torch.arange(2, frames - 3) % 3 == 2
-        return float(steps[borders].mean() / steps[~borders].mean())
-
-    print(f"seam of official groups {seam(official):.2f}, of centred groups {seam(centred):.2f}")
-    assert seam(official) > 2
-    assert 0.9 < seam(centred) < 1.1
+    flicker = [float(clip.diff(dim=0).abs().mean((1, 2, 3))[1:-1].max()) for clip in (official, centred)]
+    print(f"flicker of official groups {flicker[0]:.1e}, of centred groups {flicker[1]:.1e}")
+    assert flicker[0] > 1e-3 > 1e-5 > flicker[1]
