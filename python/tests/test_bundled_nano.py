@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 
 from starsr.data import is_held_out, pan, read_photo, read_video
-from starsr.evaluate import FIXED, measure
+from starsr.evaluation.bundle import FIXED, measure
 from starsr.nano.export import manifest
 from starsr.reference import Bundle
 

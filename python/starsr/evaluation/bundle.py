@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 
 from starsr.data import PHOTO_SUFFIXES, find, is_held_out, pan, read_photo, read_video
 from starsr.degradation.first_order import Degradation, degrade, draw
+from starsr.evaluation.metrics import psnr, ssim
 from starsr.reference import Bundle
 from starsr.resize import bicubic
 
@@ -21,16 +21,6 @@ FIXED = {
     "harsh": Degradation(blur=(2.4, 2.4), gaussian=10, codec="libx264", quality=33),
     "noise": Degradation(blur=(1.2, 1.2), gaussian=12, codec=None),
 }
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of arrays in [0,1]."""
-    return float(-10 * np.log10(max(np.mean((a.astype(np.float64) - b) ** 2), 1e-10)))
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean structural similarity of clips `[F,H,W,3]` in [0,1]."""
-    return float(np.mean([structural_similarity(x, y, channel_axis=2, data_range=1.0) for x, y in zip(a, b)]))
 
 
 def grid_power(frame: np.ndarray, period: int = 4) -> float:
@@ -71,7 +61,7 @@ def measure(bundle: Bundle, high: np.ndarray, degradation: Degradation, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m starsr.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m starsr.evaluation.bundle", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--media", type=Path, required=True, help="folder with the photographs; held-out ones are used")
     parser.add_argument("--video", type=Path, nargs="*", default=[], help="clean videos that were not trained on")
