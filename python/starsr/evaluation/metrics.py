@@ -34,12 +34,15 @@ FIGURES = {
     "psnr_y_shifted": Figure("PSNR-Y ±1", "max", 2, "PSNR of luma at that shift; dB."),
     "ssim_y_shifted": Figure("SSIM-Y ±1", "max", 4, "SSIM of luma at that shift."),
     "warp": Figure(
-        "E*warp", "min", 3, "Warping error x1e-3: what changes along the motion of the ground truth, or of the input where there is none."
+        "E*warp",
+        "min",
+        3,
+        "Warping error x1e-3: what changes along the motion of the ground truth, or of the input where there is none.",
     ),
     "seam": Figure("seam", "min", 2, "E*warp at the borders of windows over that elsewhere; 1 is no seam."),
-    "grid4": Figure("grid 4", "min", 2, "Spectral peak at a period of 4 pixels in flat areas, over that of bicubic, or over 1 where that has a dip."),
+    "grid4": Figure("grid 4", "min", 2, "Spectral peak at a period of 4 pixels in flat areas over bicubic's (at least 1)."),
     "grid8": Figure("grid 8", "min", 2, "The same at a period of 8 pixels."),
-    "sharpness": Figure("sharpness", "one", 3, "Mean gradient of luma over that of the ground truth: below 1 is blur, above it noise or ringing."),
+    "sharpness": Figure("sharpness", "one", 3, "Mean gradient of luma over that of the ground truth; below 1 is blur."),
 }
 
 
@@ -61,8 +64,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Mean structural similarity over the frames of two clips, or of their luma."""
     axis = 2 if a.ndim == 4 else None
-    pairs = zip(a, b, strict=True)
-    return float(np.mean([structural_similarity(as_float(x), as_float(y), channel_axis=axis, data_range=1.0) for x, y in pairs]))
+    pairs = [(as_float(x), as_float(y)) for x, y in zip(a, b, strict=True)]
+    return float(np.mean([structural_similarity(x, y, channel_axis=axis, data_range=1.0) for x, y in pairs]))
 
 
 def psnr_frames(a: np.ndarray, b: np.ndarray) -> list[float]:
@@ -71,8 +74,8 @@ def psnr_frames(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 
 def best_shift(result: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Result and target without a border of one pixel, the result shifted for the whole clip by up to one pixel in each direction to
-    where the squared error is least: scalers disagree about the position of pixels."""
+    """Result and target without a border of one pixel, the whole result shifted by up to one pixel in each direction to where
+    the squared error is least: scalers disagree about the position of pixels."""
     height, width = target.shape[1:3]
     inner = target[:, 1:-1, 1:-1]
     views = [result[:, y : height - 2 + y, x : width - 2 + x] for y in range(3) for x in range(3)]
@@ -82,7 +85,7 @@ def best_shift(result: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 def fidelity(result: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """PSNR and SSIM of RGB and luma, as they are and at the best shift."""
     if result.shape != target.shape:
-        raise ValueError(f"a result of shape {result.shape} was compared with a ground truth of {target.shape}; give both one size")
+        raise ValueError(f"results of shape {result.shape} cannot be compared with {target.shape}; give both one size")
     figures = {}
     for suffix, (a, b) in (("", (result, target)), ("_shifted", best_shift(result, target))):
         a_luma, b_luma = luma(a), luma(b)
@@ -100,8 +103,8 @@ def sharpness(result: np.ndarray, target: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Motion:
-    """From a frame to the next: `flow` `[2,H,W]`, down and right in pixels, so that `frame(x) = next(x + flow(x))`, and `visible`
-    `[H,W]`, the pixels that the next frame shows too."""
+    """From a frame to the next: `flow` `[2,H,W]`, down and right in pixels, so that `frame(x) = next(x + flow(x))`, and
+    `visible` `[H,W]`, the pixels that the next frame shows too."""
 
     flow: np.ndarray
     visible: np.ndarray
@@ -144,7 +147,7 @@ def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def visible(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """Pixels `[H,W]` whose flow stays in the picture and leads back to within a quarter of a pixel: neither occluded nor wrong."""
+    """Pixels `[H,W]` whose flow stays in the picture and is led back to within 1/4 pixel: neither occluded nor wrong."""
     back = warp(backward.transpose(1, 2, 0), forward).transpose(2, 0, 1)
     return inside(forward) & (np.square(forward + back).sum(0) < 0.25**2)
 
@@ -167,10 +170,10 @@ def motion(clip: np.ndarray, scale: int = 1) -> list[Motion]:
 def warping_errors(clip: np.ndarray, motions: list[Motion]) -> np.ndarray:
     """E*_warp of each pair of neighbouring frames, `[F-1]`.
 
-    The mean over visible pixels and channels of `(frame - warp(next, flow))^2` for values in [0,1], times 1000, after Lai et al.,
-    "Learning Blind Video Temporal Consistency" (ECCV 2018); the clip's figure is the mean over pairs. The flow is that of the
-    ground truth, or of the input where there is none, so that it is the same for all that is compared. Pairs of which less than
-    a tenth is visible, such as cuts, are not a number.
+    The mean over visible pixels and channels of `(frame - warp(next, flow))^2` for values in [0,1], times 1000, after Lai et
+    al., "Learning Blind Video Temporal Consistency" (ECCV 2018); the clip's figure is the mean over pairs. The flow is that of
+    the ground truth, or of the input where there is none, so that it is the same for all that is compared. Pairs of which less
+    than a tenth is visible, such as cuts, are not a number.
     """
     errors = []
     for first, second, step in zip(clip[:-1], clip[1:], motions, strict=True):
@@ -187,8 +190,8 @@ def mean_or_none(values: np.ndarray) -> float | None:
 
 
 def seam_index(errors: np.ndarray, length: int, overlap: int) -> float | None:
-    """Mean of E*_warp `[F-1]` where a window of `length` frames hands over to the next, through all frames of their `overlap`, over the
-    mean elsewhere. None where the clip has no such border or nothing else."""
+    """Mean of E*_warp `[F-1]` where a window of `length` frames hands over to the next, through all frames of their `overlap`,
+    over the mean elsewhere. None where the clip has no such border or nothing else."""
     if not 0 <= overlap < length:
         raise ValueError(f"windows of {length} frames cannot overlap by {overlap}; choose an overlap from 0 to {length - 1}")
     border = np.zeros(len(errors), bool)
@@ -205,7 +208,7 @@ def blocks(pictures: np.ndarray) -> np.ndarray:
 
 
 def spectral_peak(rows: np.ndarray, period: int) -> float:
-    """Power of `[...,64]` at `1/period` over the geometric mean of that at frequencies beside it, which a smooth spectrum has there."""
+    """Power of `[...,64]` at `1/period` over what a smooth spectrum has there: the geometric mean at frequencies beside it."""
     windowed = (rows - rows.mean(-1, keepdims=True)) * np.hanning(BLOCK + 1)[:-1]
     power = (np.abs(np.fft.rfft(windowed)) ** 2).reshape(-1, BLOCK // 2 + 1).mean(0) + 1e-12
     at = BLOCK // period
@@ -214,8 +217,8 @@ def spectral_peak(rows: np.ndarray, period: int) -> float:
 
 
 def grid_power(result: np.ndarray, plain: np.ndarray, period: int) -> float | None:
-    """Spectral peak at `1/period` of a clip's luma over that of the plain (bicubic) upscale, in the flattest quarter of the plain
-    upscale's 64x64 blocks and in the worse of rows and columns. 1 is no more of a grid than bicubic has; None for pictures below 64.
+    """Spectral peak at `1/period` of a clip's luma over that of the plain (bicubic) upscale, in the flattest quarter of the
+    plain upscale's 64x64 blocks and in the worse of rows and columns. At most 1 is no grid; None for pictures below 64.
 
     Where bicubic has a dip instead of a peak the divisor is 1: to fill a dip is no grid.
     """

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Outside metrics with stand-ins for their packages, and without them."""
+
+import json
+import sys
+import urllib.request
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from starsr.evaluation import optional
+
+
+@pytest.fixture
+def clips():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 256, (2, 34, 41, 3), np.uint8)
+    return np.clip(target.astype(int) + 5, 0, 255).astype(np.uint8), target
+
+
+def executable(path, text):
+    path.write_text(f"#!{sys.executable}\n{text}")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def nothing(monkeypatch, tmp_path):
+    """No package, no program and no checkout is found."""
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DOVER", str(tmp_path / "DOVER"))
+
+
+def test_each_missing_metric_says_why_and_how_to_get_it(nothing):
+    scorers, missing = optional.load(list(optional.METRICS))
+    assert not scorers and set(missing) == set(optional.METRICS)
+    for name, line in missing.items():
+        assert line.startswith(optional.METRICS[name].figure.title) and "\n" not in line
+        assert f"to get it: {optional.METRICS[name].get}" in line
+    assert "pyiqa is not installed" in missing["lpips"] and "create_metric('musiq')" in missing["musiq"]
+    assert "DOVER.pth" in missing["dover"] and "PATH" in missing["vmaf"]
+
+
+def fake_pyiqa(monkeypatch, create):
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create, __spec__=SimpleNamespace(name="pyiqa")))
+
+
+def test_pyiqa_gets_frames_and_the_ground_truth_where_it_needs_one(monkeypatch, clips):
+    def create(name, device):
+        assert device == "cpu"
+        return (lambda a, b: (a - b).abs().max()) if name == "lpips" else (lambda a: a.shape[1] + a.max())
+
+    fake_pyiqa(monkeypatch, create)
+    scorers, missing = optional.load(["lpips", "musiq"])
+    assert not missing
+    assert scorers["lpips"](*clips) == pytest.approx(5 / 255, abs=1e-6)
+    assert scorers["musiq"](*clips) == scorers["musiq"](clips[0], None) == 4
+
+
+def test_weights_are_not_downloaded(monkeypatch):
+    reached = []
+
+    def create(name, device):
+        print("Downloading")
+        urllib.request.urlopen("http://localhost:9/weights.pth")
+        reached.append(name)
+
+    fake_pyiqa(monkeypatch, create)
+    scorers, missing = optional.load(["dists"])
+    assert not scorers and not reached
+    assert "want of its weights" in missing["dists"] and "downloads are off" in missing["dists"]
+
+
+def test_dover_runs_its_own_program(monkeypatch, tmp_path, clips):
+    (tmp_path / "pretrained_weights").mkdir()
+    monkeypatch.setenv("DOVER", str(tmp_path))
+    (tmp_path / "pretrained_weights" / "DOVER.pth").touch()
+    script = tmp_path / "evaluate_one_video.py"
+    script.write_text(
+        "import sys, av\n"
+        "path = sys.argv[sys.argv.index('--video_path') + 1]\n"
+        "assert '--fusion' in sys.argv\n"
+        "frames = sum(1 for _ in av.open(path).decode(video=0))\n"
+        "print('Normalized fused overall score (scale in [0,1]):', frames / 8)\n"
+    )
+    scorers, missing = optional.load(["dover"])
+    assert not missing and scorers["dover"](*clips) == 0.25
+    script.write_text("raise SystemExit('no decord')")
+    with pytest.raises(RuntimeError, match="status 1: no decord"):
+        scorers["dover"](*clips)
+
+
+def test_vmaf_gets_both_clips(monkeypatch, tmp_path, clips):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    executable(
+        tmp_path / "vmaf",
+        "import json, sys\n"
+        "option = lambda name: sys.argv[sys.argv.index(name) + 1]\n"
+        "data = [open(option(name), 'rb').read() for name in ('--reference', '--distorted')]\n"
+        "assert 'neg' in option('--model')\n"
+        "head = data[0].split(b'\\n')[0]\n"
+        "size = len(head) + 1 + 2 * (6 + 34 * 40 * 3 // 2)\n"
+        "assert b'W40 H34' in head and all(len(d) == size for d in data) and data[0] != data[1]\n"
+        "json.dump({'pooled_metrics': {'vmaf': {'mean': 91.5}}}, open(option('--output'), 'w'))\n",
+    )
+    scorers, missing = optional.load(["vmaf"])
+    assert not missing and scorers["vmaf"](*clips) == 91.5
+    executable(tmp_path / "vmaf", "raise SystemExit('bad model')")
+    with pytest.raises(RuntimeError, match="status 1: bad model"):
+        scorers["vmaf"](*clips)
+
+
+def test_figures_are_described():
+    for name, metric in optional.METRICS.items():
+        assert metric.figure.best in ("max", "min") and metric.figure.meaning.endswith("."), name
+    assert json.dumps(list(optional.METRICS))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MPL-2.0
+
+import os
+import shlex
+import shutil
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from starsr.data import pan, read_photo
+from starsr.evaluation import upscalers, video
+from starsr.evaluation.upscalers import UpscalerError, make
+
+
+@pytest.fixture
+def clip(photos):
+    """`[3,30,40,3]`, smooth enough for all scalers to agree about it."""
+    return pan(read_photo(photos / "photo0.png"), 3, (30, 40), np.random.default_rng(0), 4.0)
+
+
+def skip_or_fail(reason):
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+def test_clips_survive_files(clip, tmp_path):
+    path = tmp_path / "a b" / "clip.mkv"
+    video.write(path, clip, Fraction(30000, 1001))
+    read, rate = video.read(path)
+    assert np.array_equal(read, clip) and rate == Fraction(30000, 1001)
+    assert np.array_equal(video.read(path, 2)[0], clip[:2])
+    assert [p.name for p in path.parent.iterdir()] == ["clip.mkv"]
+    path.write_text("no video")
+    with pytest.raises(video.VideoError, match="check the file"):
+        video.read(path)
+
+
+@pytest.mark.parametrize("name", ["lanczos", "videoscale:catrom", "ffmpeg:spline", "ffmpeg:bicubic", "ffmpeg:lanczos"])
+def test_scalers_agree_with_bicubic_about_the_position_of_pixels(clip, name):
+    if not name.startswith("ffmpeg") and not shutil.which("gst-launch-1.0"):
+        skip_or_fail("gst-launch-1.0 is missing: run tools/install-system")
+    plain, result = make("bicubic")(clip), make(name)(clip)
+    assert result.shape == plain.shape == (3, 120, 160, 3)
+    difference = np.abs(result[:, 8:-8, 8:-8].astype(int) - plain[:, 8:-8, 8:-8])
+    shifted = np.abs(result[:, 8:-8, 9:-7].astype(int) - plain[:, 8:-8, 8:-8])
+    assert difference.mean() < 3 and difference.mean() < shifted.mean()
+
+
+def test_a_command_line_is_run_on_files(clip, tmp_path):
+    script = tmp_path / "double it.py"
+    script.write_text(
+        "import sys, numpy as np\n"
+        f"sys.path.insert(0, {str(ROOT / 'python')!r})\n"
+        "from pathlib import Path\n"
+        "from starsr.evaluation import video\n"
+        "clip, rate = video.read(Path(sys.argv[1]))\n"
+        "video.write(Path(sys.argv[2]), clip.repeat(4, 1).repeat(4, 2), rate)\n"
+    )
+    line = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{input}} {{output}}"
+    upscaler = make(f"mine=command:{line}")
+    assert upscaler.label == "mine" and upscaler.command == line
+    assert np.array_equal(upscaler(clip), clip.repeat(4, 1).repeat(4, 2))
+    with pytest.raises(UpscalerError, match="3 frames of 40x30 instead of 3 frames of 160x120"):
+        make("copy=command:cp {input} {output}")(clip)
+    with pytest.raises(UpscalerError, match="status 7: broken"):
+        make("command:echo broken >&2; exit 7; {input} {output}")(clip)
+
+
+def test_a_bundle_in_python_is_the_reference(clip, nano_folder):
+    upscaler = make(f"nano=bundle:{nano_folder}")
+    result = upscaler(clip)
+    assert result.shape == (3, 120, 160, 3) and np.array_equal(result, upscaler(clip))
+    assert 0.1 < np.abs(result.astype(int) - make("bicubic")(clip)).mean() < 20
+    assert upscaler.files == (nano_folder / "bundle.toml",)
+
+
+def test_the_element_keeps_what_the_file_holds(clip):
+    if not upscalers.PROGRAM.is_file():
+        skip_or_fail(f"{upscalers.PROGRAM} is missing: run `make build`")
+    plain = make("starsr:--strength 0")(clip)
+    assert np.abs(plain.astype(int) - make("bicubic")(clip)).max() <= 1
+    restored = make("starsr")(clip)
+    assert 0.1 < np.abs(restored.astype(int) - plain).mean() < 20
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("nearest", "no upscaler nearest; choose bicubic, lanczos"),
+        ("ffmpeg:x", "no scaler `x`; choose one of fast_bilinear"),
+        ("command:cat {input}", "write both where"),
+        ("bundle:nowhere", "nowhere is no model bundle"),
+    ],
+)
+def test_errors_say_what_to_do(name, words):
+    with pytest.raises(UpscalerError, match=words):
+        make(name)
+
+
+def test_missing_programs_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UpscalerError, match="apt-get install gstreamer1.0-tools"):
+        make("lanczos")
+    with pytest.raises(UpscalerError, match="make build"):
+        make("starsr", tmp_path / "upscale")
