@@ -73,6 +73,10 @@ nano: $(VENV)/requirements ## train on the media in MEDIA for MINUTES (120) and 
 	$(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
 	$(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
 
+.PHONY: eval
+eval: build $(VENV)/requirements ## compare upscalers on clips and write a report, with starsr-eval's options in ARGS
+	$(VENV)/bin/starsr-eval $(ARGS)
+
 .PHONY: export rehearse
 export: $(VENV)/requirements ## convert STAR's released weights into a model bundle, with starsr-export's options in ARGS
 	$(VENV)/bin/starsr-export $(ARGS)

@@ -16,7 +16,8 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is called, judged (`best` is `max`, `min` or `one`, nearest to 1) and printed, and what it means."""
+    """How a figure is called, judged and printed, and what it means. `best` is `max`, `min`, `one` (nearest to 1) or `limit`
+    (at most 1, below which there is no better)."""
 
     title: str
     best: str
@@ -39,9 +40,9 @@ FIGURES = {
         3,
         "Warping error x1e-3: what changes along the motion of the ground truth, or of the input where there is none.",
     ),
-    "seam": Figure("seam", "min", 2, "E*warp at the borders of windows over that elsewhere; 1 is no seam."),
-    "grid4": Figure("grid 4", "min", 2, "Spectral peak at a period of 4 pixels in flat areas over bicubic's (at least 1)."),
-    "grid8": Figure("grid 8", "min", 2, "The same at a period of 8 pixels."),
+    "seam": Figure("seam", "limit", 2, "E*warp at the borders of windows over that elsewhere; 1 is no seam."),
+    "grid4": Figure("grid 4", "limit", 2, "Spectral peak at a period of 4 pixels in flat areas over bicubic's (at least 1)."),
+    "grid8": Figure("grid 8", "limit", 2, "The same at a period of 8 pixels."),
     "sharpness": Figure("sharpness", "one", 3, "Mean gradient of luma over that of the ground truth; below 1 is blur."),
 }
 

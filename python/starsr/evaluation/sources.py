@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Clips to upscale: folders of pairs, videos without ground truth, and held-out clips that are degraded here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from starsr.data import PHOTO_SUFFIXES, find
+from starsr.degradation import first_order, second_order
+from starsr.degradation.second_order import PRESETS, SCALE, from_bytes, to_bytes
+from starsr.evaluation import video
+from starsr.evaluation.bundle import FIXED, clips
+
+SUFFIXES = {".mkv", ".mp4", ".mov", ".avi", ".webm", ".m4v"}
+#: What `degraded` can do: the presets of training, and fixed degradations from mild to harsh.
+DEGRADATIONS = (*PRESETS, *FIXED)
+
+
+class SourceError(Exception):
+    """Clips that are missing or do not fit together, as one sentence."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Low-quality frames `[F,h,w,3]` and, where known, the ground truth `[F,4h,4w,3]`, both uint8; `note` tells its making."""
+
+    name: str
+    group: str
+    low: np.ndarray
+    rate: Fraction
+    truth: np.ndarray | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip that is read or made when it is needed."""
+
+    name: str
+    group: str
+    load: Callable[[], Clip]
+
+
+def pair(group: str, high: Path, low: Path, frames: int | None) -> Clip:
+    """A clip of a paired folder."""
+    truth, rate = video.read(high, frames)
+    clip, _ = video.read(low, frames)
+    wanted = (len(clip), SCALE * clip.shape[1], SCALE * clip.shape[2])
+    if truth.shape[:3] != wanted:
+        raise SourceError(f"{high} and {low} do not fit together: the first must have as many frames, {SCALE} times as large")
+    return Clip(low.stem, group, clip, rate, truth)
+
+
+def single(path: Path, group: str, frames: int | None) -> Clip:
+    clip, rate = video.read(path, frames)
+    return Clip(path.stem, group, clip, rate)
+
+
+def from_path(path: Path, frames: int | None) -> list[Source]:
+    """A folder with `gt` and `lq`, a folder of videos, or a video. Videos on their own have no ground truth."""
+    if path.is_file():
+        return [Source(path.stem, "real", lambda: single(path, "real", frames))]
+    group = path.resolve().name
+    low = path / "lq" if (path / "lq").is_dir() else path
+    files = [p for p in sorted(low.iterdir()) if p.suffix.lower() in SUFFIXES] if low.is_dir() else []
+    if not files:
+        raise SourceError(f"{low} holds no videos; give a video, a folder of videos, or a folder with gt and lq")
+    if not (path / "gt").is_dir():
+        return [Source(p.stem, group, lambda p=p: single(p, group, frames)) for p in files]
+    sources = []
+    for p in files:
+        high = next((q for q in sorted((path / "gt").iterdir()) if q.stem == p.stem), None)
+        if high is None:
+            raise SourceError(f"{p} has no ground truth; put {p.stem}.mkv into {path / 'gt'}, or take it out of lq")
+        sources.append(Source(p.stem, group, lambda p=p, high=high: pair(group, high, p, frames)))
+    return sources
+
+
+def degrade(high: np.ndarray, name: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Low-quality `[F,h,w,3]` of a clean clip `[F,4h,4w,3]`, both uint8, and what was done."""
+    clean = from_bytes(np.ascontiguousarray(high))
+    if name in FIXED:
+        return first_order.degrade(clean, FIXED[name], rng), f"{name}: {FIXED[name]}"
+    if PRESETS[name].per_frame:
+        return second_order.degrade(clean, PRESETS[name], rng), f"{name}: drawn anew for each frame"
+    recipe = second_order.draw(rng, PRESETS[name], len(clean), tuple(clean.shape[2:]))
+    return to_bytes(recipe(clean)), f"{name}: " + ", ".join(step for step, _ in recipe.steps)
+
+
+def degraded(names: list[str], media: Path, videos: list[Path], count: int | None, frames: int, seed: int) -> list[Source]:
+    """At most `count` clips, evenly chosen among the held-out photographs (panned) below `media` and pieces of `videos`, each
+    degraded in the ways `names` with random numbers of `seed`."""
+    if not find(media, PHOTO_SUFFIXES) and not videos:
+        raise SourceError(f"{media} holds no photographs; name a folder with the training media, or clean videos with --video")
+    found = list(clips(media, videos, frames))
+    if not found:
+        raise SourceError(f"none of the photographs below {media} is held out for evaluation; name clean videos with --video")
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(count or len(found), len(found))).round().astype(int))
+
+    def make(name: str, index: int) -> Clip:
+        title, high = found[index]
+        low, note = degrade(high, name, np.random.default_rng((seed, index)))
+        return Clip(title, name, low, Fraction(25), high, note)
+
+    return [Source(found[i][0], name, lambda name=name, i=int(i): make(name, i)) for name in names for i in chosen]

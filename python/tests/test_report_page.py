@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The report in a real browser, driven over the WebDriver protocol: chromium through chromedriver."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from starsr.data import pan, read_photo
+from starsr.evaluation import cli, sources, video
+
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+RIGHT, HOME, TAB = "\ue014", "\ue011", "\ue004"
+
+
+class Browser:
+    """A session of chromedriver."""
+
+    def __init__(self, port):
+        self.base = f"http://127.0.0.1:{port}"
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--window-size=1300,1000"]
+        logs = {"goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}, **logs}
+        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        self.base += f"/session/{session}"
+
+    def call(self, method, path, body=None):
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+            return json.load(reply)["value"]
+
+    def run(self, script):
+        return self.call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def press(self, selector, keys):
+        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
+        self.call("POST", f"/element/{element}/value", {"text": keys})
+
+    def show(self, dark):
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not shutil.which("chromedriver"):
+        pytest.skip("the page is not tested, as chromedriver is missing: apt-get install chromium chromium-driver")
+    log = tmp_path_factory.mktemp("browser") / "log"
+    with log.open("w") as file:
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=file, stderr=subprocess.STDOUT)
+    try:
+        port = None
+        for _ in range(200):
+            found = re.search(r"started successfully on port (\d+)", log.read_text())
+            if found:
+                port = int(found[1])
+                break
+            time.sleep(0.1)
+        assert port, log.read_text()
+        session = Browser(port)
+        yield session
+        with contextlib.suppress(urllib.error.URLError):
+            session.call("DELETE", "")
+    finally:
+        driver.terminate()
+        driver.wait(10)
+
+
+@pytest.fixture
+def page(browser, photos, tmp_path):
+    """A small report, open in the browser."""
+    folder = tmp_path / "a <set> & more"
+    high = pan(read_photo(photos / "photo0.png"), 4, (128, 160), np.random.default_rng(2), 1.2)
+    low, _ = sources.degrade(high, "medium", np.random.default_rng(0))
+    video.write(folder / "gt" / "clip.mkv", high)
+    video.write(folder / "lq" / "clip.mkv", low)
+    report = tmp_path / "report"
+    command = [folder, "--report", report, "--upscaler", "bicubic", "--upscaler", "ffmpeg:point", "--metric", "vmaf"]
+    assert cli.main([str(word) for word in [*command, "--title", "A <b>title</b>"]]) == 0
+    browser.call("POST", "/url", {"url": (report / "index.html").as_uri()})
+    return report
+
+
+def test_slider_table_and_pictures(browser, page):
+    # Lazy pictures load when they come into view.
+    browser.run("for (const image of document.images) image.loading = 'eager'")
+    for _ in range(100):
+        broken = browser.run("return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+        if not broken:
+            break
+        time.sleep(0.1)
+    assert not broken and browser.run("return document.images.length") == 10
+    assert browser.run("return [document.title, document.querySelector('h1').textContent]") == ["A <b>title</b>"] * 2
+
+    rows = browser.run(
+        "return [...document.querySelectorAll('#summary tbody tr')].map(r => [...r.children].map(c => c.textContent.trim()))"
+    )
+    assert [row[0] for row in rows] == ["bicubic", "ffmpeg:point", "ground truth"] and len(rows[0]) == 13
+    figures = json.loads((page / "report.json").read_text())["means"]["a <set> & more"]
+    assert rows[0][1] == f"{figures['bicubic']['psnr']:.2f}"
+    best = browser.run("return [...document.querySelectorAll('#summary .best')].map(c => c.parentNode.children[0].textContent)")
+    assert "bicubic" in best and "ground truth" not in best
+    assert browser.run("return document.querySelectorAll('.chart polyline').length") == 5
+
+    split = "return getComputedStyle(document.querySelector('.stage')).getPropertyValue('--split')"
+    clip = "return getComputedStyle(document.querySelector('.over')).clipPath"
+    assert browser.run(split) == "50%"
+    browser.press(".stage input", RIGHT * 3)
+    assert browser.run(split) == "53%" and "47%" in browser.run(clip)
+    browser.press(".stage input", HOME)
+    assert browser.run(split) == "0%"
+
+    # The pointer: the border is where it is pressed.
+    browser.run("document.querySelector('.stage').scrollIntoView({block: 'center'})")
+    box = browser.run("return document.querySelector('.stage').getBoundingClientRect().toJSON()")
+    x, y = round(box["x"] + 0.75 * box["width"]), round(box["y"] + box["height"] / 2)
+    moves = [{"type": "pointerMove", "x": x, "y": y}, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+    browser.call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
+    assert 72 <= float(browser.run(split).rstrip("%")) <= 78
+
+    browser.press(".pick-first", "ground")
+    assert browser.run("return document.querySelector('.tag.first').textContent") == "ground truth"
+    assert browser.run("return document.querySelector('.over').src").endswith("ground-truth.webp")
+    browser.press(".pick-actual", " ")
+    assert browser.run("return document.querySelector('.under').getBoundingClientRect().width") == 160
+    errors = [entry for entry in browser.call("POST", "/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+    assert not errors
+
+
+def test_all_is_reached_by_keyboard_and_named(browser, page):
+    browser.run("document.activeElement.blur()")
+    reached = set()
+    for _ in range(25):
+        browser.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": [
+            {"type": "keyDown", "value": TAB}, {"type": "keyUp", "value": TAB}]}]})  # fmt: skip
+        reached.add(browser.run("const e = document.activeElement; return e.type || e.className || e.tagName.toLowerCase()"))
+    assert {"range", "select-one", "checkbox", "scroll", "summary"} <= reached
+    unnamed = "return [...document.querySelectorAll('input, select')].filter(e => !e.ariaLabel && !e.labels.length).length"
+    assert browser.run(unnamed) == 0 and browser.run("return [...document.images].filter(i => !i.alt).length") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark_are_legible_and_nothing_overflows(browser, page, dark):
+    browser.show(dark)
+    style = browser.run("const s = getComputedStyle(document.querySelector('.card')); return [s.color, s.backgroundColor]")
+    ink, ground = (np.mean([int(n) for n in re.findall(r"\d+", color)[:3]]) for color in style)
+    assert (ink > ground) == dark and abs(ink - ground) > 150
+    for width in (1300, 420):
+        browser.call("POST", "/window/rect", {"width": width, "height": 900})
+        assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+
+
+def test_pictures_are_without_loss(page):
+    result, _ = video.read(page / "results" / "bicubic" / "a-set-more-clip.mkv")
+    picture = np.asarray(Image.open(page / "images" / "a-set-more-clip-bicubic.webp"))
+    assert np.array_equal(picture, result[2])
+    piece = np.asarray(Image.open(page / "images" / "a-set-more-clip-bicubic-xt.webp"))
+    row = int(re.search(r"row (\d+) from pixel 0", (page / "index.html").read_text())[1])
+    assert np.array_equal(piece, result[:, row])
