@@ -38,7 +38,7 @@ class Measured:
 
 def slug(text: str) -> str:
     """A name for files."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.") or "clip"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "clip"
 
 
 def file_hash(path: Path) -> str:

@@ -23,7 +23,7 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, Fraction]:
                 if limit and len(frames) == limit:
                     break
     except (av.FFmpegError, IndexError) as e:
-        raise VideoError(f"{path} could not be read as video: {e}; check the file") from e
+        raise VideoError(f"{path} could not be read as video: {getattr(e, 'strerror', e)}; check the file") from e
     if not frames:
         raise VideoError(f"{path} holds no frames; check the file")
     return np.stack(frames), rate
