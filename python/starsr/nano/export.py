@@ -139,7 +139,7 @@ def load(checkpoint: Path) -> Nano:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m starsr.nano.export", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr.train")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr-train")
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     parser.add_argument("--version", default="0.1.0", help="version written into the manifest")
     options = parser.parse_args()
