@@ -68,9 +68,9 @@ lint: system ## check format, lints and the commands in README.md
 	tools/check-readme
 
 .PHONY: nano
-nano: $(VENV)/requirements ## train on the media in MEDIA for MINUTES (120) and export the bundle to models/nano
-	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [MINUTES=120]" >&2; exit 2; }
-	$(PYTHON) -m starsr.train --media "$(MEDIA)" --checkpoint $(CACHE)/nano.pt --minutes $(or $(MINUTES),120) $(ARGS)
+nano: $(VENV)/requirements ## train on the media in MEDIA, with starsr-train's options in ARGS, and export the bundle to models/nano
+	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [ARGS=...]" >&2; exit 2; }
+	$(VENV)/bin/starsr-train nano --data "$(MEDIA)" --checkpoint $(CACHE)/nano.pt $(ARGS)
 	$(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
 
 .PHONY: eval

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: MPL-2.0
 """Clean clips for training and evaluation: photographs panned, and shrunk video."""
 
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 
 from starsr.degradation import first_order, kernels, second_order
 from starsr.degradation.second_order import PRESETS, SCALE
 
 PHOTO_SUFFIXES = {".webp", ".png", ".jpg"}
 VIDEO_SUFFIXES = {".mp4", ".mkv"}
+#: How clips are degraded for training, and how often.
+MIX = {"clean": 0.1, "first": 0.2, "light": 0.35, "heavy": 0.35}
 
 
 def is_held_out(path: Path) -> bool:
@@ -64,30 +66,34 @@ def pan(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.random.Ge
     return np.stack([region[y : y + height, x : x + width] for y, x in corners])
 
 
-class Clips(IterableDataset):
-    """An endless stream of pairs `(low [F,h,w,3], high [F,4h,4w,3])` uint8 with h = w = `side`."""
+class Clips(Dataset):
+    """Pairs `(low [F,h,w,3], high [F,4h,4w,3])` uint8 with h = w = `side`, each a function of `seed` and its index alone. A clip is
+    degraded as `mix` says: kinds (`clean`, `first` order, or a preset of the second) and their shares."""
 
-    def __init__(self, media: Path, frames: int = 6, side: int = 64, seed: int = 0) -> None:
+    def __init__(self, media: Path, length: int, frames: int = 6, side: int = 64, seed: int = 0, mix: dict = MIX) -> None:
         self.photos = [p for p in find(media, PHOTO_SUFFIXES) if not is_held_out(p)]
         self.videos = find(media, VIDEO_SUFFIXES)
         if not self.photos:
-            raise FileNotFoundError(f"no photographs below {media}")
-        self.frames, self.side, self.seed = frames, side, seed
+            raise FileNotFoundError(f"no photographs below {media}: name a folder that has some")
+        self.length, self.frames, self.side, self.seed, self.mix = length, frames, side, seed, mix
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        torch.set_num_threads(1)
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, worker.id if worker else 0))
-        photos = [read_photo(p) for p in self.photos]
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def _media(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         videos = [read_video(p, limit=150, short_side=self.side * SCALE + 16) for p in self.videos]
         videos = [v for v in videos if min(v.shape[1:3]) >= self.side * SCALE and len(v) >= self.frames]
-        while True:
-            high = self._clip(photos, videos, rng)
-            low = self._degrade(torch.from_numpy(high).permute(0, 3, 1, 2).float() / 255, rng)
-            yield torch.from_numpy(low.copy()), torch.from_numpy(high)
+        return [read_photo(p) for p in self.photos], videos
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        high = self._clip(*self._media, rng)
+        low = self._degrade(second_order.from_bytes(high), rng)
+        return torch.from_numpy(low.copy()), torch.from_numpy(high)
 
     def _degrade(self, clip: torch.Tensor, rng) -> np.ndarray:
-        kind = rng.choice(["clean", "first", "light", "heavy"], p=[0.1, 0.2, 0.35, 0.35])
+        kind = str(rng.choice(list(self.mix), p=list(self.mix.values())))
         if kind == "clean":
             return second_order.to_bytes(second_order.resize(clip, (self.side, self.side), str(rng.choice(second_order.MODES))))
         if kind == "first":

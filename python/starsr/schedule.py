@@ -6,6 +6,18 @@ import numpy as np
 TIMESTEPS = 1000
 #: Timestep at which inference starts from the noised low-quality latent (900 noise levels).
 T_START = 899
+#: The schedule as a bundle's manifest gives it.
+MANIFEST = {
+    "kind": "logsnr-cosine-interp",
+    "prediction": "v",
+    "timesteps": TIMESTEPS,
+    "logsnr_min": -15.0,
+    "logsnr_max": 15.0,
+    "scale_min": 2.0,
+    "scale_max": 4.0,
+    "zero_terminal_snr": True,
+    "noise_level": T_START + 1,
+}
 
 
 def alphas_sigmas(

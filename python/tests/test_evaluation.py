@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from starsr.data import pan, read_photo
+from starsr.degradation.pairs import write_lossless, write_pair
 from starsr.evaluation import cli, metrics, report, sources, study, video
 from starsr.evaluation.upscalers import Upscaler, make
 
@@ -31,8 +32,7 @@ def paired(photos, tmp_path):
         photo = read_photo(photos / f"photo{index}.png")
         high = pan(photo, 9, (128, 160), np.random.default_rng(index), 1.2)
         low, _ = sources.degrade(high, "medium", np.random.default_rng(index))
-        video.write(folder / "gt" / f"clip {index}.mkv", high)
-        video.write(folder / "lq" / f"clip {index}.mkv", low)
+        write_pair(folder, f"clip {index}", high, low, "smooth noise")
     return folder
 
 
@@ -70,6 +70,7 @@ def test_report_of_pairs_and_of_a_clip_alone(paired, tmp_path, capsys):
     assert manifest["upscalers"][1]["command"] == "libswscale lanczos"
     assert record["not_measured"]["lpips"].count("pip install pyiqa") == 1
     html = (target / "index.html").read_text()
+    assert html.count("smooth noise") == 2
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", html)
     files = set(re.findall(r"(?:src|value)=\"(images/[^\"]+)\"", html))
     assert len(files) > 30 and all((target / name).is_file() for name in files)
@@ -169,7 +170,7 @@ def test_errors_are_one_sentence(paired, photos, tmp_path, capsys):
     assert "cannot overlap by 6" in refused(capsys, paired, "--window", 6, 6, *target)
     (paired / "gt" / "clip 1.mkv").unlink()
     assert "clip 1.mkv has no ground truth" in refused(capsys, paired, *target)
-    video.write(paired / "gt" / "clip 1.mkv", np.zeros((9, 32, 40, 3), np.uint8))
+    write_lossless(paired / "gt" / "clip 1.mkv", np.zeros((9, 32, 40, 3), np.uint8))
     assert "do not fit together" in refused(capsys, paired, *target)
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from starsr.data import pan, read_photo
+from starsr.degradation.pairs import write_pair
 from starsr.evaluation import cli, sources, video
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -76,16 +77,21 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, photos, tmp_path):
-    """A small report, open in the browser."""
+def report(photos, tmp_path):
+    """The folder of a small report."""
     folder = tmp_path / "a <set> & more"
     high = pan(read_photo(photos / "photo0.png"), 4, (128, 160), np.random.default_rng(2), 1.2)
     low, _ = sources.degrade(high, "medium", np.random.default_rng(0))
-    video.write(folder / "gt" / "clip.mkv", high)
-    video.write(folder / "lq" / "clip.mkv", low)
-    report = tmp_path / "report"
-    command = [folder, "--report", report, "--upscaler", "bicubic", "--upscaler", "ffmpeg:point", "--metric", "vmaf"]
+    write_pair(folder, "clip", high, low, "")
+    target = tmp_path / "report"
+    command = [folder, "--report", target, "--upscaler", "bicubic", "--upscaler", "ffmpeg:point", "--metric", "vmaf"]
     assert cli.main([str(word) for word in [*command, "--title", "A <b>title</b>"]]) == 0
+    return target
+
+
+@pytest.fixture
+def page(browser, report):
+    """The report, open in the browser."""
     browser.call("POST", "/url", {"url": (report / "index.html").as_uri()})
     return report
 
@@ -159,10 +165,10 @@ def test_light_and_dark_are_legible_and_nothing_overflows(browser, page, dark):
         assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
 
 
-def test_pictures_are_without_loss(page):
-    result, _ = video.read(page / "results" / "bicubic" / "a-set-more-clip.mkv")
-    picture = np.asarray(Image.open(page / "images" / "a-set-more-clip-bicubic.webp"))
+def test_pictures_are_without_loss(report):
+    result, _ = video.read(report / "results" / "bicubic" / "a-set-more-clip.mkv")
+    picture = np.asarray(Image.open(report / "images" / "a-set-more-clip-bicubic.webp"))
     assert np.array_equal(picture, result[2])
-    piece = np.asarray(Image.open(page / "images" / "a-set-more-clip-bicubic-xt.webp"))
-    row = int(re.search(r"row (\d+) from pixel 0", (page / "index.html").read_text())[1])
+    piece = np.asarray(Image.open(report / "images" / "a-set-more-clip-bicubic-xt.webp"))
+    row = int(re.search(r"row (\d+) from pixel 0", (report / "index.html").read_text())[1])
     assert np.array_equal(piece, result[:, row])

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: MPL-2.0
 
+import csv
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +15,9 @@ from PIL import Image
 
 from starsr.degradation import first_order as d
 from starsr.data import Clips, pan, read_photo
-from starsr.losses import df_loss, df_weight, grid_loss, low_pass, v_loss
+from starsr.training import cli
+from starsr.training.losses import SEPARATIONS, DfConfig, df_loss, df_weight, grid_loss, low_pass, v_loss
+from starsr.training.loop import Schedule
 from starsr.resize import bicubic
 
 
@@ -28,6 +35,42 @@ def test_df_loss_weighs_low_frequencies_early_and_high_ones_late():
     assert df_loss(wave, zero, early) > 3 * df_loss(wave, zero, late)
     assert df_loss(checks - 0.5, zero, late) > 3 * df_loss(checks - 0.5, zero, early)
     assert df_weight(early) == 0 and df_weight(torch.tensor([0.0])) == 1
+
+
+@pytest.mark.parametrize("kind", ["direct", "inverse", "unseparated"])
+def test_df_loss_gradient_matches_finite_differences(kind):
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.rand((1, 1, 3, 16, 16), generator=generator).double() for _ in range(2))
+    t, config = torch.tensor([400.0]), DfConfig(kind)
+    predicted.requires_grad_()
+    df_loss(predicted, target, t, config).sum().backward()
+    direction = torch.randn(predicted.shape, generator=generator).double()
+    step = 1e-6
+    with torch.no_grad():
+        ends = [df_loss(predicted + sign * step * direction, target, t, config) for sign in (1, -1)]
+    slope = float((ends[0] - ends[1]) / (2 * step))
+    assert float((predicted.grad * direction).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+def test_psi_passes_a_low_grating_and_stops_a_high_one():
+    x = torch.arange(64)
+    for cycles, passed in [(2, True), (28, False)]:
+        grating = torch.cos(2 * torch.pi * cycles * x / 64).expand(64, 64)
+        spectrum = torch.fft.rfft2(grating)
+        kept = (low_pass(64, 64, 0.25, torch.device("cpu")) * spectrum).abs().sum() / spectrum.abs().sum()
+        assert (kept > 0.95) if passed else (kept < 0.05)
+
+
+def test_df_loss_kinds_differ_as_they_say():
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.rand((1, 1, 3, 32, 32), generator=generator) for _ in range(2))
+    at = {k: float(df_loss(predicted, target, torch.tensor([999.0]), DfConfig(k))) for k in SEPARATIONS[:4]}
+    late = {k: float(df_loss(predicted, target, torch.tensor([0.0]), DfConfig(k))) for k in SEPARATIONS[:4]}
+    assert at["direct"] == pytest.approx(late["inverse"]) and at["inverse"] == pytest.approx(late["direct"])
+    assert at["unseparated"] == late["unseparated"]
+    assert df_weight(torch.tensor([999.0]), DfConfig(falling=False, beta=2.0)) == 2
+    with pytest.raises(ValueError, match="upside-down"):
+        DfConfig("upside-down")
 
 
 def test_low_pass_falls_with_frequency():
@@ -76,39 +119,78 @@ def test_draws_cover_codecs_and_repeat_with_the_seed():
     assert draws == [d.draw(np.random.default_rng(i)) for i in range(60)]
 
 
-def test_clips_pair_low_with_high(photos):
-    stream = iter(Clips(photos, frames=4, side=32))
-    for _ in range(3):
-        low, high = next(stream)
+def test_clips_are_a_function_of_seed_and_index(photos):
+    clips = Clips(photos, length=10, frames=4, side=32, seed=1)
+    for index in (7, 0, 3):
+        low, high = clips[index]
         assert low.shape == (4, 32, 32, 3) and high.shape == (4, 128, 128, 3)
+        again = Clips(photos, length=10, frames=4, side=32, seed=1)[index]
+        assert torch.equal(low, again[0]) and torch.equal(high, again[1])
+    other = Clips(photos, length=10, frames=4, side=32, seed=2)[0][1]
+    assert not torch.equal(clips[0][1], other)
+
+
+def test_clean_clips_pair_low_with_high(photos):
+    clips = Clips(photos, length=4, frames=4, side=32, mix={"clean": 1.0})
+    for index in range(4):
+        low, high = clips[index]
         small = d.downscale(high.permute(0, 3, 1, 2).float(), "area").permute(0, 2, 3, 1)
-        assert (small - low).abs().mean() < 30
+        assert (small - low).abs().mean() < 10
 
 
-def test_no_photographs_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no photographs"):
-        Clips(tmp_path)
+def test_no_photographs_is_an_error(tmp_path, capsys):
+    arguments = ["nano", "--data", str(tmp_path), "--checkpoint", str(tmp_path / "n.pt"), "--cpu"]
+    assert cli.main(arguments) == 1
+    assert "no photographs" in capsys.readouterr().err
 
 
-def test_training_learns_saves_and_resumes(photos, tmp_path):
-    checkpoint = tmp_path / "nano.pt"
+def test_rates():
+    cycle, constant = Schedule(100, 1.0), Schedule(100, 1.0, constant=True)
+    rates = [cycle.rate_at(i) for i in range(100)]
+    assert rates[0] < 0.2 and max(rates) == pytest.approx(1.0, abs=0.01) and rates[-1] < 0.02
+    assert {constant.rate_at(i) for i in range(100)} == {1.0}
 
-    def train(minutes):
-        command = [sys.executable, "-m", "starsr.train", "--media", photos, "--checkpoint", checkpoint, "--batch", "2"]
-        command += ["--frames", "2", "--minutes", minutes, "--pool", "8", "--device", "cpu"]
-        subprocess.run([str(c) for c in command], check=True, cwd=photos, env=environment())
-        return torch.load(checkpoint, weights_only=True)
 
-    first = train(0.02)
-    second = train(first["elapsed"] / 60 + 0.02)
-    assert second["iteration"] > first["iteration"] > 0 and second["elapsed"] > first["elapsed"]
-    assert not torch.equal(first["average"]["weights.out__weight"], second["average"]["weights.out__weight"])
-    assert torch.equal(first["model"]["deviation"], second["model"]["deviation"])
+def command(photos, checkpoint, iterations, *more):
+    options = ["--data", photos, "--checkpoint", checkpoint, "--iterations", iterations, "--batch", "2", "--frames", "2"]
+    options += ["--pool", "6", "--threads", "1", "--cpu", "--save-every", "4", "--sample-every", "8", "--seed", "3", *more]
+    return [sys.executable, "-m", "starsr.training.cli", "nano", *map(str, options)]
+
+
+def losses(checkpoint):
+    with checkpoint.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        return {int(row["iteration"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def test_a_killed_run_goes_on_as_if_unbroken(photos, tmp_path):
+    whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
+    subprocess.run(command(photos, whole, 20), check=True)
+    child = subprocess.Popen(command(photos, broken, 20))
+    for _ in range(600):
+        if broken.is_file() or child.poll() is not None:
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = torch.load(broken, weights_only=True)["iteration"]
+    assert 4 <= before < 20
+    subprocess.run(command(photos, broken, 20), check=True)
+    first, second = (torch.load(path, weights_only=True) for path in (whole, broken))
+    assert first["iteration"] == second["iteration"] == 20
+    assert losses(whole).keys() == losses(broken).keys() and len(losses(whole)) == 1
+    assert losses(broken)[20] == pytest.approx(losses(whole)[20], abs=1e-4)
+    for name, weight in first["average"].items():
+        torch.testing.assert_close(second["average"][name], weight, atol=1e-4, rtol=0)
+    assert not torch.equal(first["model"]["weights.out__weight"], torch.zeros_like(first["model"]["weights.out__weight"]))
+    samples = sorted(p.name for p in whole.with_suffix(".samples").iterdir())
+    assert samples == ["000008.png", "000016.png", "000020.png"]
+    assert Image.open(whole.with_suffix(".samples") / samples[0]).size == (3 * 256, 2 * 256)
     assert not list(tmp_path.glob("*.part"))
 
 
-def environment():
-    import os
-    from pathlib import Path
-
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+def test_a_checkpoint_of_another_network_is_refused(photos, tmp_path, capsys):
+    path = tmp_path / "other.pt"
+    torch.save({"iteration": 1, "model": {"a": torch.zeros(1)}, "average": {}, "optimizer": {}}, path)
+    arguments = ["nano", "--data", str(photos), "--checkpoint", str(path), "--cpu", "--iterations", "1"]
+    assert cli.main(arguments) == 1
+    assert "no checkpoint of this network" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from starsr.data import pan, read_photo
+from starsr.degradation.pairs import write_lossless
 from starsr.evaluation import upscalers, video
 from starsr.evaluation.upscalers import UpscalerError, make
 
@@ -27,7 +28,7 @@ def skip_or_fail(reason):
 
 def test_clips_survive_files(clip, tmp_path):
     path = tmp_path / "a b" / "clip.mkv"
-    video.write(path, clip, Fraction(30000, 1001))
+    write_lossless(path, clip, Fraction(30000, 1001))
     read, rate = video.read(path)
     assert np.array_equal(read, clip) and rate == Fraction(30000, 1001)
     assert np.array_equal(video.read(path, 2)[0], clip[:2])
@@ -54,9 +55,10 @@ def test_a_command_line_is_run_on_files(clip, tmp_path):
         "import sys, numpy as np\n"
         f"sys.path.insert(0, {str(ROOT / 'python')!r})\n"
         "from pathlib import Path\n"
+        "from starsr.degradation.pairs import write_lossless\n"
         "from starsr.evaluation import video\n"
         "clip, rate = video.read(Path(sys.argv[1]))\n"
-        "video.write(Path(sys.argv[2]), clip.repeat(4, 1).repeat(4, 2), rate)\n"
+        "write_lossless(Path(sys.argv[2]), clip.repeat(4, 1).repeat(4, 2), rate)\n"
     )
     line = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{input}} {{output}}"
     upscaler = make(f"mine=command:{line}")

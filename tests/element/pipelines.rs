@@ -18,23 +18,27 @@ pub fn run(pipeline: &gst::Pipeline) {
 /// [`run`] with a look at the end, before NULL.
 #[track_caller]
 pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
-    let bus = pipeline.bus().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
-    wait_for_end(&bus);
+    wait_for_end(pipeline);
     look();
     pipeline.set_state(gst::State::Null).unwrap();
 }
 
+/// Waits for the end, and has the latency distributed anew where an element asks for it, as gst-launch and playbin do.
 #[track_caller]
-fn wait_for_end(bus: &gst::Bus) {
-    let message = bus
-        .timed_pop_filtered(
-            gst::ClockTime::from_seconds(300),
-            &[gst::MessageType::Eos, gst::MessageType::Error],
-        )
-        .expect("the pipeline hangs");
-    if let gst::MessageView::Error(error) = message.view() {
-        panic!("{}: {:?}", error.error(), error.debug());
+fn wait_for_end(pipeline: &gst::Pipeline) {
+    let bus = pipeline.bus().unwrap();
+    let awaited = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Latency];
+    loop {
+        let message =
+            bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited).expect("the pipeline hangs");
+        match message.view() {
+            gst::MessageView::Latency(_) => {
+                let _ = pipeline.recalculate_latency();
+            }
+            gst::MessageView::Error(error) => panic!("{}: {:?}", error.error(), error.debug()),
+            _ => return,
+        }
     }
 }
 
@@ -175,7 +179,7 @@ fn seeks_land_and_then_everything_plays() {
     seen.lock().unwrap().clear();
     p.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, FRAME * 12).unwrap();
     while bus.pop().is_some() {}
-    wait_for_end(&bus);
+    wait_for_end(&p);
     let times = times(&seen);
     let first = times.iter().rposition(|t| *t == times[times.len() - 48]).unwrap();
     assert_eq!(first, times.len() - 48);

@@ -2,6 +2,7 @@
 """Figures of upscaled clips. Clips are `[F,H,W,3]` RGB, uint8 or floats in [0,1]; luma is `[F,H,W]` in [0,1]."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def motion(clip: np.ndarray, scale: int = 1) -> list[Motion]:
     """The motion between the frames of a clip, for results `scale` times its size."""
     grey = [rgb2gray(as_float(frame)) for frame in clip]
     motions = []
-    for first, second in zip(grey, grey[1:]):
+    for first, second in pairwise(grey):
         forward = flow(first, second)
         seen = visible(forward, flow(second, first))
         if scale > 1:

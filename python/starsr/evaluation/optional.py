@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from starsr.degradation.codecs import to_yuv420
+from starsr.degradation.pairs import write_lossless
 from starsr.degradation.second_order import from_bytes
-from starsr.evaluation import video
 from starsr.evaluation.metrics import Figure
 
 #: A figure of a result `[F,H,W,3]` uint8, with its ground truth for metrics that need one.
@@ -87,7 +87,7 @@ def dover_scorer() -> Scorer:
     def score(result: np.ndarray, _target: np.ndarray | None) -> float:
         with tempfile.TemporaryDirectory(prefix="starsr-eval-") as temporary:
             path = Path(temporary, "clip.mkv")
-            video.write(path, result)
+            write_lossless(path, result)
             command = [sys.executable, "evaluate_one_video.py", "--video_path", str(path), "--device", "cpu", "--fusion"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         found = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", done.stdout)

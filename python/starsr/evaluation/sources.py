@@ -10,11 +10,11 @@ import numpy as np
 
 from starsr.data import PHOTO_SUFFIXES, find
 from starsr.degradation import first_order, second_order
+from starsr.degradation.pairs import SUFFIXES
 from starsr.degradation.second_order import PRESETS, SCALE, from_bytes, to_bytes
 from starsr.evaluation import video
 from starsr.evaluation.bundle import FIXED, clips
 
-SUFFIXES = {".mkv", ".mp4", ".mov", ".avi", ".webm", ".m4v"}
 #: What `degraded` can do: the presets of training, and fixed degradations from mild to harsh.
 DEGRADATIONS = (*PRESETS, *FIXED)
 
@@ -25,7 +25,8 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """Low-quality frames `[F,h,w,3]` and, where known, the ground truth `[F,4h,4w,3]`, both uint8; `note` tells its making."""
+    """Low-quality frames `[F,h,w,3]` and, where known, the ground truth `[F,4h,4w,3]`, both uint8. `note` tells what the clip
+    shows or how it was made."""
 
     name: str
     group: str
@@ -45,13 +46,14 @@ class Source:
 
 
 def pair(group: str, high: Path, low: Path, frames: int | None) -> Clip:
-    """A clip of a paired folder."""
+    """A clip of a paired folder, with its prompt."""
     truth, rate = video.read(high, frames)
     clip, _ = video.read(low, frames)
     wanted = (len(clip), SCALE * clip.shape[1], SCALE * clip.shape[2])
     if truth.shape[:3] != wanted:
         raise SourceError(f"{high} and {low} do not fit together: the first must have as many frames, {SCALE} times as large")
-    return Clip(low.stem, group, clip, rate, truth)
+    words = low.parents[1] / "text" / f"{low.stem}.txt"
+    return Clip(low.stem, group, clip, rate, truth, words.read_text(encoding="utf-8").strip() if words.is_file() else "")
 
 
 def single(path: Path, group: str, frames: int | None) -> Clip:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from starsr.degradation.pairs import write_lossless
 from starsr.degradation.second_order import SCALE
 from starsr.evaluation import metrics, optional, video
 from starsr.evaluation.sources import Clip
@@ -66,7 +67,7 @@ def upscale(upscaler: Upscaler, clip: Clip, folder: Path) -> tuple[np.ndarray, f
     result = upscaler(clip.low, clip.rate)
     seconds = round(time.monotonic() - start, 3)
     record.unlink(missing_ok=True)
-    video.write(path, result, clip.rate)
+    write_lossless(path, result, clip.rate)
     record.write_text(json.dumps({"key": key, "command": upscaler.command, "seconds": seconds}) + "\n", encoding="utf-8")
     return result, seconds
 

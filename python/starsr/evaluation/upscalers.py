@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from starsr.degradation.pairs import write_lossless
 from starsr.degradation.second_order import SCALE, from_bytes, to_bytes
 from starsr.evaluation import video
 from starsr.reference import Bundle
@@ -79,7 +80,7 @@ def run_on_files(label: str, command: Callable[[Path, Path], list[str]], clip: n
     """Gives a command the clip as a file and reads the file that it makes."""
     with tempfile.TemporaryDirectory(prefix="starsr-eval-") as folder:
         source, target = Path(folder, "input.mkv"), Path(folder, "output.mkv")
-        video.write(source, clip, rate)
+        write_lossless(source, clip, rate)
         words = command(source, target)
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode or not target.exists():

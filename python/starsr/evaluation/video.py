@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Reads clips and writes them without loss."""
+"""Reads clips with their frame rate."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -27,17 +27,3 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, Fraction]:
     if not frames:
         raise VideoError(f"{path} holds no frames; check the file")
     return np.stack(frames), rate
-
-
-def write(path: Path, clip: np.ndarray, rate: Fraction = Fraction(25)) -> None:
-    """Writes `[F,H,W,3]` uint8 RGB as FFV1, which `read` gives back bit by bit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.mkv")
-    with av.open(str(part), "w") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.height, stream.width = clip.shape[1:3]
-        stream.pix_fmt = "bgr0"
-        for frame in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
-        container.mux(stream.encode())
-    part.replace(path)

@@ -13,7 +13,7 @@ from starsr import bundle
 from starsr.nano.network import BLOCK, CHANNELS, CONTROLS, WINDOW, Nano, NanoConfig, controlnet, decode, denoiser, encode
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.torch_ops import TorchOps
-from starsr.schedule import T_START
+from starsr.schedule import MANIFEST, T_START
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 LATENTS = (FLOAT, ["B", CHANNELS, "F", "h", "w"])
@@ -72,17 +72,7 @@ def manifest(version: str) -> dict:
         "latent": {"channels": CHANNELS, "spatial_factor": BLOCK, "scaling_factor": 1.0},
         "canvas": {"upscale": "bicubic", "padding": "edge", "tile": TILE, "tile_overlap": TILE_OVERLAP, "height": side, "width": side},
         "window": {"mode": "blend", "length": 6, "overlap": 1, "minimum": 1, "maximum": 64},
-        "schedule": {
-            "kind": "logsnr-cosine-interp",
-            "prediction": "v",
-            "timesteps": 1000,
-            "logsnr_min": -15.0,
-            "logsnr_max": 15.0,
-            "scale_min": 2.0,
-            "scale_max": 4.0,
-            "zero_terminal_snr": True,
-            "noise_level": T_START + 1,
-        },
+        "schedule": MANIFEST,
         "sampler": {
             "mode": "normal",
             "steps": 1,
@@ -139,7 +129,7 @@ def load(checkpoint: Path) -> Nano:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m starsr.nano.export", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr.train")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr-train")
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     parser.add_argument("--version", default="0.1.0", help="version written into the manifest")
     options = parser.parse_args()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from starsr.color import YCBCR
+from starsr.liem import check_position, gated_attention
 from starsr.ops import Declare
 from starsr.ops.torch_ops import TorchOps, parameters_of
 from starsr.schedule import alphas_sigmas
@@ -30,11 +31,18 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """Sizes of the networks: channels of the three scales, of the time embedding, and of an attention head."""
+    """Sizes of the networks: channels of the three scales, of the time embedding, and of an attention head; where LIEM gates
+    (`liem.POSITIONS`), and whether it does so for spatial and temporal attention."""
 
     widths: tuple[int, int, int] = (40, 64, 96)
     time: int = 64
     head: int = 32
+    liem_position: str = "i"
+    spatial_liem: bool = True
+    temporal_liem: bool = True
+
+    def __post_init__(self) -> None:
+        check_position(self.liem_position)
 
 
 def dct_basis() -> np.ndarray:
@@ -90,15 +98,26 @@ def self_attention(ops, name, tokens, channels, config):
 
 
 def transformer(ops, name, x, clip, config, channels):
-    """Spatial attention within windows, temporal attention over the clip, each behind LIEM, then a feed-forward."""
-    gated = ops.window_tokens(spatial_liem(ops, f"{name}.spatial.local1", x), channels, WINDOW)
-    normed = ops.layer_norm(gated, f"{name}.spatial.norm1", channels)
-    attended = self_attention(ops, f"{name}.spatial.attn1", normed, channels, config)
-    x = ops.add(x, ops.window_image(attended, channels, WINDOW, x))
+    """Spatial attention within windows, temporal attention over the clip, each with LIEM, then a feed-forward."""
 
+    def in_space(features):
+        normed = ops.layer_norm(ops.window_tokens(features, channels, WINDOW), f"{name}.spatial.norm1", channels)
+        attended = self_attention(ops, f"{name}.spatial.attn1", normed, channels, config)
+        return ops.window_image(attended, channels, WINDOW, x)
+
+    def in_time(tokens):
+        normed = ops.layer_norm(tokens, f"{name}.temporal.norm1", channels)
+        return self_attention(ops, f"{name}.temporal.attn1", normed, channels, config)
+
+    def space_gate(features):
+        return spatial_liem(ops, f"{name}.spatial.local1", features) if config.spatial_liem else features
+
+    def time_gate(tokens):
+        return temporal_liem(ops, f"{name}.temporal.local1", tokens) if config.temporal_liem else tokens
+
+    x = gated_attention(ops, x, config.liem_position, space_gate, in_space)
     tokens = ops.frame_tokens(x, channels, clip)
-    normed = ops.layer_norm(temporal_liem(ops, f"{name}.temporal.local1", tokens), f"{name}.temporal.norm1", channels)
-    tokens = ops.add(tokens, self_attention(ops, f"{name}.temporal.attn1", normed, channels, config))
+    tokens = gated_attention(ops, tokens, config.liem_position, time_gate, in_time)
     normed = ops.layer_norm(tokens, f"{name}.temporal.norm3", channels)
     hidden = ops.gelu(ops.linear(normed, f"{name}.temporal.ff.0", channels, 2 * channels))
     tokens = ops.add(tokens, ops.linear(hidden, f"{name}.temporal.ff.2", 2 * channels, channels, gain=0.1))

@@ -192,6 +192,10 @@ class Declare:
         """Sum of `[B,rows,width]` and the parameter `name` `[rows,width]`."""
         self._declare(name, Parameter((rows, width), gain=0.01 * width**0.5))
 
+    def recompute(self, function, *values):
+        """`function(*values)`; where memory is short, its inner results are computed again for the gradient."""
+        return function(*values)
+
     def tap(self, name, x):
         """`x`, which a reference knows as `name`."""
         return x

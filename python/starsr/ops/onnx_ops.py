@@ -237,6 +237,9 @@ class OnnxOps(OnnxGraph):
     def add_rows(self, x, name, rows, width):
         return self.add(x, self.weight(name, (rows, width)))
 
+    def recompute(self, function, *values):
+        return function(*values)
+
     def tap(self, name, x):
         return x
 

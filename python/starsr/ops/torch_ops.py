@@ -6,17 +6,25 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 class TorchOps:
     """Primitive operations on tensors; `parameters` maps names to tensors. Tensors that pass a `tap` are kept in `taps` where
-    that is a dict; `dtype` is the precision of the network where its parameters are not in 32 bits. See `Declare` for the
-    meaning of each operation."""
+    that is a dict; `dtype` is the precision of the network where its parameters are not in 32 bits; `checkpointing`
+    saves memory for the gradient. See `Declare` for the meaning of each operation."""
 
-    def __init__(self, parameters, taps: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        parameters,
+        taps: dict[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         self.parameters = parameters
         self.taps = taps
         self.dtype = dtype
+        self.checkpointing = checkpointing
 
     def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0, padding=None):
         if padding is not None:
@@ -190,6 +198,9 @@ class TorchOps:
 
     def add_rows(self, x, name, rows, width):
         return x + self.parameters[name]
+
+    def recompute(self, function, *values):
+        return checkpoint(function, *values, use_reentrant=False) if self.checkpointing else function(*values)
 
     def tap(self, name, x):
         if self.taps is not None:

@@ -17,6 +17,7 @@ from starsr import bundle
 from starsr.bundle import BundleError
 from starsr.ops.onnx_graph import PRECISIONS
 from starsr.ops.torch_ops import TorchOps
+from starsr.schedule import MANIFEST
 from starsr.star import text
 from starsr.star.graphs import Graph, star_graphs, text_graphs, vae_graphs
 from starsr.star.network import StarConfig
@@ -60,17 +61,7 @@ def manifest(name: str, version: str, provenance: str, vae: VaeConfig, canvas_ki
         },
         "canvas": canvas(canvas_kind),
         "window": {"mode": "blend", "length": 32, "overlap": 8, "minimum": 1, "maximum": 64},
-        "schedule": {
-            "kind": "logsnr-cosine-interp",
-            "prediction": "v",
-            "timesteps": 1000,
-            "logsnr_min": -15.0,
-            "logsnr_max": 15.0,
-            "scale_min": 2.0,
-            "scale_max": 4.0,
-            "zero_terminal_snr": True,
-            "noise_level": 900,
-        },
+        "schedule": MANIFEST,
         "sampler": {
             "mode": "fast",
             "steps": 15,

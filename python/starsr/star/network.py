@@ -11,12 +11,10 @@ from functools import cache
 import torch
 from torch import nn
 
+from starsr.liem import check_position, gated_attention
 from starsr.ops import Declare, Parameter
 from starsr.ops.torch_ops import TorchOps, parameters_of
 
-#: Where LIEM gates the features (paper, figure 9): (i) what attention reads, the official choice; (ii) what attention gives,
-#: before the residual sum; (iii) the sum.
-POSITIONS = ("i", "ii", "iii")
 #: What the names of the ControlNet's parameters begin with.
 CONTROLNET = "VideoControlNet."
 
@@ -27,7 +25,7 @@ class StarConfig:
 
     `dim` times `dim_mult` are the channels of the levels, of which the first `attention_levels` have transformers; `head_dim`
     is the size of an attention head, of which the first transformer has `num_heads` and the others as many as their channels
-    allow; `context_dim` is the width of the text embedding. `liem_position` is one of `POSITIONS`; `spatial_liem` and
+    allow; `context_dim` is the width of the text embedding. `liem_position` is one of `liem.POSITIONS`; `spatial_liem` and
     `temporal_liem` switch the gates of the spatial and the temporal transformers."""
 
     in_dim: int = 4
@@ -44,8 +42,7 @@ class StarConfig:
     temporal_liem: bool = True
 
     def __post_init__(self) -> None:
-        if self.liem_position not in POSITIONS:
-            raise ValueError(f"liem_position is {self.liem_position!r}, but must be one of {', '.join(POSITIONS)}")
+        check_position(self.liem_position)
 
     @property
     def channels(self) -> list[int]:
@@ -138,11 +135,7 @@ def gated_self_attention(ops, block, number, x, config, channels, gate):
         normed = ops.layer_norm(tokens, f"{block}.norm{number}", channels)
         return attention(ops, f"{block}.attn{number}", normed, normed, config, channels, channels)
 
-    if config.liem_position == "i":
-        return ops.add(attend(gate(x)), x)
-    if config.liem_position == "ii":
-        return ops.add(gate(attend(x)), x)
-    return gate(ops.add(attend(x), x))
+    return gated_attention(ops, x, config.liem_position, gate, attend)
 
 
 def feed_forward(ops, block, x, channels):
@@ -198,11 +191,15 @@ def temporal_transformer(ops, name, x, clip, config, channels, inner):
 
 def res_and_transformers(ops, name, x, e, text, clip, config, cin, cout, attend):
     """Residual block, and where `attend` both transformers, as entries 0, 1 and 2 of `name`."""
-    x = res_block(ops, f"{name}.0", x, e, clip, config, cin, cout)
-    if attend:
-        x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout)
-        x = temporal_transformer(ops, f"{name}.2", x, clip, config, cout, cout)
-    return x
+
+    def run(x, e, text):
+        x = res_block(ops, f"{name}.0", x, e, clip, config, cin, cout)
+        if attend:
+            x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout)
+            x = temporal_transformer(ops, f"{name}.2", x, clip, config, cout, cout)
+        return x
+
+    return ops.recompute(run, x, e, text)
 
 
 def upsample(ops, name, x, channels):

@@ -3,6 +3,7 @@
 through OpenCLIP; each from a local file or folder, or from the hub."""
 
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,11 @@ def _advice(shapes: dict, config: StarConfig) -> str:
 
 @contextmanager
 def _explained(source: str, what: str, download: str):
-    """Turns what diffusers and the hub raise into one sentence."""
+    """Turns what diffusers and the hub raise into one sentence, without their warnings to their own developers."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except WeightsError:
         raise
     except Exception as e:

@@ -65,9 +65,11 @@ class Floats(Arrays):
 class _Safetensors(Mapping[str, torch.Tensor]):
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
-        self._names = list(self._file.keys())
+        self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
         return self._file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
