@@ -42,6 +42,16 @@
  * QoS is switched off, as a frame dropped inside a window would be a hole in what the model sees. With `qos=true` frames
  * that are late are dropped on the way in.
  *
+ * ## Scene cuts
+ *
+ * A window ends where a new scene begins, so that no scene shows in another; the frames before come out without waiting for more.
+ * Cuts are found by comparing each frame with those before (`scene-detection`); flashes, fades and dissolves are none. An
+ * application that knows better sends the serialized custom event `starsr-scene-cut` before the first frame of a scene:
+ *
+ * |[
+ * gst_pad_push_event (pad, gst_event_new_custom (GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty ("starsr-scene-cut")));
+ * ]|
+ *
  * ## Prompts
  *
  * A bundle with text condition takes a `prompt`, which may be changed at any time and holds from the next window on. Its
@@ -82,6 +92,9 @@ use crate::upscaler::Cut;
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("starsr", gst::DebugColorFlags::empty(), Some("Video upscaling with STAR"))
 });
+
+/// Serialized custom event by which upstream says that a scene begins with the next frame.
+const SCENE_CUT: &str = "starsr-scene-cut";
 
 /// Used in caps where the model, which says it, is not loaded.
 const UNKNOWN_SCALE: u32 = 0;
@@ -348,6 +361,11 @@ impl BaseTransformImpl for Starsr {
             }
             _ if !event.is_serialized() => self.parent_sink_event(event),
             _ => {
+                if event.has_name(SCENE_CUT) {
+                    gst::debug!(CAT, imp = self, "A scene begins by event");
+                    self.stats.lock().scene_cuts += 1;
+                    self.drain_for_event();
+                }
                 // Nothing comes after a still frame for a while.
                 if gst_video::StillFrameEvent::parse(&event).is_ok_and(|still| still.in_still) {
                     self.drain_for_event();

@@ -6,6 +6,7 @@ use gst::glib;
 use gst::prelude::*;
 
 mod caps;
+mod configure;
 mod frames;
 mod imp;
 mod metas;

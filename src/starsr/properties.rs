@@ -176,11 +176,17 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
             "Output pixels shared by neighbouring tiles; -1: the bundle's",
             4096,
         ),
+        glib::ParamSpecBoolean::builder("scene-detection")
+            .nick("Scene detection")
+            .blurb("Whether windows end where a new scene begins; the event starsr-scene-cut cuts in any case")
+            .default_value(true)
+            .mutable_ready()
+            .build(),
         uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, latency-frames, prompt-tokens-cut (guint64); time-convert-in, time-upscale \
+                "Since the start: frames-in, frames-out, windows, scene-cuts, latency-frames, prompt-tokens-cut (guint64); time-convert-in, time-upscale \
                  and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
                  time-onnxruntime (guint64, ns); model, provider, onnxruntime-version (string)",
             )

@@ -43,6 +43,7 @@ pub(super) struct Settings {
     strength: f32,
     tile_size: u32,
     tile_overlap: i32,
+    scene_detection: bool,
     threads: u32,
 }
 
@@ -75,6 +76,7 @@ impl Default for Settings {
             strength: -1.0,
             tile_size: 0,
             tile_overlap: -1,
+            scene_detection: true,
             threads: 0,
         }
     }
@@ -89,6 +91,11 @@ impl Settings {
     /// Threads for converting frames; 0 means one a core.
     pub(super) fn threads(&self) -> u32 {
         self.threads
+    }
+
+    /// Whether windows end at cuts.
+    pub(super) fn scene_detection(&self) -> bool {
+        self.scene_detection
     }
 
     /// What is asked for in words.
@@ -209,6 +216,7 @@ impl Settings {
             "strength" => to(&mut self.strength, value),
             "tile-size" => to(&mut self.tile_size, value),
             "tile-overlap" => to(&mut self.tile_overlap, value),
+            "scene-detection" => to(&mut self.scene_detection, value),
             "threads" => to(&mut self.threads, value),
             _ => return false,
         }
@@ -244,6 +252,7 @@ impl Settings {
             "strength" => self.strength.to_value(),
             "tile-size" => self.tile_size.to_value(),
             "tile-overlap" => self.tile_overlap.to_value(),
+            "scene-detection" => self.scene_detection.to_value(),
             "threads" => self.threads.to_value(),
             _ => return None,
         })

@@ -11,6 +11,8 @@ use crate::upscaler;
 pub(super) struct Stats {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
+    /// Scenes that began after the first frame, asked for by event or detected.
+    pub(super) scene_cuts: u64,
     /// See [`upscaler::Upscaler::latency`].
     pub(super) latency_frames: u64,
     /// Tokens of the present prompts that did not fit.
@@ -46,6 +48,7 @@ impl Stats {
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
+            .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))

@@ -16,3 +16,4 @@ mod negotiation;
 mod pipelines;
 mod prompts;
 mod rig;
+mod scenes;

@@ -24,8 +24,8 @@ pub fn init() {
     });
 }
 
-/// starsr with the tiny bundle, windows of `length` frames that share `overlap`, and the plain upscale as its result, so
-/// that frames can be told apart by their brightness.
+/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and end at no cut, and the plain upscale as its
+/// result, so that frames can be told apart by their brightness.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -36,6 +36,7 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element.set_property("strength", 0.0f32);
     element.set_property("window-length", length);
     element.set_property("window-overlap", overlap);
+    element.set_property("scene-detection", false);
     element
 }
 
