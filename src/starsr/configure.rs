@@ -9,6 +9,7 @@ use gst::subclass::prelude::*;
 
 use crate::upscaler::Upscaler;
 
+use super::bypass::{Load, check_overload};
 use super::frames::{Reader, Writer};
 use super::imp::{CAT, Starsr};
 use super::model;
@@ -51,6 +52,7 @@ impl Starsr {
         let upscaler = settings.upscaler().and_then(|asked| {
             let cancel = self.cancel.clone();
             let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
+            check_overload(settings.overload(), upscaler.window_mode())?;
             self.prompts_set(upscaler.set_prompts(&prompts)?);
             Ok(upscaler)
         });
@@ -76,7 +78,15 @@ impl Starsr {
         };
         let latency = upscaler.latency();
         self.with_stream(|s| {
-            s.worker = Some(Worker { upscaler, prompts, separated: false, reader, writer });
+            s.worker = Some(Worker {
+                upscaler,
+                prompts,
+                separated: false,
+                tile_size: None,
+                load: Load::default(),
+                reader,
+                writer,
+            });
             s.infos = Some((in_info.clone(), out_info.clone()));
             s.numbering.set_framerate(in_info.fps());
             s.refused = None;
@@ -104,13 +114,20 @@ impl Starsr {
         let nanoseconds = time.unwrap_or(gst::ClockTime::ZERO).nseconds();
         self.stats.lock().latency_frames = frames as u64;
         if self.latency.swap(nanoseconds, Ordering::SeqCst) != nanoseconds {
-            gst::info!(
-                CAT,
-                imp = self,
-                "Latency is {frames} frames, {}",
-                gst::ClockTime::from_nseconds(nanoseconds)
-            );
-            let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
+            gst::debug!(CAT, imp = self, "A frame waits for up to {frames} others");
+            self.latency_changed();
         }
+    }
+
+    /// What the element adds to the pipeline's latency.
+    pub(super) fn own_latency(&self) -> gst::ClockTime {
+        let windows = gst::ClockTime::from_nseconds(self.latency.load(Ordering::SeqCst));
+        windows.saturating_add(self.settings.lock().processing_latency())
+    }
+
+    /// Tells the application that latencies have to be asked for anew.
+    pub(super) fn latency_changed(&self) {
+        gst::info!(CAT, imp = self, "Latency is {}", self.own_latency());
+        let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
     }
 }

@@ -39,6 +39,15 @@
  * the hardware has to keep up with the stream. The frames of a window come out in a burst: the `queue` behind takes them,
  * so that the next window can run while they are shown, and the one in front keeps the source from stalling.
  *
+ * With `overload=bypass` windows that would leave later than the latency allows come out as the plain upscale, so that frames are
+ * neither late nor lost; whether a window would is judged by what the last ones took. `processing-latency` is the time that a window may
+ * take, and without it there is none. For each window left out there is an element message `starsr-bypass` with the fields
+ * `running-time` (#GstClockTime of its first frame), `frames` (guint64) and `reason` (string: overload, or error with `on-error=bypass`).
+ *
+ * |[
+ * gst-launch-1.0 v4l2src ! queue ! starsr window-length=4 overload=bypass processing-latency=500000000 ! queue ! autovideosink
+ * ]|
+ *
  * QoS is switched off, as a frame dropped inside a window would be a hole in what the model sees. With `qos=true` frames
  * that are late are dropped on the way in.
  *
@@ -114,7 +123,7 @@ pub struct Starsr {
     /// `None` unless started. Only the streaming thread, and start and stop when there is none, hold it, and briefly.
     pub(super) stream: Mutex<Option<Stream>>,
     pub(super) stats: Mutex<Stats>,
-    /// Own latency in nanoseconds; apart from the state so that a query never waits.
+    /// Latency of the windows in nanoseconds; apart from the state so that a query never waits.
     pub(super) latency: AtomicU64,
     scale: AtomicU32,
     interrupt: Mutex<Interrupt>,
@@ -183,8 +192,12 @@ impl ObjectImpl for Starsr {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let before = self.own_latency();
         if !self.settings.lock().set(pspec.name(), value) {
             gst::error!(CAT, imp = self, "Property {} cannot be set", pspec.name());
+        }
+        if self.own_latency() != before {
+            self.latency_changed();
         }
     }
 
@@ -390,7 +403,7 @@ impl BaseTransformImpl for Starsr {
             return false;
         }
         let (live, min, max) = upstream.result();
-        let own = gst::ClockTime::from_nseconds(self.latency.load(Ordering::SeqCst));
+        let own = self.own_latency();
         gst::debug!(CAT, imp = self, "Upstream's latency is {min}, own {own}");
         latency.set(live, min.saturating_add(own), max.opt_saturating_add(own));
         true

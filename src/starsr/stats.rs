@@ -48,6 +48,7 @@ impl Stats {
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
+            .field("bypassed", stages.bypassed)
             .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
@@ -72,6 +73,7 @@ fn sum(a: &upscaler::Stats, b: &upscaler::Stats) -> upscaler::Stats {
         frames_in: a.frames_in + b.frames_in,
         frames_out: a.frames_out + b.frames_out,
         windows: a.windows + b.windows,
+        bypassed: a.bypassed + b.bypassed,
         prepare: a.prepare + b.prepare,
         encode: a.encode + b.encode,
         sample: a.sample + b.sample,

@@ -21,6 +21,7 @@ use crate::scene::SceneDetector;
 use crate::text::Prompts;
 use crate::upscaler::{Received, Upscaler};
 
+use super::bypass::Load;
 use super::frames::{Reader, Writer};
 use super::imp::{CAT, Starsr};
 use super::model::{self, Loaded};
@@ -41,6 +42,9 @@ pub(super) struct Worker {
     pub(super) prompts: Prompts,
     /// Whether it was reported that memory was too short for a batch of two.
     pub(super) separated: bool,
+    /// Size of the tiles that memory has led to, as reported.
+    pub(super) tile_size: Option<usize>,
+    pub(super) load: Load,
     pub(super) reader: Reader,
     pub(super) writer: Writer,
 }
@@ -60,6 +64,8 @@ pub(super) struct Stream {
     /// Events for the next frame to come in.
     parked: Vec<gst::Event>,
     segment: Option<gst::Segment>,
+    /// Whether it was reported in this stream that the model fails.
+    pub(super) failure_reported: bool,
     pub(super) numbering: Numbering,
     /// `None` where cuts are not looked for.
     scenes: Option<SceneDetector>,
@@ -83,6 +89,7 @@ impl Stream {
             pending: VecDeque::new(),
             parked: Vec::new(),
             segment: None,
+            failure_reported: false,
             numbering: Numbering::default(),
             drained: None,
             stale_flow: false,
@@ -99,6 +106,12 @@ impl Stream {
         if let Some(scenes) = &mut self.scenes {
             scenes.reset();
         }
+    }
+
+    /// Running time of the next frame to leave.
+    pub(super) fn next_running_time(&self) -> Option<gst::ClockTime> {
+        let segment = self.segment.as_ref()?.downcast_ref::<gst::ClockTime>()?;
+        segment.to_running_time(self.pending.front()?.skeleton.pts()?)
     }
 
     fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
@@ -239,7 +252,7 @@ impl Starsr {
     fn produce(&self, worker: &mut Worker) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let started = Instant::now();
         self.update_prompts(worker).map_err(|e| self.failed(&e))?;
-        let received = worker.upscaler.receive_frame();
+        let received = self.receive(worker);
         {
             let mut stats = self.stats.lock();
             stats.upscale += started.elapsed();
@@ -252,6 +265,16 @@ impl Starsr {
                 CAT,
                 imp = self,
                 "Memory is too short for a batch of two; guidance goes on separately"
+            );
+        }
+        if let Some(size) = worker.upscaler.reduced_tile_size()
+            && worker.tile_size != Some(size)
+        {
+            worker.tile_size = Some(size);
+            gst::warning!(
+                CAT,
+                imp = self,
+                "Memory is too short; windows are restored in tiles of {size} pixels"
             );
         }
         let pixels = match received {
@@ -391,6 +414,7 @@ impl Starsr {
             s.stale_flow = true;
             s.drained.take_if(|e| *e == gst::FlowError::Eos);
             s.numbering.restart();
+            s.failure_reported = false;
         });
     }
 

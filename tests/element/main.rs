@@ -6,6 +6,7 @@
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod bypass;
 mod cancelling;
 mod errors;
 mod events;
