@@ -246,6 +246,11 @@ impl Upscaler {
         self.picture.size()
     }
 
+    /// Factor by which width and height of frames grow.
+    pub fn scale(&self) -> usize {
+        self.picture.scale()
+    }
+
     /// Frames that must follow a frame before it can come out, at most.
     pub fn latency(&self) -> usize {
         self.latency

@@ -9,8 +9,8 @@
  *
  * Every raw video format that GStreamer can convert goes in and comes out, no `videoconvert` is needed. The output
  * has the input's format unless downstream asks for another, and `scale` times its width and height unless
- * downstream asks for another size; then the result is resized, keeping the display aspect ratio. Alpha is not kept:
- * formats with alpha come out opaque. Interlaced video is refused; put `deinterlace` in front.
+ * downstream asks for another size; then the result is resized, keeping the display aspect ratio. The model sees no alpha;
+ * where there is one it is enlarged beside the picture. Interlaced video is refused; put `deinterlace` in front.
  *
  * ## Files
  *

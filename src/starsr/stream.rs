@@ -13,8 +13,10 @@ use gst::subclass::prelude::*;
 use gst_base::subclass::base_transform::{InputBuffer, PrepareOutputBufferSuccess};
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
+use ndarray::Array3;
 
 use crate::bundle::Manifest;
+use crate::canvas::{Interpolation, upscale};
 use crate::error::Error;
 use crate::model::Model;
 use crate::scene::SceneDetector;
@@ -22,7 +24,7 @@ use crate::text::Prompts;
 use crate::upscaler::{Received, Upscaler};
 
 use super::bypass::Load;
-use super::frames::{Reader, Writer};
+use super::frames::{Picture, Reader, Writer};
 use super::imp::{CAT, Starsr};
 use super::model::{self, Loaded};
 use super::numbering::Numbering;
@@ -31,6 +33,8 @@ use super::settings::Settings;
 /// A frame inside the upscaler: everything of its buffer but the memory.
 struct Pending {
     skeleton: gst::Buffer,
+    /// Its alpha, `[1,h,w]`.
+    alpha: Option<Array3<f32>>,
     /// Serialized events that came before it and leave before it.
     events: Vec<gst::Event>,
 }
@@ -198,11 +202,12 @@ impl Starsr {
     pub(super) fn take_frame(&self, buffer: gst::Buffer) -> Result<(), gst::FlowError> {
         let started = Instant::now();
         let read = self.with_worker(|w| w.reader.read(&buffer).and_then(|p| Ok((p, skeleton(&buffer)?))));
-        let (pixels, skeleton) = read.ok_or(gst::FlowError::NotNegotiated)?.map_err(|e| {
-            let error = self.conversion_failed(&e);
-            self.abandon();
-            error
-        })?;
+        let (Picture { pixels, alpha }, skeleton) =
+            read.ok_or(gst::FlowError::NotNegotiated)?.map_err(|e| {
+                let error = self.conversion_failed(&e);
+                self.abandon();
+                error
+            })?;
         self.stats.lock().convert_in += started.elapsed();
         drop(buffer);
 
@@ -223,7 +228,7 @@ impl Starsr {
         })?;
         self.with_stream(|s| {
             let events = std::mem::take(&mut s.parked);
-            s.pending.push_back(Pending { skeleton, events });
+            s.pending.push_back(Pending { skeleton, alpha, events });
         });
         self.stats.lock().frames_in += 1;
         Ok(())
@@ -282,7 +287,8 @@ impl Starsr {
             Ok(Received::NeedMoreFrames | Received::Drained) => return Ok(None),
             Err(e) => return Err(self.failed(&e)),
         };
-        let Some(Pending { skeleton, events }) = self.with_stream(|s| s.pending.pop_front()).flatten() else {
+        let Some(Pending { skeleton, alpha, events }) = self.with_stream(|s| s.pending.pop_front()).flatten()
+        else {
             gst::element_imp_error!(self, gst::CoreError::Failed, ("More frames came out than went in"));
             return Err(gst::FlowError::Error);
         };
@@ -293,7 +299,10 @@ impl Starsr {
             return Err(gst::FlowError::NotSupported);
         };
         let started = Instant::now();
-        worker.writer.write(&pixels, buffer.make_mut()).map_err(|e| self.conversion_failed(&e))?;
+        let scale = worker.upscaler.scale();
+        let enlarged = alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose();
+        let picture = Picture { pixels, alpha: enlarged.map_err(|e| self.failed(&e))? };
+        worker.writer.write(&picture, buffer.make_mut()).map_err(|e| self.conversion_failed(&e))?;
         let mut stats = self.stats.lock();
         stats.convert_out += started.elapsed();
         stats.frames_out += 1;

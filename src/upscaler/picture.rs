@@ -74,6 +74,11 @@ impl Picture {
         (self.canvas.picture_width, self.canvas.picture_height)
     }
 
+    /// Output pixels per input pixel in each direction.
+    pub(super) fn scale(&self) -> usize {
+        self.scale
+    }
+
     /// Size `(width, height)` of the frames that come in.
     pub(super) fn input_size(&self) -> (usize, usize) {
         (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)

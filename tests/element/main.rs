@@ -11,6 +11,7 @@ mod cancelling;
 mod errors;
 mod events;
 mod flow;
+mod formats;
 mod latency;
 mod memory;
 mod negotiation;
