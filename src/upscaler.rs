@@ -3,6 +3,7 @@
 //! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade put together.
 
 mod groups;
+mod memory;
 mod picture;
 mod settings;
 mod work;
@@ -23,6 +24,7 @@ use crate::text::{Prompts, tokenize};
 use crate::window::{Planner, Window, WindowMode, Windows};
 
 use groups::Groups;
+pub use memory::memory_of_this_machine;
 use picture::Picture;
 pub use settings::{Posterior, Settings};
 

@@ -230,3 +230,30 @@ fn there_may_be_nothing_to_leave_out() {
         assert_eq!(out.len(), 1);
     }
 }
+
+#[test]
+fn the_memory_needed_is_known_before() {
+    let of = |settings: &Settings, (width, height): (usize, usize)| {
+        let model = Box::new(StandIn(Trouble::default()));
+        Upscaler::new(model, &manifest(), settings, width, height, Cancel::default()).unwrap()
+    };
+    for mode in MODES {
+        let settings = settings(mode);
+        let small = of(&settings, (64, 64)).memory_estimate();
+        // 256x256 pixels of three floats, twice for each of six frames; a wavefront holds latents, which have as many numbers.
+        assert!((2 * 6 * 786_432..100 * 786_432).contains(&small), "{mode:?}: {small}");
+        let longer = Settings { window_length: Some(12), ..settings.clone() };
+        assert!(of(&longer, (64, 64)).memory_estimate() > small);
+
+        let huge = of(&settings, (7680, 4320));
+        let estimate = huge.memory_estimate();
+        assert!(estimate > 50 << 30, "{mode:?}: {estimate}");
+        huge.check_memory(estimate).unwrap();
+        let Err(Error::Setting { setting, reason }) = huge.check_memory(24 << 30) else { panic!("{mode:?}") };
+        assert_eq!(setting, "window-length");
+        for part in ["6 frames", "7680x4320", "30720x17280", "24.0 GiB"] {
+            assert!(reason.contains(part), "{part} is not in: {reason}");
+        }
+    }
+    assert!(gststarsr::upscaler::memory_of_this_machine().is_none_or(|bytes| bytes > 64 << 20));
+}

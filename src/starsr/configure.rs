@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
-use crate::upscaler::Upscaler;
+use crate::upscaler::{self, Upscaler};
 
 use super::bypass::{Load, check_overload};
 use super::frames::{Reader, Writer};
@@ -53,6 +53,9 @@ impl Starsr {
             let cancel = self.cancel.clone();
             let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
             check_overload(settings.overload(), upscaler.window_mode())?;
+            if let Some(available) = upscaler::memory_of_this_machine() {
+                upscaler.check_memory(available)?;
+            }
             self.prompts_set(upscaler.set_prompts(&prompts)?);
             Ok(upscaler)
         });
@@ -76,7 +79,8 @@ impl Starsr {
                 ));
             }
         };
-        let latency = upscaler.latency();
+        let (latency, memory) = (upscaler.latency(), upscaler.memory_estimate());
+        gst::info!(CAT, imp = self, "Frames and latents take at least {} MiB", memory >> 20);
         self.with_stream(|s| {
             s.worker = Some(Worker {
                 upscaler,
@@ -91,7 +95,7 @@ impl Starsr {
             s.numbering.set_framerate(in_info.fps());
             s.refused = None;
         });
-        self.stats.lock().upscaler_replaced();
+        self.stats.lock().upscaler_replaced(memory);
         self.set_latency(latency, in_info.fps());
         Ok(())
     }

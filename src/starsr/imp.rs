@@ -235,11 +235,10 @@ impl ElementImpl for Starsr {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps =
-                gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw()).build();
             [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
                 .into_iter()
                 .filter_map(|(name, direction)| {
+                    let caps = caps::template(direction);
                     gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
                 })
                 .collect()
@@ -310,6 +309,25 @@ impl BaseTransformImpl for Starsr {
         let fixed = caps::fixate(caps, &othercaps, caps::Map::of(direction), self.scale().unwrap_or(1));
         gst::debug!(CAT, imp = self, "{caps} goes with {fixed}");
         fixed
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        // The base class fails without a word.
+        if gst_video::VideoInfo::from_caps(outcaps).is_err() && !self.is_refused(incaps, outcaps) {
+            self.refuse(incaps, outcaps);
+            let side = |field| outcaps.structure(0).and_then(|s| s.get::<i32>(field).ok()).unwrap_or(0);
+            gst::element_imp_error!(
+                self,
+                gst::CoreError::Negotiation,
+                (
+                    "Frames of {}x{} would be larger than the 2 GiB that GStreamer allows. Ask for a smaller size behind \
+                     starsr, or put a videoscale in front",
+                    side("width"),
+                    side("height")
+                )
+            );
+        }
+        self.parent_set_caps(incaps, outcaps)
     }
 
     fn submit_input_buffer(

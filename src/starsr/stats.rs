@@ -15,6 +15,8 @@ pub(super) struct Stats {
     pub(super) scene_cuts: u64,
     /// See [`upscaler::Upscaler::latency`].
     pub(super) latency_frames: u64,
+    /// See [`upscaler::Upscaler::memory_estimate`].
+    pub(super) memory: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
     /// Conversion to RGB.
@@ -35,8 +37,9 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    /// Another upscaler begins to count from zero.
-    pub(super) fn upscaler_replaced(&mut self) {
+    /// Another upscaler begins to count from zero, with an estimate of `memory`.
+    pub(super) fn upscaler_replaced(&mut self, memory: u64) {
+        self.memory = memory;
         self.earlier = sum(&self.earlier, &self.stages);
         self.stages = upscaler::Stats::default();
     }
@@ -51,6 +54,7 @@ impl Stats {
             .field("bypassed", stages.bypassed)
             .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
+            .field("memory-estimate", self.memory)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))

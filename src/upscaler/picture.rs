@@ -74,6 +74,11 @@ impl Picture {
         (self.canvas.picture_width, self.canvas.picture_height)
     }
 
+    /// Size `(width, height)` of what the model sees.
+    pub(super) fn canvas_size(&self) -> (usize, usize) {
+        (self.canvas.width, self.canvas.height)
+    }
+
     /// Output pixels per input pixel in each direction.
     pub(super) fn scale(&self) -> usize {
         self.scale
