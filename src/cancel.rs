@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 
-type Hook = Box<dyn Fn(bool) + Send + Sync>;
+type Hook = Box<dyn Fn(bool) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
@@ -24,11 +24,9 @@ pub struct Cancel(Arc<Inner>);
 impl Cancel {
     /// Sets (`true`) or clears (`false`) the request and tells every hook. Never blocks on running work.
     pub fn set(&self, cancelled: bool) {
-        let hooks = self.0.hooks.lock();
+        let mut hooks = self.0.hooks.lock();
         self.0.cancelled.store(cancelled, Ordering::SeqCst);
-        for hook in hooks.iter() {
-            hook(cancelled);
-        }
+        hooks.retain(|hook| hook(cancelled));
     }
 
     /// Whether the work should stop.
@@ -42,10 +40,11 @@ impl Cancel {
     }
 
     /// Registers a function that is told each change; it is called at once with the present state.
-    /// It must return quickly and must not call back into this object.
-    pub fn on_change(&self, hook: impl Fn(bool) + Send + Sync + 'static) {
+    /// It must return quickly and must not call back into this object. It says whether it wants to be told further changes.
+    pub fn on_change(&self, hook: impl Fn(bool) -> bool + Send + Sync + 'static) {
         let mut hooks = self.0.hooks.lock();
-        hook(self.is_set());
-        hooks.push(Box::new(hook));
+        if hook(self.is_set()) {
+            hooks.push(Box::new(hook));
+        }
     }
 }

@@ -87,7 +87,9 @@ pub enum Error {
         reason: String,
     },
     /// A graph needs more memory than there is.
-    #[error("{graph} failed: {reason}. There is not enough memory: lower window-length, or set tile-size")]
+    #[error(
+        "{graph} failed: {reason}. There is not enough memory: lower window-length, or give it smaller frames"
+    )]
     Memory {
         /// The graph's role in the bundle.
         graph: String,

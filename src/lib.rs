@@ -16,6 +16,7 @@ pub mod diffusion;
 pub mod error;
 pub mod model;
 pub mod runtime;
+pub mod scene;
 pub mod text;
 pub mod upscaler;
 pub mod window;

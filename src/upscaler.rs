@@ -3,13 +3,15 @@
 //! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade put together.
 
 mod groups;
+mod memory;
 mod picture;
 mod settings;
+mod work;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ndarray::{Array3, Array4, Axis};
+use ndarray::Array3;
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
@@ -19,9 +21,10 @@ use crate::diffusion::wavefront::Wavefront;
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Model, no_deviation};
 use crate::text::{Prompts, tokenize};
-use crate::window::{Planner, Window, WindowMode, Windows, cross_fade};
+use crate::window::{Planner, Window, WindowMode, Windows};
 
 use groups::Groups;
+pub use memory::memory_of_this_machine;
 use picture::Picture;
 pub use settings::{Posterior, Settings};
 
@@ -54,6 +57,8 @@ pub struct Stats {
     pub frames_out: u64,
     /// Windows sampled on their own (`Blend`), over all tiles.
     pub windows: u64,
+    /// Frames that left with a window the model did not restore, see [`Upscaler::bypass`].
+    pub bypassed: u64,
     /// Upscaling and padding.
     pub prepare: Duration,
     /// Encoding.
@@ -75,7 +80,6 @@ struct Pending {
 /// How far the windows of a clip are.
 enum Progress {
     Blend {
-        windows: Windows,
         planner: Planner,
         /// Complete windows that wait to be sampled.
         closed: VecDeque<Window>,
@@ -100,6 +104,13 @@ struct TileWavefront {
     restored: VecDeque<Array3<f32>>,
 }
 
+impl TileWavefront {
+    fn new(sampler: &Sampler, windows: Windows) -> Result<Self> {
+        let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?;
+        Ok(Self { wavefront, restored: VecDeque::new() })
+    }
+}
+
 /// N frames in, N frames out later.
 pub struct Upscaler {
     model: Box<dyn Model>,
@@ -110,8 +121,11 @@ pub struct Upscaler {
     manifest: Manifest,
     conditioning: Conditioning,
     cancel: Cancel,
+    windows: Windows,
     latency: usize,
     progress: Progress,
+    /// See [`Self::reduced_tile_size`].
+    reduced: Option<usize>,
     /// Frames not given out yet, the first being frame `first` of the clip.
     pending: VecDeque<Pending>,
     first: usize,
@@ -138,12 +152,11 @@ impl Upscaler {
         if settings.posterior == Posterior::Sample && !model.has_deviation() {
             return Err(no_deviation());
         }
-        let tile_size = settings.tile_size.unwrap_or(manifest.canvas.tile);
         let picture = Picture::new(
             manifest,
             (width, height),
             settings.model_scale(manifest),
-            (tile_size, settings.tile_overlap.unwrap_or(manifest.canvas.tile_overlap.min(tile_size / 4))),
+            (settings.tile_size, settings.tile_overlap),
             settings.posterior,
             settings.color_fix.unwrap_or(manifest.sampler.color_fix),
             settings.strength(manifest)?,
@@ -152,7 +165,6 @@ impl Upscaler {
             WindowMode::Blend => (
                 windows.latency(sampler.evaluations()),
                 Progress::Blend {
-                    windows,
                     planner: windows.planner(),
                     closed: VecDeque::new(),
                     next: 0,
@@ -160,11 +172,8 @@ impl Upscaler {
                 },
             ),
             WindowMode::Wavefront => {
-                let tile = || -> Result<TileWavefront> {
-                    let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?;
-                    Ok(TileWavefront { wavefront, restored: VecDeque::new() })
-                };
-                let tiles = picture.tiles().map(|_| tile()).collect::<Result<Vec<_>>>()?;
+                let new = || TileWavefront::new(&sampler, windows);
+                let tiles = picture.tiles().map(|_| new()).collect::<Result<_>>()?;
                 let latency = windows.latency(sampler.evaluations()) + groups.latency();
                 (latency, Progress::Wavefront { tiles, encoded: 0, context: 0 })
             }
@@ -178,8 +187,10 @@ impl Upscaler {
             manifest: manifest.clone(),
             conditioning: Conditioning::default(),
             cancel,
+            windows,
             latency,
             progress,
+            reduced: None,
             pending: VecDeque::new(),
             first: 0,
             flushing: false,
@@ -237,9 +248,19 @@ impl Upscaler {
         self.picture.size()
     }
 
+    /// Factor by which width and height of frames grow.
+    pub fn scale(&self) -> usize {
+        self.picture.scale()
+    }
+
     /// Frames that must follow a frame before it can come out, at most.
     pub fn latency(&self) -> usize {
         self.latency
+    }
+
+    /// How its windows are joined.
+    pub fn window_mode(&self) -> WindowMode {
+        self.windows.mode()
     }
 
     /// Counts and times so far.
@@ -279,7 +300,8 @@ impl Upscaler {
     }
 
     /// Gives the next finished frame, running the model when a window is complete. Blocks for as long as that takes.
-    /// After an error the clip is lost; call [`Self::reset`].
+    /// Where memory is too short the window is restored in smaller tiles, see [`Self::reduced_tile_size`]. After an error call
+    /// [`Self::bypass`], or the clip is lost and [`Self::reset`] begins another.
     pub fn receive_frame(&mut self) -> Result<Received> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
@@ -315,8 +337,8 @@ impl Upscaler {
         self.first = 0;
         self.flushing = false;
         match &mut self.progress {
-            Progress::Blend { windows, planner, closed, next, tail } => {
-                *planner = windows.planner();
+            Progress::Blend { planner, closed, next, tail } => {
+                *planner = self.windows.planner();
                 closed.clear();
                 *next = 0;
                 tail.clear();
@@ -336,142 +358,17 @@ impl Upscaler {
         self.model
     }
 
-    /// Does the next piece of work; false when there is none without further frames.
-    fn advance(&mut self) -> Result<bool> {
-        match &mut self.progress {
-            Progress::Blend { closed, tail, .. } => match closed.pop_front() {
-                Some(window) => self.sample_window(window).map(|()| true),
-                None if self.flushing && !tail.is_empty() => {
-                    self.ready.append(tail);
-                    Ok(true)
-                }
-                None => Ok(false),
-            },
-            Progress::Wavefront { .. } => self.advance_wavefront(),
+    /// Frames of the window that [`Self::receive_frame`] would restore next; `None` where it would restore none, and with
+    /// `Wavefront`, whose windows are restored together.
+    pub fn next_window(&self) -> Option<usize> {
+        match &self.progress {
+            Progress::Blend { closed, .. } if self.ready.is_empty() => closed.front().map(Window::len),
+            _ => None,
         }
     }
 
-    /// Restores one window on its own and cross-fades it with the one before.
-    fn sample_window(&mut self, window: Window) -> Result<()> {
-        let frames = window.start - self.first..window.end - self.first;
-        let clock = Instant::now();
-        let numbers: Vec<u64> = self.pending.range(frames.clone()).map(|p| p.number).collect();
-        let prepared = self
-            .pending
-            .range(frames.clone())
-            .map(|p| self.picture.prepare(p.low.view()))
-            .collect::<Result<Vec<_>>>()?;
-        let mut clock = lap(&mut self.stats.prepare, clock);
-
-        let mut canvases = Vec::with_capacity(frames.len());
-        for tile in self.picture.tiles() {
-            let model = self.model.as_mut();
-            let noise = self.picture.noise(self.noise.as_ref(), tile);
-            let hint = self.picture.encode(model, &prepared, &numbers, tile, &noise, &self.cancel)?;
-            clock = lap(&mut self.stats.encode, clock);
-            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
-            let restored =
-                self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, conditioning, cancel)?;
-            self.stats.windows += 1;
-            clock = lap(&mut self.stats.sample, clock);
-            let groups = self.groups.all(numbers.len());
-            self.picture.decode(model, &restored, groups, tile, &mut canvases, &self.cancel)?;
-            clock = lap(&mut self.stats.decode, clock);
-        }
-        drop(prepared);
-
-        let Progress::Blend { windows, closed, next, tail, .. } = &mut self.progress else { return Ok(()) };
-        let k = *next;
-        *next += 1;
-        // The clip may end here: then there is no further window to share frames with.
-        let last = self.flushing && closed.is_empty();
-        let settled = if last { window.end } else { windows.start(k + 1) };
-        let mut before = std::mem::take(tail);
-        for ((frame, canvas), pending) in (window.start..).zip(canvases).zip(self.pending.range(frames)) {
-            let mut result = self.picture.finish(canvas, pending.low.view())?;
-            if let Some(mut mixed) = before.pop_front() {
-                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
-                result = mixed;
-            }
-            if frame < settled {
-                self.ready.push_back(result);
-            } else {
-                tail.push_back(result);
-            }
-        }
-        lap(&mut self.stats.finish, clock);
-        self.pending.drain(..settled - self.first);
-        self.first = settled;
-        Ok(())
+    /// Side in pixels of the tiles that short memory has led to; `None` while that of the settings will do.
+    pub fn reduced_tile_size(&self) -> Option<usize> {
+        self.reduced
     }
-
-    /// Encodes new frames, runs every evaluation that can be run, and decodes what is restored.
-    fn advance_wavefront(&mut self) -> Result<bool> {
-        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(false) };
-        let model = self.model.as_mut();
-        let mut worked = false;
-        for pending in self.pending.range(*encoded..) {
-            let clock = Instant::now();
-            let prepared = [self.picture.prepare(pending.low.view())?];
-            let clock = lap(&mut self.stats.prepare, clock);
-            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let noise = self.picture.noise(self.noise.as_ref(), place);
-                let hint =
-                    self.picture.encode(model, &prepared, &[pending.number], place, &noise, &self.cancel)?;
-                tile.wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
-            }
-            lap(&mut self.stats.encode, clock);
-            *encoded += 1;
-            worked = true;
-        }
-
-        let clock = Instant::now();
-        let finishing = self.flushing && !self.pending.is_empty();
-        for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-            if finishing {
-                tile.wavefront.finish();
-            }
-            let noise = self.picture.noise(self.noise.as_ref(), place);
-            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
-            tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, conditioning, cancel)?);
-        }
-        let mut clock = lap(&mut self.stats.sample, clock);
-
-        loop {
-            let restored = tiles.first().map_or(0, |tile| tile.restored.len());
-            let Some(group) = self.groups.next(*context, restored, self.flushing) else { break };
-            let frames = group.kept.len();
-            let forgotten = group.kept.end.saturating_sub(self.groups.overlap());
-            let mut canvases = Vec::with_capacity(frames);
-            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let latents = stack(tile.restored.range(..group.decoded.end));
-                let groups = std::iter::once(group.clone());
-                self.picture.decode(model, &latents, groups, place, &mut canvases, &self.cancel)?;
-                tile.restored.drain(..forgotten);
-            }
-            *context = group.kept.end - forgotten;
-            clock = lap(&mut self.stats.decode, clock);
-            for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
-                self.ready.push_back(self.picture.finish(canvas, pending.low.view())?);
-            }
-            clock = lap(&mut self.stats.finish, clock);
-            *encoded -= frames;
-            self.first += frames;
-            worked = true;
-        }
-        Ok(worked)
-    }
-}
-
-/// Frames `[C,h,w]` of one shape as `[F,C,h,w]`.
-fn stack<'a>(frames: impl Iterator<Item = &'a Array3<f32>>) -> Array4<f32> {
-    let views: Vec<_> = frames.map(|f| f.view()).collect();
-    ndarray::stack(Axis(0), &views).unwrap_or_default()
-}
-
-/// Adds the time since `clock` to `total` and starts anew.
-fn lap(total: &mut Duration, clock: Instant) -> Instant {
-    let now = Instant::now();
-    *total += now - clock;
-    now
 }

@@ -4,6 +4,7 @@
 
 mod checks;
 mod engine;
+mod graphs;
 mod library;
 mod providers;
 mod session;

@@ -72,7 +72,11 @@ pub(super) struct Chosen {
     dispatches: Vec<ExecutionProviderDispatch>,
     threads: usize,
     device: u32,
+    cache_dir: Option<PathBuf>,
 }
+
+/// What makes sessions run alike: provider, device, threads and the folder of TensorRT's engines.
+pub(super) type Key = (Provider, u32, usize, Option<PathBuf>);
 
 /// A graph `y = x + x`, for trying a provider out.
 static PROBE: &[u8] = include_bytes!("probe.onnx");
@@ -90,7 +94,9 @@ impl Chosen {
         for &provider in order {
             let dispatches = dispatches(provider, options)?;
             let Options { threads, device, .. } = *options;
-            let mut chosen = Self { provider, passed_over: Vec::new(), dispatches, threads, device };
+            let cache_dir = options.cache_dir.clone();
+            let mut chosen =
+                Self { provider, passed_over: Vec::new(), dispatches, threads, device, cache_dir };
             match chosen.probe(library) {
                 Ok(()) => {
                     chosen.passed_over = passed_over;
@@ -130,6 +136,11 @@ impl Chosen {
             Ok(other) => Err(format!("a trial gave {other} for 1 + 1")),
             Err(e) => Err(super::one_line(&e)),
         }
+    }
+
+    /// Equal for those whose sessions can be shared.
+    pub fn key(&self) -> Key {
+        (self.provider, self.device, self.threads, self.cache_dir.clone())
     }
 
     /// The settings that all sessions share.

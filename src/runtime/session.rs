@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ort::session::{RunOptions, Session};
 use ort::value::{Outlet, TensorElementType, ValueType};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::library::Library;
 use super::one_line;
@@ -189,6 +190,9 @@ impl Stats {
     }
 }
 
+/// How often one that waits for others looks whether it should stop.
+const POLL: Duration = Duration::from_millis(10);
+
 /// Runs graphs so that they stop when `cancel` is set, and counts their time.
 pub(super) struct Runner {
     cancel: Cancel,
@@ -206,15 +210,26 @@ impl Runner {
         // Weak, since the hook outlives the engine.
         let (weak, counter) = (Arc::downgrade(&options), requests.clone());
         cancel.on_change(move |cancelled| {
-            let Some(options) = weak.upgrade() else { return };
+            let Some(options) = weak.upgrade() else { return false };
             if cancelled {
                 counter.fetch_add(1, Ordering::SeqCst);
                 let _ = options.terminate();
             } else {
                 let _ = options.unterminate();
             }
+            true
         });
         Ok(Self { cancel: cancel.clone(), options, requests, stats: Stats::default() })
+    }
+
+    /// What engines share, once no other one works with it. Fails with [`Error::Cancelled`] when asked to stop meanwhile.
+    pub fn lock<'a, T>(&self, shared: &'a Mutex<T>) -> Result<MutexGuard<'a, T>> {
+        loop {
+            self.cancel.check()?;
+            if let Some(guard) = shared.try_lock_for(POLL) {
+                return Ok(guard);
+            }
+        }
     }
 
     /// Runs `work` once, which is to make one run of the graph of `role` under the options it is given.

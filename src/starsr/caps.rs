@@ -112,6 +112,22 @@ fn any_format(mut structure: gst::Structure) -> gst::Structure {
     structure
 }
 
+/// The feature of caps whose buffers are single fields (interlace-mode=alternate).
+fn of_fields() -> gst::CapsFeatures {
+    gst::CapsFeatures::new([gst_video::CAPS_FEATURE_FORMAT_INTERLACED])
+}
+
+/// What the pads take: every raw format in system memory. Buffers that are single fields go into the sink pad only, to be refused with
+/// a word about deinterlacers where the caps alone would be refused without one.
+pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
+    let formats = || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
+    let mut caps = formats().build();
+    if direction == gst::PadDirection::Sink {
+        caps.merge(formats().features([gst_video::CAPS_FEATURE_FORMAT_INTERLACED]).build());
+    }
+    caps
+}
+
 /// What the other pad may carry when this one carries `caps`: in order of preference the exact multiple in the
 /// same format, the exact multiple in any format, any size in the same format, any size and format.
 /// Without a `scale` (the model is not loaded yet) every size is possible.
@@ -120,9 +136,15 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
         return gst::Caps::new_any();
     }
     let mut out = gst::Caps::new_empty();
+    let fields = of_fields();
     let mut add = |structure: Option<gst::Structure>, features: &gst::CapsFeaturesRef| {
-        if let Some(structure) = structure {
-            out.merge_structure_full(structure, Some(features.to_owned()));
+        if let Some(mut structure) = structure {
+            // Refused later, so it does not matter what they become.
+            let features = if features.is_equal(&fields) { None } else { Some(features.to_owned()) };
+            if features.is_none() {
+                structure.remove_field("interlace-mode");
+            }
+            out.merge_structure_full(structure, features);
         }
     };
     let exact = |s: &gst::StructureRef| scale.and_then(|scale| scaled(s, map, scale));
@@ -130,6 +152,13 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
     caps.iter_with_features().for_each(|(s, f)| add(exact(s).map(any_format), f));
     caps.iter_with_features().for_each(|(s, f)| add(Some(any_size(s)), f));
     caps.iter_with_features().for_each(|(s, f)| add(Some(any_format(any_size(s))), f));
+    if map == Map::Down {
+        for structure in caps.iter() {
+            let mut structure = any_format(any_size(structure));
+            structure.remove_field("interlace-mode");
+            out.merge_structure_full(structure, Some(fields.clone()));
+        }
+    }
     out
 }
 

@@ -24,6 +24,8 @@ struct Colors {
     depth: [u32; 3],
     offset: [f32; 3],
     scale: [f32; 3],
+    /// Bits of alpha; 16 where the format has none.
+    alpha_depth: u32,
 }
 
 /// Weights where a stream does not say its matrix: BT.601, as GStreamer assumes for small pictures.
@@ -54,6 +56,7 @@ impl Colors {
             depth: [0, 1, 2].map(depth),
             offset: [0, 1, 2].map(|c| if known(c) { offset[c] as f32 } else { 0.0 }),
             scale: [0, 1, 2].map(|c| if known(c) { scale[c] as f32 } else { 255.0 }),
+            alpha_depth: if has_alpha(info) { depth(3) } else { 16 },
         }
     }
 
@@ -74,6 +77,18 @@ impl Colors {
             (self.scale[c] * step, (self.offset[c] + 0.5) * step)
         })
     }
+
+    /// That of alpha, which has the full range.
+    fn to_alpha(self) -> (f32, f32) {
+        let depth = self.alpha_depth.min(16);
+        let step = (1u32 << (16 - depth)) as f32;
+        (((1u32 << depth) - 1) as f32 * step, 0.5 * step)
+    }
+}
+
+/// Whether the format has an alpha of its own; a palette's is not.
+fn has_alpha(info: &gst_video::VideoInfo) -> bool {
+    info.has_alpha() && !info.format_info().has_palette()
 }
 
 /// The working picture of `width` x `height` for a stream like `stream`.
@@ -99,15 +114,21 @@ fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
 }
 
 /// GStreamer resamples the chroma of 8-bit formats in 8 bits, always rounding up, which colours the picture. So where
-/// there is one, the deepest format with the same subsampling goes between; 12 bits lose at most a 16th of a level.
+/// there is one, the deepest format with the same subsampling goes between; 12 bits lose at most a 16th of a level,
+/// and the 10 that there are with alpha a quarter.
 fn between(info: &gst_video::VideoInfo) -> Result<Option<gst_video::VideoInfo>, glib::BoolError> {
-    use gst_video::VideoFormat::{I42212le, P016Le};
+    use gst_video::VideoFormat::{A42010le, A42210le, I42212le, P016Le};
 
     let format = info.format_info();
     let same = |v: &[u32]| v.get(1).copied().unwrap_or(0);
-    let deep = match (same(format.w_sub()), same(format.h_sub())) {
-        (1, 1) if info.is_yuv() && format.bits() == 8 => P016Le,
-        (1, 0) if info.is_yuv() && format.bits() == 8 => I42212le,
+    if !info.is_yuv() || format.bits() != 8 {
+        return Ok(None);
+    }
+    let deep = match (same(format.w_sub()), same(format.h_sub()), has_alpha(info)) {
+        (1, 1, false) => P016Le,
+        (1, 0, false) => I42212le,
+        (1, 1, true) => A42010le,
+        (1, 0, true) => A42210le,
         _ => return Ok(None),
     };
     let info = gst_video::VideoInfo::builder(deep, info.width(), info.height())
@@ -132,7 +153,8 @@ impl Converter {
         to: &gst_video::VideoInfo,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
-        let converter = |from, to| gst_video::VideoConverter::new(from, to, Some(config(threads)));
+        let config = || config(threads, has_alpha(from));
+        let converter = |from, to| gst_video::VideoConverter::new(from, to, Some(config()));
         Ok(match between {
             Some(between) => Self {
                 first: converter(from, &between)?,
@@ -157,15 +179,28 @@ impl Converter {
     }
 }
 
-fn config(threads: u32) -> gst_video::VideoConverterConfig {
+fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {
     let mut config = gst_video::VideoConverterConfig::new();
     config.set_threads(threads);
     // Words are prepared so that cutting them rounds.
     config.set_dither_method(gst_video::VideoDitherMethod::None);
     config.set_matrix_mode(gst_video::VideoMatrixMode::None);
-    config.set_alpha_mode(gst_video::VideoAlphaMode::Set);
+    config.set_alpha_mode(if alpha {
+        gst_video::VideoAlphaMode::Copy
+    } else {
+        gst_video::VideoAlphaMode::Set
+    });
     config.set_alpha_value(1.0);
     config
+}
+
+/// The picture of a frame.
+#[derive(Debug)]
+pub(super) struct Picture {
+    /// `[3,h,w]` RGB in [0,1].
+    pub(super) pixels: Array3<f32>,
+    /// `[1,h,w]` in [0,1], where the format has an alpha.
+    pub(super) alpha: Option<Array3<f32>>,
 }
 
 /// Reads frames of one format.
@@ -188,8 +223,8 @@ impl Reader {
         })
     }
 
-    /// The picture of `buffer` as `[3,h,w]` RGB in [0,1]; alpha is ignored.
-    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<Array3<f32>, glib::BoolError> {
+    /// The picture of `buffer`.
+    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<Picture, glib::BoolError> {
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             glib::bool_error!(
                 "a buffer of {} bytes does not hold a {}x{} {} frame",
@@ -205,7 +240,8 @@ impl Reader {
         let (width, height) = (self.info.width() as usize, self.info.height() as usize);
         let mut pixels = Array3::<f32>::zeros((3, height, width));
         let stride = self.scratch.plane_stride()[0] as usize;
-        let rows = self.scratch.plane_data(0)?.chunks(stride);
+        let words = self.scratch.plane_data(0)?;
+        let rows = words.chunks(stride);
         let Some(planes) = pixels.as_slice_mut() else {
             return Err(glib::bool_error!("Pixels are not contiguous"));
         };
@@ -227,7 +263,16 @@ impl Reader {
                 }
             }
         }
-        Ok(pixels)
+        let alpha = has_alpha(&self.info).then(|| {
+            // Only the high bits: GStreamer does not fill the low ones as it does those of other components.
+            let depth = self.colors.alpha_depth.min(16);
+            let most = ((1u32 << depth) - 1) as f32;
+            Array3::from_shape_fn((1, height, width), |(_, y, x)| {
+                let word = &words[y * stride + x * BYTES_PER_PIXEL..];
+                f32::from(u16::from_ne_bytes([word[0], word[1]]) >> (16 - depth)) / most
+            })
+        });
+        Ok(Picture { pixels, alpha })
     }
 }
 
@@ -257,6 +302,8 @@ pub(super) struct Writer {
     colors: Colors,
     converter: Converter,
     scratch: Writable,
+    /// A row of alpha for pictures that have none.
+    opaque: Vec<f32>,
 }
 
 impl Writer {
@@ -274,30 +321,41 @@ impl Writer {
             colors: Colors::new(info),
             converter: Converter::new(&working, between(info)?, info, threads)?,
             scratch: scratch(&working)?,
+            opaque: vec![1.0; width],
         })
     }
 
-    /// Writes `pixels`, `[3,h,w]` RGB clamped to [0,1], into `buffer`, opaque.
+    /// Writes `picture`, clamped to [0,1], into `buffer`; opaque where it has no alpha.
     pub(super) fn write(
         &mut self,
-        pixels: &Array3<f32>,
+        picture: &Picture,
         buffer: &mut gst::BufferRef,
     ) -> Result<(), glib::BoolError> {
+        let Picture { pixels, alpha } = picture;
         let working = self.scratch.info();
         let (width, height) = (working.width() as usize, working.height() as usize);
         if pixels.dim() != (3, height, width) {
             return Err(glib::bool_error!("Pixels are {:?}, not {:?}", pixels.dim(), (3, height, width)));
         }
+        if alpha.as_ref().is_some_and(|alpha| alpha.dim() != (1, height, width)) {
+            return Err(glib::bool_error!("Alpha has another size than pixels of {:?}", pixels.dim()));
+        }
         let pixels = pixels.as_standard_layout();
+        let alpha = alpha.as_ref().filter(|_| has_alpha(&self.info)).map(|alpha| alpha.as_standard_layout());
         let Some(planes) = pixels.as_slice() else {
             return Err(glib::bool_error!("Pixels are not contiguous"));
         };
+        let alpha = alpha.as_ref().and_then(|alpha| alpha.as_slice());
         let (red, rest) = planes.split_at(width * height);
         let (green, blue) = rest.split_at(width * height);
-        let sources = red.chunks(width).zip(green.chunks(width)).zip(blue.chunks(width));
+        let sources = red.chunks(width).zip(green.chunks(width)).zip(blue.chunks(width)).enumerate();
         let coefficients = self.colors.to_words();
         let stride = self.scratch.plane_stride()[0] as usize;
-        for (row, ((red, green), blue)) in self.scratch.plane_data_mut(0)?.chunks_mut(stride).zip(sources) {
+        for (row, (y, ((red, green), blue))) in
+            self.scratch.plane_data_mut(0)?.chunks_mut(stride).zip(sources)
+        {
+            let alpha = alpha.map_or(&*self.opaque, |alpha| &alpha[y * width..(y + 1) * width]);
+            write_alpha(row, alpha, self.colors.to_alpha());
             match self.colors.weights {
                 None => write_row(row, red, green, blue, coefficients, |r, g, b| [r, g, b]),
                 Some((kr, kb)) => {
@@ -316,7 +374,13 @@ impl Writer {
     }
 }
 
-/// One row of RGB to working pixels; `from_rgb` gives the components' values.
+fn write_alpha(row: &mut [u8], alpha: &[f32], (a, b): (f32, f32)) {
+    for (word, alpha) in row.chunks_exact_mut(BYTES_PER_PIXEL).zip(alpha) {
+        word[0..2].copy_from_slice(&((alpha.clamp(0.0, 1.0) * a + b) as u16).to_ne_bytes());
+    }
+}
+
+/// One row of RGB to working pixels, alpha left as it is; `from_rgb` gives the components' values.
 #[inline(always)]
 fn write_row(
     row: &mut [u8],
@@ -331,7 +395,6 @@ fn write_row(
         let [x, y, z] = from_rgb(r.clamp(0.0, 1.0), g.clamp(0.0, 1.0), b.clamp(0.0, 1.0));
         // The cast saturates, and turns NaN into 0.
         let bytes = |value: f32, (a, b): (f32, f32)| ((value * a + b) as u16).to_ne_bytes();
-        word[0..2].copy_from_slice(&[0xff; 2]);
         word[2..4].copy_from_slice(&bytes(x, c0));
         word[4..6].copy_from_slice(&bytes(y, c1));
         word[6..8].copy_from_slice(&bytes(z, c2));

@@ -9,8 +9,8 @@
  *
  * Every raw video format that GStreamer can convert goes in and comes out, no `videoconvert` is needed. The output
  * has the input's format unless downstream asks for another, and `scale` times its width and height unless
- * downstream asks for another size; then the result is resized, keeping the display aspect ratio. Alpha is not kept:
- * formats with alpha come out opaque. Interlaced video is refused; put `deinterlace` in front.
+ * downstream asks for another size; then the result is resized, keeping the display aspect ratio. The model sees no alpha;
+ * where there is one it is enlarged beside the picture. Interlaced video is refused; put `deinterlace` in front.
  *
  * ## Files
  *
@@ -39,8 +39,27 @@
  * the hardware has to keep up with the stream. The frames of a window come out in a burst: the `queue` behind takes them,
  * so that the next window can run while they are shown, and the one in front keeps the source from stalling.
  *
+ * With `overload=bypass` windows that would leave later than the latency allows come out as the plain upscale, so that frames are
+ * neither late nor lost; whether a window would is judged by what the last ones took. `processing-latency` is the time that a window may
+ * take, and without it there is none. For each window left out there is an element message `starsr-bypass` with the fields
+ * `running-time` (#GstClockTime of its first frame), `frames` (guint64) and `reason` (string: overload, or error with `on-error=bypass`).
+ *
+ * |[
+ * gst-launch-1.0 v4l2src ! queue ! starsr window-length=4 overload=bypass processing-latency=500000000 ! queue ! autovideosink
+ * ]|
+ *
  * QoS is switched off, as a frame dropped inside a window would be a hole in what the model sees. With `qos=true` frames
  * that are late are dropped on the way in.
+ *
+ * ## Scene cuts
+ *
+ * A window ends where a new scene begins, so that no scene shows in another; the frames before come out without waiting for more.
+ * Cuts are found by comparing each frame with those before (`scene-detection`); flashes, fades and dissolves are none. An
+ * application that knows better sends the serialized custom event `starsr-scene-cut` before the first frame of a scene:
+ *
+ * |[
+ * gst_pad_push_event (pad, gst_event_new_custom (GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty ("starsr-scene-cut")));
+ * ]|
  *
  * ## Prompts
  *
@@ -83,6 +102,9 @@ pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("starsr", gst::DebugColorFlags::empty(), Some("Video upscaling with STAR"))
 });
 
+/// Serialized custom event by which upstream says that a scene begins with the next frame.
+const SCENE_CUT: &str = "starsr-scene-cut";
+
 /// Used in caps where the model, which says it, is not loaded.
 const UNKNOWN_SCALE: u32 = 0;
 
@@ -101,7 +123,7 @@ pub struct Starsr {
     /// `None` unless started. Only the streaming thread, and start and stop when there is none, hold it, and briefly.
     pub(super) stream: Mutex<Option<Stream>>,
     pub(super) stats: Mutex<Stats>,
-    /// Own latency in nanoseconds; apart from the state so that a query never waits.
+    /// Latency of the windows in nanoseconds; apart from the state so that a query never waits.
     pub(super) latency: AtomicU64,
     scale: AtomicU32,
     interrupt: Mutex<Interrupt>,
@@ -170,8 +192,12 @@ impl ObjectImpl for Starsr {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let before = self.own_latency();
         if !self.settings.lock().set(pspec.name(), value) {
             gst::error!(CAT, imp = self, "Property {} cannot be set", pspec.name());
+        }
+        if self.own_latency() != before {
+            self.latency_changed();
         }
     }
 
@@ -209,11 +235,10 @@ impl ElementImpl for Starsr {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps =
-                gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw()).build();
             [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
                 .into_iter()
                 .filter_map(|(name, direction)| {
+                    let caps = caps::template(direction);
                     gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
                 })
                 .collect()
@@ -286,6 +311,25 @@ impl BaseTransformImpl for Starsr {
         fixed
     }
 
+    fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        // The base class fails without a word.
+        if gst_video::VideoInfo::from_caps(outcaps).is_err() && !self.is_refused(incaps, outcaps) {
+            self.refuse(incaps, outcaps);
+            let side = |field| outcaps.structure(0).and_then(|s| s.get::<i32>(field).ok()).unwrap_or(0);
+            gst::element_imp_error!(
+                self,
+                gst::CoreError::Negotiation,
+                (
+                    "Frames of {}x{} would be larger than the 2 GiB that GStreamer allows. Ask for a smaller size behind \
+                     starsr, or put a videoscale in front",
+                    side("width"),
+                    side("height")
+                )
+            );
+        }
+        self.parent_set_caps(incaps, outcaps)
+    }
+
     fn submit_input_buffer(
         &self,
         is_discont: bool,
@@ -348,6 +392,11 @@ impl BaseTransformImpl for Starsr {
             }
             _ if !event.is_serialized() => self.parent_sink_event(event),
             _ => {
+                if event.has_name(SCENE_CUT) {
+                    gst::debug!(CAT, imp = self, "A scene begins by event");
+                    self.stats.lock().scene_cuts += 1;
+                    self.drain_for_event();
+                }
                 // Nothing comes after a still frame for a while.
                 if gst_video::StillFrameEvent::parse(&event).is_ok_and(|still| still.in_still) {
                     self.drain_for_event();
@@ -372,7 +421,7 @@ impl BaseTransformImpl for Starsr {
             return false;
         }
         let (live, min, max) = upstream.result();
-        let own = gst::ClockTime::from_nseconds(self.latency.load(Ordering::SeqCst));
+        let own = self.own_latency();
         gst::debug!(CAT, imp = self, "Upstream's latency is {min}, own {own}");
         latency.set(live, min.saturating_add(own), max.opt_saturating_add(own));
         true

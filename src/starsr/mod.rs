@@ -5,7 +5,9 @@
 use gst::glib;
 use gst::prelude::*;
 
+mod bypass;
 mod caps;
+mod configure;
 mod frames;
 mod imp;
 mod metas;
@@ -175,6 +177,45 @@ pub enum Posterior {
     Sample = 1,
 }
 
+/// GstStarsrOverload:
+///
+/// What happens in a live pipeline when the model is slower than the stream.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrOverload")]
+#[repr(i32)]
+pub enum Overload {
+    /// Frames are late.
+    #[default]
+    #[enum_value(name = "Block: frames leave late, and upstream waits", nick = "block")]
+    Block = 0,
+    /// Windows are left out.
+    #[enum_value(name = "Bypass: windows that would be late come out as the plain upscale", nick = "bypass")]
+    Bypass = 1,
+}
+
+/// GstStarsrOnError:
+///
+/// What happens when the model fails while it runs.
+///
+/// Since: 0.1
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrOnError")]
+#[repr(i32)]
+pub enum OnError {
+    /// The stream ends with an error.
+    #[default]
+    #[enum_value(name = "Fail: an error message, and the stream ends", nick = "fail")]
+    Fail = 0,
+    /// Windows are left out.
+    #[enum_value(
+        name = "Bypass: the window comes out as the plain upscale, with a warning once per stream",
+        nick = "bypass"
+    )]
+    Bypass = 1,
+}
+
 glib::wrapper! {
     /// The element `starsr`.
     pub struct Starsr(ObjectSubclass<imp::Starsr>)
@@ -191,6 +232,8 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         PromptSuffix::static_type(),
         GuidanceBatching::static_type(),
         Posterior::static_type(),
+        Overload::static_type(),
+        OnError::static_type(),
     ] {
         type_.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }

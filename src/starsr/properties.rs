@@ -8,7 +8,8 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::{
-    ColorFix, ExecutionProvider, GuidanceBatching, Posterior, PromptSuffix, SamplerMode, WindowMode,
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix, SamplerMode,
+    WindowMode,
 };
 
 fn path(name: &str, nick: &str, blurb: &str) -> glib::ParamSpec {
@@ -176,11 +177,30 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
             "Output pixels shared by neighbouring tiles; -1: the bundle's",
             4096,
         ),
+        glib::ParamSpecBoolean::builder("scene-detection")
+            .nick("Scene detection")
+            .blurb("Whether windows end where a new scene begins; the event starsr-scene-cut cuts in any case")
+            .default_value(true)
+            .mutable_ready()
+            .build(),
+        choice::<Overload>(
+            "overload",
+            "Overload",
+            "What happens in a live pipeline to windows that would leave later than the latency allows",
+        ),
+        glib::ParamSpecUInt64::builder("processing-latency")
+            .nick("Processing latency")
+            .blurb("Time in nanoseconds that the model may take for a window; added to the latency of the window's frames")
+            .maximum(gst::ClockTime::MAX.nseconds())
+            .mutable_playing()
+            .build(),
+        choice::<OnError>("on-error", "On error", "What happens to a window for which the model fails"),
         uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, latency-frames, prompt-tokens-cut (guint64); time-convert-in, time-upscale \
+                "Since the start: frames-in, frames-out, windows, bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes that \
+                 frames and latents take at least), prompt-tokens-cut (guint64); time-convert-in, time-upscale \
                  and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
                  time-onnxruntime (guint64, ns); model, provider, onnxruntime-version (string)",
             )

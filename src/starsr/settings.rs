@@ -8,7 +8,8 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::{
-    ColorFix, ExecutionProvider, GuidanceBatching, Posterior, PromptSuffix, SamplerMode, WindowMode,
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix, SamplerMode,
+    WindowMode,
 };
 use crate::diffusion::{guidance, schedule};
 use crate::error::{Error, Result};
@@ -43,6 +44,10 @@ pub(super) struct Settings {
     strength: f32,
     tile_size: u32,
     tile_overlap: i32,
+    scene_detection: bool,
+    overload: Overload,
+    processing_latency: u64,
+    on_error: OnError,
     threads: u32,
 }
 
@@ -75,6 +80,10 @@ impl Default for Settings {
             strength: -1.0,
             tile_size: 0,
             tile_overlap: -1,
+            scene_detection: true,
+            overload: Overload::default(),
+            processing_latency: 0,
+            on_error: OnError::default(),
             threads: 0,
         }
     }
@@ -89,6 +98,26 @@ impl Settings {
     /// Threads for converting frames; 0 means one a core.
     pub(super) fn threads(&self) -> u32 {
         self.threads
+    }
+
+    /// Whether windows end at cuts.
+    pub(super) fn scene_detection(&self) -> bool {
+        self.scene_detection
+    }
+
+    /// What to do with windows that would be late.
+    pub(super) fn overload(&self) -> Overload {
+        self.overload
+    }
+
+    /// Time that a window may take.
+    pub(super) fn processing_latency(&self) -> gst::ClockTime {
+        gst::ClockTime::from_nseconds(self.processing_latency)
+    }
+
+    /// What to do with windows for which the model fails.
+    pub(super) fn on_error(&self) -> OnError {
+        self.on_error
     }
 
     /// What is asked for in words.
@@ -209,6 +238,10 @@ impl Settings {
             "strength" => to(&mut self.strength, value),
             "tile-size" => to(&mut self.tile_size, value),
             "tile-overlap" => to(&mut self.tile_overlap, value),
+            "scene-detection" => to(&mut self.scene_detection, value),
+            "overload" => to(&mut self.overload, value),
+            "processing-latency" => to(&mut self.processing_latency, value),
+            "on-error" => to(&mut self.on_error, value),
             "threads" => to(&mut self.threads, value),
             _ => return false,
         }
@@ -244,6 +277,10 @@ impl Settings {
             "strength" => self.strength.to_value(),
             "tile-size" => self.tile_size.to_value(),
             "tile-overlap" => self.tile_overlap.to_value(),
+            "scene-detection" => self.scene_detection.to_value(),
+            "overload" => self.overload.to_value(),
+            "processing-latency" => self.processing_latency.to_value(),
+            "on-error" => self.on_error.to_value(),
             "threads" => self.threads.to_value(),
             _ => return None,
         })

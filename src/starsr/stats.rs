@@ -11,8 +11,12 @@ use crate::upscaler;
 pub(super) struct Stats {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
+    /// Scenes that began after the first frame, asked for by event or detected.
+    pub(super) scene_cuts: u64,
     /// See [`upscaler::Upscaler::latency`].
     pub(super) latency_frames: u64,
+    /// See [`upscaler::Upscaler::memory_estimate`].
+    pub(super) memory: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
     /// Conversion to RGB.
@@ -33,8 +37,9 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    /// Another upscaler begins to count from zero.
-    pub(super) fn upscaler_replaced(&mut self) {
+    /// Another upscaler begins to count from zero, with an estimate of `memory`.
+    pub(super) fn upscaler_replaced(&mut self, memory: u64) {
+        self.memory = memory;
         self.earlier = sum(&self.earlier, &self.stages);
         self.stages = upscaler::Stats::default();
     }
@@ -46,7 +51,10 @@ impl Stats {
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
+            .field("bypassed", stages.bypassed)
+            .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
+            .field("memory-estimate", self.memory)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))
@@ -69,6 +77,7 @@ fn sum(a: &upscaler::Stats, b: &upscaler::Stats) -> upscaler::Stats {
         frames_in: a.frames_in + b.frames_in,
         frames_out: a.frames_out + b.frames_out,
         windows: a.windows + b.windows,
+        bypassed: a.bypassed + b.bypassed,
         prepare: a.prepare + b.prepare,
         encode: a.encode + b.encode,
         sample: a.sample + b.sample,

@@ -6,7 +6,6 @@
 //! no lock is held while the model runs or something is pushed.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use gst::glib;
@@ -14,67 +13,78 @@ use gst::subclass::prelude::*;
 use gst_base::subclass::base_transform::{InputBuffer, PrepareOutputBufferSuccess};
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
+use ndarray::Array3;
 
 use crate::bundle::Manifest;
+use crate::canvas::{Interpolation, upscale};
 use crate::error::Error;
 use crate::model::Model;
+use crate::scene::SceneDetector;
 use crate::text::Prompts;
 use crate::upscaler::{Received, Upscaler};
 
-use super::frames::{Reader, Writer};
+use super::bypass::Load;
+use super::frames::{Picture, Reader, Writer};
 use super::imp::{CAT, Starsr};
 use super::model::{self, Loaded};
 use super::numbering::Numbering;
 use super::settings::Settings;
 
-/// Assumed where the framerate is variable or unknown (0/1), to turn frames of latency into time.
-const ASSUMED_FRAMERATE: (i32, i32) = (25, 1);
-
 /// A frame inside the upscaler: everything of its buffer but the memory.
 struct Pending {
     skeleton: gst::Buffer,
+    /// Its alpha, `[1,h,w]`.
+    alpha: Option<Array3<f32>>,
     /// Serialized events that came before it and leave before it.
     events: Vec<gst::Event>,
 }
 
 /// What works on the pixels of one caps.
-struct Worker {
-    upscaler: Upscaler,
+pub(super) struct Worker {
+    pub(super) upscaler: Upscaler,
     /// What `upscaler` was given last.
-    prompts: Prompts,
+    pub(super) prompts: Prompts,
     /// Whether it was reported that memory was too short for a batch of two.
-    separated: bool,
-    reader: Reader,
-    writer: Writer,
+    pub(super) separated: bool,
+    /// Size of the tiles that memory has led to, as reported.
+    pub(super) tile_size: Option<usize>,
+    pub(super) load: Load,
+    pub(super) reader: Reader,
+    pub(super) writer: Writer,
 }
 
 /// State between start and stop.
 pub(super) struct Stream {
     /// As they were when the element started.
-    settings: Settings,
-    manifest: Manifest,
+    pub(super) settings: Settings,
+    pub(super) manifest: Manifest,
     /// The model while there is no worker that has it.
-    model: Option<Box<dyn Model>>,
+    pub(super) model: Option<Box<dyn Model>>,
     /// `None` before caps and while the streaming thread works with it.
-    worker: Option<Worker>,
+    pub(super) worker: Option<Worker>,
     /// Formats of the sink and source pad that `worker` is made for.
-    infos: Option<(gst_video::VideoInfo, gst_video::VideoInfo)>,
+    pub(super) infos: Option<(gst_video::VideoInfo, gst_video::VideoInfo)>,
     pending: VecDeque<Pending>,
     /// Events for the next frame to come in.
     parked: Vec<gst::Event>,
     segment: Option<gst::Segment>,
-    numbering: Numbering,
+    /// Whether it was reported in this stream that the model fails.
+    pub(super) failure_reported: bool,
+    pub(super) numbering: Numbering,
+    /// `None` where cuts are not looked for.
+    scenes: Option<SceneDetector>,
     /// A failed drain's result, for the next buffer.
     drained: Option<gst::FlowError>,
     /// The source pad's last flow result is from before a new segment and says nothing about it.
     stale_flow: bool,
     /// Caps of the sink and source pad whose refusal was reported.
-    refused: Option<(gst::Caps, gst::Caps)>,
+    pub(super) refused: Option<(gst::Caps, gst::Caps)>,
 }
 
 impl Stream {
     pub(super) fn new(settings: Settings, loaded: Loaded) -> Self {
         Self {
+            scenes: settings.scene_detection().then(SceneDetector::default),
             settings,
             manifest: loaded.manifest,
             model: Some(loaded.model),
@@ -83,6 +93,7 @@ impl Stream {
             pending: VecDeque::new(),
             parked: Vec::new(),
             segment: None,
+            failure_reported: false,
             numbering: Numbering::default(),
             drained: None,
             stale_flow: false,
@@ -93,6 +104,18 @@ impl Stream {
     /// The factor by which the element enlarges unless another size is negotiated.
     pub(super) fn scale(&self) -> u32 {
         self.settings.scale().unwrap_or(self.manifest.scale.default)
+    }
+
+    fn forget_scene(&mut self) {
+        if let Some(scenes) = &mut self.scenes {
+            scenes.reset();
+        }
+    }
+
+    /// Running time of the next frame to leave.
+    pub(super) fn next_running_time(&self) -> Option<gst::ClockTime> {
+        let segment = self.segment.as_ref()?.downcast_ref::<gst::ClockTime>()?;
+        segment.to_running_time(self.pending.front()?.skeleton.pts()?)
     }
 
     fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
@@ -126,8 +149,16 @@ fn skeleton(buffer: &gst::BufferRef) -> Result<gst::Buffer, glib::BoolError> {
 }
 
 impl Starsr {
-    fn with_stream<T>(&self, f: impl FnOnce(&mut Stream) -> T) -> Option<T> {
+    pub(super) fn with_stream<T>(&self, f: impl FnOnce(&mut Stream) -> T) -> Option<T> {
         self.stream.lock().as_mut().map(f)
+    }
+
+    /// Works with what works on pixels, taken out of the state meanwhile; `None` before caps.
+    fn with_worker<T>(&self, f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+        let mut worker = self.with_stream(|s| s.worker.take()).flatten()?;
+        let result = f(&mut worker);
+        self.with_stream(|s| s.worker = Some(worker));
+        Some(result)
     }
 
     /// Posts `error`, unless it is the wish to stop, and gives the flow error to return.
@@ -151,102 +182,6 @@ impl Starsr {
         gst::FlowError::Error
     }
 
-    /// Sets up for new caps. Frames of the old ones have left.
-    pub(super) fn configure(
-        &self,
-        in_info: &gst_video::VideoInfo,
-        out_info: &gst_video::VideoInfo,
-    ) -> Result<(), gst::ErrorMessage> {
-        if in_info.is_interlaced() {
-            return Err(gst::error_msg!(
-                gst::StreamError::WrongType,
-                (
-                    "starsr needs progressive video, but this is interlaced ({}). Put a deinterlacer in front: \
-                     ... ! deinterlace ! starsr ! ...",
-                    in_info.interlace_mode().to_str()
-                )
-            ));
-        }
-        let parts = self.with_stream(|s| {
-            let model = s.worker.take().map(|w| w.upscaler.into_model()).or_else(|| s.model.take());
-            (model, s.manifest.clone(), s.settings.clone())
-        });
-        let Some((model, manifest, settings)) = parts else {
-            return Err(gst::error_msg!(gst::CoreError::StateChange, ("starsr is not started")));
-        };
-        // A refused setting has taken the model with it.
-        let model = match model {
-            Some(model) => model,
-            None => self.load(&settings).map_err(|e| model::message(&e))?.model,
-        };
-        let size = (in_info.width() as usize, in_info.height() as usize);
-        let prompts = self.settings.lock().prompts();
-        let upscaler = settings.upscaler().and_then(|asked| {
-            let cancel = self.cancel.clone();
-            let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
-            self.prompts_set(upscaler.set_prompts(&prompts)?);
-            Ok(upscaler)
-        });
-        let upscaler = upscaler.map_err(|e| model::message(&e))?;
-
-        let threads = settings.threads();
-        let reader = Reader::new(in_info, threads);
-        let writer = Writer::new(out_info, upscaler.output_size(), threads);
-        let (reader, writer) = match (reader, writer) {
-            (Ok(reader), Ok(writer)) => (reader, writer),
-            (Err(e), _) | (_, Err(e)) => {
-                self.with_stream(|s| s.model = Some(upscaler.into_model()));
-                return Err(gst::error_msg!(
-                    gst::CoreError::Negotiation,
-                    (
-                        "No conversion from {} to {}: {}. Put a videoconvert in front or behind",
-                        in_info.format(),
-                        out_info.format(),
-                        e.message
-                    )
-                ));
-            }
-        };
-        let latency = upscaler.latency();
-        self.with_stream(|s| {
-            s.worker = Some(Worker { upscaler, prompts, separated: false, reader, writer });
-            s.infos = Some((in_info.clone(), out_info.clone()));
-            s.numbering.set_framerate(in_info.fps());
-            s.refused = None;
-        });
-        self.stats.lock().upscaler_replaced();
-        self.set_latency(latency, in_info.fps());
-        Ok(())
-    }
-
-    /// Whether these caps were refused last.
-    pub(super) fn is_refused(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> bool {
-        self.with_stream(|s| s.refused.as_ref().is_some_and(|(i, o)| i == incaps && o == outcaps))
-            .unwrap_or(false)
-    }
-
-    /// Remembers that these caps are refused.
-    pub(super) fn refuse(&self, incaps: &gst::Caps, outcaps: &gst::Caps) {
-        self.with_stream(|s| s.refused = Some((incaps.clone(), outcaps.clone())));
-    }
-
-    fn set_latency(&self, frames: usize, fps: gst::Fraction) {
-        let fps = if fps.numer() > 0 { fps } else { gst::Fraction::from(ASSUMED_FRAMERATE) };
-        let (num, den) = (fps.numer().max(1) as u64, fps.denom().max(1) as u64);
-        let time = (frames as u64).checked_mul(den).and_then(|n| gst::ClockTime::SECOND.mul_div_ceil(n, num));
-        let nanoseconds = time.unwrap_or(gst::ClockTime::ZERO).nseconds();
-        self.stats.lock().latency_frames = frames as u64;
-        if self.latency.swap(nanoseconds, Ordering::SeqCst) != nanoseconds {
-            gst::info!(
-                CAT,
-                imp = self,
-                "Latency is {frames} frames, {}",
-                gst::ClockTime::from_nseconds(nanoseconds)
-            );
-            let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
-        }
-    }
-
     /// Formats of the frames that leave now.
     pub(super) fn infos(&self) -> Option<(gst_video::VideoInfo, gst_video::VideoInfo)> {
         self.with_stream(|s| s.infos.clone()).flatten()
@@ -260,44 +195,43 @@ impl Starsr {
         // The base class's own notion of a discontinuity lasts until the first output.
         let cut = buffer.flags().contains(gst::BufferFlags::DISCONT)
             || self.with_stream(|s| s.numbering.is_jump(s.stream_time(buffer))).unwrap_or(false);
-        if cut { self.drain() } else { Ok(()) }
+        if cut { self.end_clip() } else { Ok(()) }
     }
 
-    /// Takes the pixels of `buffer` and lets go of it.
+    /// Takes the pixels of `buffer` and lets go of it. Where a scene begins with it, the frames of the last one leave first.
     pub(super) fn take_frame(&self, buffer: gst::Buffer) -> Result<(), gst::FlowError> {
-        let Some(mut worker) = self.with_stream(|s| s.worker.take()).flatten() else {
-            return Err(gst::FlowError::NotNegotiated);
-        };
         let started = Instant::now();
-        let read = worker.reader.read(&buffer).and_then(|pixels| Ok((pixels, skeleton(&buffer)?)));
-        self.stats.lock().convert_in += started.elapsed();
-        let result = match read {
-            Ok((pixels, skeleton)) => {
-                let number = self.with_stream(|s| s.numbering.number(s.stream_time(&buffer))).unwrap_or(0);
-                gst::log!(CAT, imp = self, "Frame {number}, {:?}", buffer.pts());
-                drop(buffer);
-                worker.upscaler.send_frame(number, pixels).map(|()| skeleton).map_err(|e| self.failed(&e))
-            }
-            Err(e) => Err(self.conversion_failed(&e)),
-        };
-        let result = self.with_stream(|s| {
-            s.worker = Some(worker);
-            result.map(|skeleton| {
-                let events = std::mem::take(&mut s.parked);
-                s.pending.push_back(Pending { skeleton, events });
-            })
-        });
-        match result {
-            Some(Ok(())) => {
-                self.stats.lock().frames_in += 1;
-                Ok(())
-            }
-            Some(Err(e)) => {
+        let read = self.with_worker(|w| w.reader.read(&buffer).and_then(|p| Ok((p, skeleton(&buffer)?))));
+        let (Picture { pixels, alpha }, skeleton) =
+            read.ok_or(gst::FlowError::NotNegotiated)?.map_err(|e| {
+                let error = self.conversion_failed(&e);
                 self.abandon();
-                Err(e)
-            }
-            None => Err(gst::FlowError::Flushing),
+                error
+            })?;
+        self.stats.lock().convert_in += started.elapsed();
+        drop(buffer);
+
+        let is_cut = |s: &mut Stream| s.scenes.as_mut().is_some_and(|d| d.is_cut(pixels.view()));
+        if self.with_stream(is_cut).unwrap_or(false) {
+            gst::debug!(CAT, imp = self, "A scene begins at {:?}", skeleton.pts());
+            self.stats.lock().scene_cuts += 1;
+            self.drain()?;
         }
+
+        let number = self.with_stream(|s| s.numbering.number(s.stream_time(&skeleton))).unwrap_or(0);
+        gst::log!(CAT, imp = self, "Frame {number}, {:?}", skeleton.pts());
+        let sent = self.with_worker(|w| w.upscaler.send_frame(number, pixels));
+        sent.ok_or(gst::FlowError::NotNegotiated)?.map_err(|e| {
+            let error = self.failed(&e);
+            self.abandon();
+            error
+        })?;
+        self.with_stream(|s| {
+            let events = std::mem::take(&mut s.parked);
+            s.pending.push_back(Pending { skeleton, alpha, events });
+        });
+        self.stats.lock().frames_in += 1;
+        Ok(())
     }
 
     /// Hands over prompts that were changed.
@@ -313,11 +247,7 @@ impl Starsr {
     /// The next finished frame with all that belongs to it; its events are pushed. `None` where more frames, or a
     /// drain, are needed first.
     pub(super) fn next_output(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        let Some(mut worker) = self.with_stream(|s| s.worker.take()).flatten() else {
-            return Ok(None);
-        };
-        let result = self.produce(&mut worker);
-        self.with_stream(|s| s.worker = Some(worker));
+        let Some(result) = self.with_worker(|worker| self.produce(worker)) else { return Ok(None) };
         if result.is_err() {
             self.abandon();
         }
@@ -327,7 +257,7 @@ impl Starsr {
     fn produce(&self, worker: &mut Worker) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let started = Instant::now();
         self.update_prompts(worker).map_err(|e| self.failed(&e))?;
-        let received = worker.upscaler.receive_frame();
+        let received = self.receive(worker);
         {
             let mut stats = self.stats.lock();
             stats.upscale += started.elapsed();
@@ -342,12 +272,23 @@ impl Starsr {
                 "Memory is too short for a batch of two; guidance goes on separately"
             );
         }
+        if let Some(size) = worker.upscaler.reduced_tile_size()
+            && worker.tile_size != Some(size)
+        {
+            worker.tile_size = Some(size);
+            gst::warning!(
+                CAT,
+                imp = self,
+                "Memory is too short; windows are restored in tiles of {size} pixels"
+            );
+        }
         let pixels = match received {
             Ok(Received::Frame(pixels)) => pixels,
             Ok(Received::NeedMoreFrames | Received::Drained) => return Ok(None),
             Err(e) => return Err(self.failed(&e)),
         };
-        let Some(Pending { skeleton, events }) = self.with_stream(|s| s.pending.pop_front()).flatten() else {
+        let Some(Pending { skeleton, alpha, events }) = self.with_stream(|s| s.pending.pop_front()).flatten()
+        else {
             gst::element_imp_error!(self, gst::CoreError::Failed, ("More frames came out than went in"));
             return Err(gst::FlowError::Error);
         };
@@ -358,7 +299,10 @@ impl Starsr {
             return Err(gst::FlowError::NotSupported);
         };
         let started = Instant::now();
-        worker.writer.write(&pixels, buffer.make_mut()).map_err(|e| self.conversion_failed(&e))?;
+        let scale = worker.upscaler.scale();
+        let enlarged = alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose();
+        let picture = Picture { pixels, alpha: enlarged.map_err(|e| self.failed(&e))? };
+        worker.writer.write(&picture, buffer.make_mut()).map_err(|e| self.conversion_failed(&e))?;
         let mut stats = self.stats.lock();
         stats.convert_out += started.elapsed();
         stats.frames_out += 1;
@@ -430,9 +374,16 @@ impl Starsr {
         Ok(())
     }
 
-    /// [`Self::drain`] where no flow result can be returned: a failure is kept for the next buffer.
+    /// [`Self::drain`] where what comes is not compared with what was.
+    fn end_clip(&self) -> Result<(), gst::FlowError> {
+        let result = self.drain();
+        self.with_stream(Stream::forget_scene);
+        result
+    }
+
+    /// [`Self::end_clip`] where no flow result can be returned: a failure is kept for the next buffer.
     pub(super) fn drain_for_event(&self) {
-        if let Err(error) = self.drain() {
+        if let Err(error) = self.end_clip() {
             gst::debug!(CAT, imp = self, "Drain ended with {error:?}");
             self.with_stream(|s| s.drained = Some(error));
         }
@@ -445,6 +396,7 @@ impl Starsr {
                 worker.upscaler.reset();
             }
             s.numbering.cut();
+            s.forget_scene();
             let mut events: Vec<_> = s.pending.drain(..).flat_map(|p| p.events).collect();
             events.append(&mut s.parked);
             events
@@ -471,6 +423,7 @@ impl Starsr {
             s.stale_flow = true;
             s.drained.take_if(|e| *e == gst::FlowError::Eos);
             s.numbering.restart();
+            s.failure_reported = false;
         });
     }
 

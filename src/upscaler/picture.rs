@@ -8,7 +8,7 @@ use ndarray::{Array3, Array4, ArrayView3, Axis, Zip, s};
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
-use crate::canvas::{Canvas, Interpolation, Tile, add_tile, tiles, upscale};
+use crate::canvas::{Axis as Legal, Canvas, Interpolation, Tile, add_tile, tiles, upscale};
 use crate::color::ColorFix;
 use crate::diffusion::noise::{Noise, NoiseRegion, POSTERIOR_STEP};
 use crate::error::Result;
@@ -22,6 +22,10 @@ pub(super) struct Picture {
     canvas: Canvas,
     rows: Vec<Tile>,
     columns: Vec<Tile>,
+    /// Legal sizes of rows and columns.
+    legal: [Legal; 2],
+    /// As wanted; small tiles have less.
+    tile_overlap: usize,
     scale: usize,
     interpolation: Interpolation,
     /// Pixels per latent in each direction.
@@ -34,21 +38,25 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// For frames of `width` x `height` pixels enlarged by `scale`.
+    /// For frames of `width` x `height` pixels enlarged by `scale`. `None` for size or overlap of tiles leaves it to the bundle.
     pub(super) fn new(
         manifest: &Manifest,
         (width, height): (usize, usize),
         scale: usize,
-        (tile_size, tile_overlap): (usize, usize),
+        (tile_size, tile_overlap): (Option<usize>, Option<usize>),
         posterior: Posterior,
         color_fix: ColorFix,
         strength: f32,
     ) -> Result<Self> {
         let rules = &manifest.canvas;
+        let tile_size = tile_size.unwrap_or(rules.tile);
+        let overlap = tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
         let canvas = Canvas::new(height * scale, width * scale, rules.height, rules.width, rules.padding)?;
         Ok(Self {
-            rows: tiles(canvas.height, tile_size, tile_overlap, rules.height)?,
-            columns: tiles(canvas.width, tile_size, tile_overlap, rules.width)?,
+            rows: tiles(canvas.height, tile_size, overlap, rules.height)?,
+            columns: tiles(canvas.width, tile_size, overlap, rules.width)?,
+            legal: [rules.height, rules.width],
+            tile_overlap: tile_overlap.unwrap_or(rules.tile_overlap),
             canvas,
             scale,
             interpolation: rules.upscale,
@@ -66,6 +74,16 @@ impl Picture {
         (self.canvas.picture_width, self.canvas.picture_height)
     }
 
+    /// Size `(width, height)` of what the model sees.
+    pub(super) fn canvas_size(&self) -> (usize, usize) {
+        (self.canvas.width, self.canvas.height)
+    }
+
+    /// Output pixels per input pixel in each direction.
+    pub(super) fn scale(&self) -> usize {
+        self.scale
+    }
+
     /// Size `(width, height)` of the frames that come in.
     pub(super) fn input_size(&self) -> (usize, usize) {
         (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)
@@ -76,6 +94,31 @@ impl Picture {
         self.rows.iter().flat_map(|rows| self.columns.iter().map(move |columns| (rows, columns)))
     }
 
+    /// Width and height of a tile, in pixels.
+    pub(super) fn tile_size(&self) -> (usize, usize) {
+        let longest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.range.len()).max().unwrap_or(0);
+        (longest(&self.columns), longest(&self.rows))
+    }
+
+    /// Goes on in tiles of half the size, or of the least legal one; gives that size, `None` where nothing smaller is legal.
+    pub(super) fn reduce_tiles(&mut self) -> Option<usize> {
+        let (width, height) = self.tile_size();
+        let present = width.max(height);
+        let [rows, columns] = self.legal;
+        let size = (present / 2).max(rows.fit(1).ok()?).max(columns.fit(1).ok()?);
+        if size >= present {
+            return None;
+        }
+        let overlap = self.tile_overlap.min(size / 4);
+        let smaller = (
+            tiles(self.canvas.height, size, overlap, rows),
+            tiles(self.canvas.width, size, overlap, columns),
+        );
+        let (Ok(rows), Ok(columns)) = smaller else { return None };
+        (self.rows, self.columns) = (rows, columns);
+        Some(size)
+    }
+
     /// The part of the whole canvas's noise that belongs to one tile.
     pub(super) fn noise<'a>(&self, noise: &'a dyn Noise, (rows, columns): (&Tile, &Tile)) -> NoiseRegion<'a> {
         let latents = |pixels: &Range<usize>| pixels.start / self.factor..pixels.end / self.factor;
@@ -84,7 +127,7 @@ impl Picture {
     }
 
     /// A frame `[3,h,w]` enlarged, `[3,H,W]` in [0,1].
-    fn enlarge(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+    pub(super) fn enlarge(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
         let mut plain = upscale(low, self.scale, self.interpolation)?;
         plain.mapv_inplace(|v| v.clamp(0.0, 1.0));
         Ok(plain)

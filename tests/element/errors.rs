@@ -162,6 +162,10 @@ fn every_property_reads_back_and_is_unset_by_default() {
         ("strength", "-1", "0.5"),
         ("tile-size", "0", "512"),
         ("tile-overlap", "-1", "32"),
+        ("scene-detection", "true", "false"),
+        ("overload", "block", "bypass"),
+        ("processing-latency", "0", "40000000"),
+        ("on-error", "fail", "bypass"),
         ("threads", "0", "3"),
     ] {
         let text = || {

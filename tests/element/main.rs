@@ -6,13 +6,16 @@
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod bypass;
 mod cancelling;
 mod errors;
 mod events;
 mod flow;
+mod formats;
 mod latency;
 mod memory;
 mod negotiation;
 mod pipelines;
 mod prompts;
 mod rig;
+mod scenes;

@@ -238,3 +238,85 @@ fn interlaced_video_is_refused_once_with_the_remedy() {
         assert!(errors[0].contains("! deinterlace !") && errors[0].contains(mode), "{errors:?}");
     }
 }
+
+/// Single fields as buffers: the caps have a feature of their own, under which the deinterlacer is named too.
+#[test]
+fn single_fields_are_refused_once_with_the_remedy() {
+    let caps = CAPS.replace("video/x-raw", "video/x-raw(format:Interlaced)") + ",interlace-mode=alternate";
+    for accepted in [None, Some("video/x-raw,format=I420,interlace-mode=progressive")] {
+        let rig = Rig::new(starsr(4, 1), accepted);
+        assert!(rig.src.peer_query_accept_caps(&caps.parse().unwrap()));
+        rig.event(gst::event::StreamStart::new("test"));
+        rig.caps(&caps);
+        rig.segment(gst::ClockTime::ZERO);
+        for k in 0..4 {
+            assert_eq!(rig.push(frame(k)), Err(gst::FlowError::NotNegotiated));
+        }
+        let errors = rig.errors();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("! deinterlace !") && errors[0].contains("alternate"), "{errors:?}");
+        // A source that can do better is offered better first.
+        let offered = rig.src.peer_query_caps(None);
+        assert!(offered.features(0).unwrap().contains("memory:SystemMemory"));
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_refused_in_negotiation() {
+    for feature in ["memory:DMABuf", "memory:GLMemory", "memory:CUDAMemory", "memory:VAMemory"] {
+        let rig = Rig::new(starsr(4, 1), None);
+        let caps = CAPS.replace("video/x-raw", &format!("video/x-raw({feature})"));
+        let parsed: gst::Caps = caps.parse().unwrap();
+        assert!(!rig.src.peer_query_caps(None).can_intersect(&parsed), "{feature}");
+        assert!(!rig.src.peer_query_accept_caps(&parsed), "{feature}");
+        rig.event(gst::event::StreamStart::new("test"));
+        rig.caps(&caps);
+        rig.segment(gst::ClockTime::ZERO);
+        assert_eq!(rig.push(frame(0)), Err(gst::FlowError::NotNegotiated), "{feature}");
+        // It is not for the element to call that an error: upstream may try something else.
+        assert!(rig.errors().is_empty());
+        rig.start(CAPS);
+        rig.push_all(0..3);
+        rig.eos();
+        assert_eq!(rig.offsets(), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn one_pixel_is_enough() {
+    for (width, height) in [(1, 1), (1, 9), (7, 1), (2, 3), (33, 17)] {
+        for format in ["I420", "NV12", "RGB", "GRAY8", "v210", "Y444_10LE"] {
+            let caps = format!("video/x-raw,format={format},width={width},height={height},framerate=25/1");
+            let rig = Rig::new(starsr(2, 0), None);
+            rig.start(&caps);
+            for k in 0..3 {
+                rig.push(grey(&caps, 0.5, k)).unwrap_or_else(|e| panic!("{caps}: {e:?} {:?}", rig.errors()));
+            }
+            rig.eos();
+            assert_eq!(rig.offsets(), [0, 1, 2], "{caps}");
+            let info = gst_video::VideoInfo::from_caps(&rig.caps_of_buffers()[2]).unwrap();
+            assert_eq!((info.width(), info.height()), (4 * width, 4 * height));
+            let found = brightness(&rig.caps_of_buffers()[2], &rig.buffers()[2]);
+            assert!((found - 0.5).abs() < 0.02, "{caps}: {found}");
+        }
+    }
+}
+
+/// A size that no memory would do for, and one that is beyond what any picture can have.
+#[test]
+fn sizes_that_cannot_work_are_refused_with_the_numbers() {
+    for (size, parts) in [
+        ("width=8000,height=8000", ["8000x8000", "GiB"]),
+        ("width=16000,height=16000", ["64000x64000", "2 GiB"]),
+        ("width=20000,height=8", ["80000", "65536"]),
+    ] {
+        let rig = Rig::new(starsr(64, 1), None);
+        rig.start(&CAPS.replace("width=16,height=8", size));
+        assert_eq!(rig.push(frame(0)), Err(gst::FlowError::NotNegotiated));
+        let errors = rig.errors();
+        assert!(errors.len() == 1 && parts.iter().all(|part| errors[0].contains(part)), "{errors:?}");
+    }
+    let rig = Rig::started(8, 2);
+    // Frames of 64x32 pixels of three floats, before and after.
+    assert!(rig.stat("memory-estimate") > 8 * 2 * 64 * 32 * 12);
+}

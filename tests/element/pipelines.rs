@@ -43,21 +43,24 @@ fn wait_for_end(pipeline: &gst::Pipeline) {
 }
 
 /// Parses `description`, in which `starsr` stands for the element with the tiny bundle.
-fn pipeline(description: &str) -> gst::Pipeline {
+pub fn pipeline(description: &str) -> gst::Pipeline {
     init();
     let element = format!(
         "starsr name=s model-path=\"{}\" ort-library=\"{}\" execution-provider=cpu threads=1 \
-         window-length=8 window-overlap=2 strength=0",
+         window-length=8 window-overlap=2 strength=0 scene-detection=false",
         fixtures::tiny().display(),
         fixtures::onnx_runtime().display()
     );
-    gst::parse::launch(&description.replace("starsr", &element)).unwrap().downcast().unwrap()
+    gst::parse::launch(&description.replace("! starsr ", &format!("! {element} ")))
+        .unwrap()
+        .downcast()
+        .unwrap()
 }
 
-type Seen = Arc<Mutex<Vec<(Option<gst::ClockTime>, gst::Caps)>>>;
+pub type Seen = Arc<Mutex<Vec<(Option<gst::ClockTime>, gst::Caps)>>>;
 
 /// Notes time and caps of each buffer that enters the pad.
-fn watch(pipeline: &gst::Pipeline, element: &str, pad: &str) -> Seen {
+pub fn watch(pipeline: &gst::Pipeline, element: &str, pad: &str) -> Seen {
     let seen = Seen::default();
     let to = seen.clone();
     let pad = pipeline.by_name(element).unwrap().static_pad(pad).unwrap();
@@ -70,7 +73,7 @@ fn watch(pipeline: &gst::Pipeline, element: &str, pad: &str) -> Seen {
     seen
 }
 
-fn times(seen: &Seen) -> Vec<Option<gst::ClockTime>> {
+pub fn times(seen: &Seen) -> Vec<Option<gst::ClockTime>> {
     seen.lock().unwrap().iter().map(|(time, _)| *time).collect()
 }
 

@@ -24,8 +24,8 @@ pub fn init() {
     });
 }
 
-/// starsr with the tiny bundle, windows of `length` frames that share `overlap`, and the plain upscale as its result, so
-/// that frames can be told apart by their brightness.
+/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and end at no cut, and the plain upscale as its
+/// result, so that frames can be told apart by their brightness.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -36,6 +36,7 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element.set_property("strength", 0.0f32);
     element.set_property("window-length", length);
     element.set_property("window-overlap", overlap);
+    element.set_property("scene-detection", false);
     element
 }
 
@@ -122,6 +123,8 @@ pub struct Rig {
     pub src: gst::Pad,
     pub sink: gst::Pad,
     pub bus: gst::Bus,
+    /// What upstream answers to a latency query if it is live.
+    upstream: Arc<Mutex<Option<gst::ClockTime>>>,
     downstream: Downstream,
 }
 
@@ -131,7 +134,18 @@ impl Rig {
         init();
         let downstream =
             Downstream { items: Arc::default(), flow: Arc::new(Mutex::new(Ok(gst::FlowSuccess::Ok))) };
-        let src = gst::Pad::builder(gst::PadDirection::Src).name("feed").build();
+        let upstream = Arc::new(Mutex::new(None));
+        let latency = upstream.clone();
+        let src = gst::Pad::builder(gst::PadDirection::Src)
+            .name("feed")
+            .query_function(move |pad, parent, query| match (query.view_mut(), *latency.lock().unwrap()) {
+                (gst::QueryViewMut::Latency(query), Some(latency)) => {
+                    query.set(true, latency, gst::ClockTime::NONE);
+                    true
+                }
+                _ => gst::Pad::query_default(pad, parent, query),
+            })
+            .build();
         let (on_buffer, on_event) = (downstream.clone(), downstream.clone());
         // Left to itself a pad without template accepts the caps it has.
         let accepted: gst::Caps = accepted.unwrap_or("video/x-raw").parse().unwrap();
@@ -166,7 +180,7 @@ impl Rig {
         element.set_bus(Some(&bus));
         src.set_active(true).unwrap();
         sink.set_active(true).unwrap();
-        let rig = Self { element, src, sink, bus, downstream };
+        let rig = Self { element, src, sink, bus, upstream, downstream };
         rig.play();
         rig
     }
@@ -220,6 +234,16 @@ impl Rig {
         for k in frames {
             self.push(frame(k)).unwrap_or_else(|e| panic!("frame {k}: {e:?}, {:?}", self.errors()));
         }
+    }
+
+    /// Makes upstream live; `None` makes it not live.
+    pub fn set_upstream_latency(&self, latency: Option<gst::ClockTime>) {
+        *self.upstream.lock().unwrap() = latency;
+    }
+
+    /// The messages of a kind on the bus so far; others are lost.
+    pub fn messages(&self, kind: gst::MessageType) -> Vec<gst::Message> {
+        std::iter::from_fn(|| self.bus.pop_filtered(&[kind])).collect()
     }
 
     /// What downstream answers from now on.

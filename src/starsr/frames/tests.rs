@@ -27,12 +27,16 @@ fn stream(format: gst_video::VideoFormat, colorimetry: Option<&str>) -> gst_vide
 fn written(info: &gst_video::VideoInfo, pixels: &Array3<f32>, threads: u32) -> gst::Buffer {
     let (_, height, width) = pixels.dim();
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
-    Writer::new(info, (width, height), threads).unwrap().write(pixels, buffer.make_mut()).unwrap();
+    Writer::new(info, (width, height), threads).unwrap().write(&opaque(pixels), buffer.make_mut()).unwrap();
     buffer
 }
 
+fn opaque(pixels: &Array3<f32>) -> Picture {
+    Picture { pixels: pixels.clone(), alpha: None }
+}
+
 fn read(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Array3<f32> {
-    Reader::new(info, 1).unwrap().read(buffer).unwrap()
+    Reader::new(info, 1).unwrap().read(buffer).unwrap().pixels
 }
 
 /// Values of a planar or packed component of 8 or 16-bit words, as integers of its depth.
@@ -176,7 +180,7 @@ fn threads_do_not_change_the_result() {
 }
 
 #[test]
-fn formats_with_alpha_are_opaque() {
+fn a_picture_without_alpha_is_opaque() {
     gst::init().unwrap();
     let info = stream(gst_video::VideoFormat::Bgra, None);
     let buffer = written(&info, &gradient(&info, SIZE), 1);
@@ -186,6 +190,50 @@ fn formats_with_alpha_are_opaque() {
     let mut transparent = buffer.copy_deep().unwrap();
     transparent.make_mut().map_writable().unwrap().iter_mut().skip(3).step_by(4).for_each(|alpha| *alpha = 0);
     assert!(read(&info, &transparent) == read(&info, &buffer));
+}
+
+#[test]
+fn alpha_is_read_as_it_is_written() {
+    gst::init().unwrap();
+    let mut formats = 0;
+    for format in gst_video::VideoFormat::iter_raw() {
+        let info = stream(format, None);
+        let has_alpha = info.has_alpha() && !info.format_info().has_palette();
+        let pixels = gradient(&info, SIZE);
+        let ramp = |(_, y, x): (usize, usize, usize)| (y * SIZE.0 + x) as f32 / (SIZE.0 * SIZE.1 - 1) as f32;
+        let alpha = Array3::from_shape_fn((1, SIZE.1, SIZE.0), ramp);
+        let picture = Picture { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
+        let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+        Writer::new(&info, SIZE, 1).unwrap().write(&picture, buffer.make_mut()).unwrap();
+        let found = Reader::new(&info, 1).unwrap().read(&buffer).unwrap();
+
+        assert!(
+            found.pixels == read(&info, &written(&info, &pixels, 1)),
+            "{format}: alpha shows in the colours"
+        );
+        assert_eq!(found.alpha.is_some(), has_alpha, "{format}");
+        let Some(found) = found.alpha else { continue };
+        formats += 1;
+        let level = 1.0 / ((1u32 << info.comp_depth(3)) - 1) as f32;
+        let worst = (found - &alpha).fold(0.0_f32, |worst, d| worst.max(d.abs()));
+        assert!(worst <= 0.5 * level + 1e-5, "{format}: alpha is {worst} off, a level is {level}");
+    }
+    assert!(formats >= 25, "only {formats} formats have an alpha");
+}
+
+#[test]
+fn alpha_of_another_size_is_refused_and_large_alpha_is_resized() {
+    gst::init().unwrap();
+    let info = stream(gst_video::VideoFormat::A420, None);
+    let large = (SIZE.0 * 4, SIZE.1 * 4);
+    let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+    let mut writer = Writer::new(&info, large, 1).unwrap();
+    let pixels = gradient(&info, large);
+    let alpha = Array3::from_elem((1, large.1, large.0), 0.25);
+    let small = Picture { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.1, SIZE.0))) };
+    assert!(writer.write(&small, buffer.make_mut()).is_err());
+    writer.write(&Picture { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
+    assert!(component(&buffer, &info, 3).iter().all(|alpha| *alpha == 64));
 }
 
 #[test]

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The work that [`Upscaler::receive_frame`] does: windows restored one by one or together, in tiles that memory allows, or not at all.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use ndarray::{Array3, Array4, Axis};
+
+use crate::error::{Error, Result};
+use crate::window::{Window, cross_fade};
+
+use super::{Progress, TileWavefront, Upscaler};
+
+impl Upscaler {
+    /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with its neighbours like any other.
+    /// With `Wavefront` all frames inside are given out so, and what follows is a new clip. Gives the number of frames that leave so.
+    /// Also possible after [`Self::receive_frame`] has failed.
+    pub fn bypass(&mut self) -> Result<usize> {
+        let clock = Instant::now();
+        let bypassed = match &mut self.progress {
+            Progress::Blend { closed, .. } => {
+                let Some(window) = closed.pop_front() else { return Ok(0) };
+                let plain = self.plain(window.start - self.first..window.end - self.first)?;
+                self.settle(window, plain)?
+            }
+            Progress::Wavefront { .. } => {
+                let plain = self.plain(0..self.pending.len())?;
+                let frames = plain.len();
+                self.ready.extend(plain);
+                self.pending.clear();
+                self.first += frames;
+                self.restart_wavefront()?;
+                frames
+            }
+        };
+        lap(&mut self.stats.finish, clock);
+        self.stats.bypassed += bypassed as u64;
+        Ok(bypassed)
+    }
+
+    /// Does the next piece of work; false when there is none without further frames. Where memory is too short for it, in smaller tiles.
+    pub(super) fn advance(&mut self) -> Result<bool> {
+        loop {
+            let result = match &mut self.progress {
+                Progress::Blend { closed, tail, .. } => match closed.front().copied() {
+                    Some(window) => self.sample_window(window).map(|()| true),
+                    None if self.flushing && !tail.is_empty() => {
+                        self.ready.append(tail);
+                        Ok(true)
+                    }
+                    None => Ok(false),
+                },
+                Progress::Wavefront { .. } => self.advance_wavefront(),
+            };
+            let Err(Error::Memory { graph, reason }) = result else { return result };
+            let (width, height) = self.picture.tile_size();
+            let Some(size) = self.picture.reduce_tiles() else {
+                let frames = self.windows.length();
+                let reason = format!(
+                    "{reason}; this was for windows of {frames} frames in tiles of {width}x{height} pixels, and the bundle takes none \
+                     that are smaller"
+                );
+                return Err(Error::Memory { graph, reason });
+            };
+            self.reduced = Some(size);
+            self.restart_wavefront()?;
+        }
+    }
+
+    /// Restores one window on its own and cross-fades it with the one before.
+    fn sample_window(&mut self, window: Window) -> Result<()> {
+        let frames = window.start - self.first..window.end - self.first;
+        let clock = Instant::now();
+        let numbers: Vec<u64> = self.pending.range(frames.clone()).map(|p| p.number).collect();
+        let prepared = self
+            .pending
+            .range(frames.clone())
+            .map(|p| self.picture.prepare(p.low.view()))
+            .collect::<Result<Vec<_>>>()?;
+        let mut clock = lap(&mut self.stats.prepare, clock);
+
+        let mut canvases = Vec::with_capacity(frames.len());
+        for tile in self.picture.tiles() {
+            let model = self.model.as_mut();
+            let noise = self.picture.noise(self.noise.as_ref(), tile);
+            let hint = self.picture.encode(model, &prepared, &numbers, tile, &noise, &self.cancel)?;
+            clock = lap(&mut self.stats.encode, clock);
+            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
+            let restored =
+                self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, conditioning, cancel)?;
+            self.stats.windows += 1;
+            clock = lap(&mut self.stats.sample, clock);
+            let groups = self.groups.all(numbers.len());
+            self.picture.decode(model, &restored, groups, tile, &mut canvases, &self.cancel)?;
+            clock = lap(&mut self.stats.decode, clock);
+        }
+        drop(prepared);
+
+        let finished = canvases.into_iter().zip(self.pending.range(frames));
+        let results = finished.map(|(canvas, pending)| self.picture.finish(canvas, pending.low.view()));
+        let results = results.collect::<Result<Vec<_>>>()?;
+        if let Progress::Blend { closed, .. } = &mut self.progress {
+            closed.pop_front();
+        }
+        self.settle(window, results)?;
+        lap(&mut self.stats.finish, clock);
+        Ok(())
+    }
+
+    /// Cross-fades the `results` of a window, taken from those that are closed, with the one before, and lets out what no further
+    /// window shares; gives the number of those frames.
+    fn settle(&mut self, window: Window, results: Vec<Array3<f32>>) -> Result<usize> {
+        let Progress::Blend { closed, next, tail, .. } = &mut self.progress else { return Ok(0) };
+        let k = *next;
+        *next += 1;
+        // The clip may end here: then there is no further window to share frames with.
+        let last = self.flushing && closed.is_empty();
+        let settled = if last { window.end } else { self.windows.start(k + 1) };
+        let mut before = std::mem::take(tail);
+        for (frame, mut result) in (window.start..).zip(results) {
+            if let Some(mut mixed) = before.pop_front() {
+                cross_fade(&mut mixed, result.view(), self.windows.weight(k, frame))?;
+                result = mixed;
+            }
+            if frame < settled {
+                self.ready.push_back(result);
+            } else {
+                tail.push_back(result);
+            }
+        }
+        let frames = settled - self.first;
+        self.pending.drain(..frames);
+        self.first = settled;
+        Ok(frames)
+    }
+
+    /// Encodes new frames, runs every evaluation that can be run, and decodes what is restored.
+    fn advance_wavefront(&mut self) -> Result<bool> {
+        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(false) };
+        let model = self.model.as_mut();
+        let mut worked = false;
+        for pending in self.pending.range(*encoded..) {
+            let clock = Instant::now();
+            let prepared = [self.picture.prepare(pending.low.view())?];
+            let clock = lap(&mut self.stats.prepare, clock);
+            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
+                let noise = self.picture.noise(self.noise.as_ref(), place);
+                let hint =
+                    self.picture.encode(model, &prepared, &[pending.number], place, &noise, &self.cancel)?;
+                tile.wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
+            }
+            lap(&mut self.stats.encode, clock);
+            *encoded += 1;
+            worked = true;
+        }
+
+        let clock = Instant::now();
+        let finishing = self.flushing && !self.pending.is_empty();
+        for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
+            if finishing {
+                tile.wavefront.finish();
+            }
+            let noise = self.picture.noise(self.noise.as_ref(), place);
+            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
+            tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, conditioning, cancel)?);
+        }
+        let mut clock = lap(&mut self.stats.sample, clock);
+
+        loop {
+            let restored = tiles.first().map_or(0, |tile| tile.restored.len());
+            let Some(group) = self.groups.next(*context, restored, self.flushing) else { break };
+            let frames = group.kept.len();
+            let forgotten = group.kept.end.saturating_sub(self.groups.overlap());
+            let mut canvases = Vec::with_capacity(frames);
+            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
+                let latents = stack(tile.restored.range(..group.decoded.end));
+                let groups = std::iter::once(group.clone());
+                self.picture.decode(model, &latents, groups, place, &mut canvases, &self.cancel)?;
+                tile.restored.drain(..forgotten);
+            }
+            *context = group.kept.end - forgotten;
+            clock = lap(&mut self.stats.decode, clock);
+            for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
+                self.ready.push_back(self.picture.finish(canvas, pending.low.view())?);
+            }
+            clock = lap(&mut self.stats.finish, clock);
+            *encoded -= frames;
+            self.first += frames;
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Pending frames enlarged without the model.
+    fn plain(&self, frames: Range<usize>) -> Result<Vec<Array3<f32>>> {
+        self.pending.range(frames).map(|p| self.picture.enlarge(p.low.view())).collect()
+    }
+
+    /// Begins anew with the frames that have not come out, in the tiles there are now.
+    fn restart_wavefront(&mut self) -> Result<()> {
+        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(()) };
+        (*encoded, *context) = (0, 0);
+        let new = || TileWavefront::new(&self.sampler, self.windows);
+        *tiles = self.picture.tiles().map(|_| new()).collect::<Result<_>>()?;
+        Ok(())
+    }
+}
+
+/// Frames `[C,h,w]` of one shape as `[F,C,h,w]`.
+fn stack<'a>(frames: impl Iterator<Item = &'a Array3<f32>>) -> Array4<f32> {
+    let views: Vec<_> = frames.map(|f| f.view()).collect();
+    ndarray::stack(Axis(0), &views).unwrap_or_default()
+}
+
+/// Adds the time since `clock` to `total` and starts anew.
+fn lap(total: &mut Duration, clock: Instant) -> Instant {
+    let now = Instant::now();
+    *total += now - clock;
+    now
+}
