@@ -65,6 +65,13 @@ def test_written_bundle_is_complete_and_hashed(tmp_path, built):
     assert [p.name for p in tmp_path.iterdir()] == ["nano"]
 
 
+def test_an_exported_bundle_can_be_read_back(tmp_path, model, built):
+    bundle.write(tmp_path / "nano", export.manifest("1"), built, {})
+    again = export.read(tmp_path / "nano").state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-6)
+
+
 def test_failed_write_leaves_the_old_bundle(tmp_path, built):
     target = tmp_path / "nano"
     bundle.write(target, export.manifest("1"), built, {})

@@ -194,3 +194,14 @@ def test_a_checkpoint_of_another_network_is_refused(photos, tmp_path, capsys):
     arguments = ["nano", "--data", str(photos), "--checkpoint", str(path), "--cpu", "--iterations", "1"]
     assert cli.main(arguments) == 1
     assert "no checkpoint of this network" in capsys.readouterr().err
+
+
+def test_nano_starts_from_a_bundle(photos, nano_folder, tmp_path, capsys):
+    arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu", "--iterations", "0"]
+    assert cli.main([*arguments, "--init", str(nano_folder)]) == 0
+    saved = torch.load(tmp_path / "n.pt", weights_only=True)
+    assert saved["average"]["weights.out__weight"].abs().max() > 0
+    assert cli.main([*arguments, "--init", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert cli.main([*arguments, "--init", str(nano_folder), "--liem", "none"]) == 1
+    assert "--liem" in capsys.readouterr().err

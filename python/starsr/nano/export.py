@@ -10,7 +10,20 @@ import torch
 from onnx import TensorProto
 
 from starsr import bundle
-from starsr.nano.network import BLOCK, CHANNELS, CONTROLS, WINDOW, Nano, NanoConfig, controlnet, decode, denoiser, encode
+from starsr.nano.network import (
+    BLOCK,
+    CHANNELS,
+    CONTROLS,
+    WINDOW,
+    Nano,
+    NanoConfig,
+    controlnet,
+    dct_basis,
+    declared_parameters,
+    decode,
+    denoiser,
+    encode,
+)
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import MANIFEST, T_START
@@ -43,18 +56,10 @@ def graphs(model: Nano) -> dict[str, onnx.ModelProto]:
     encoder, decoder, control, denoise = (OnnxOps(weights) for _ in range(4))
     names = list(controls)
     return {
-        "vae_encoder": encoder.model(
-            {"pixels": PIXELS}, {"latents": FRAME_LATENTS}, [encode(encoder, "pixels", deviation)]
-        ),
-        "vae_decoder": decoder.model(
-            {"latents": FRAME_LATENTS}, {"pixels": PIXELS}, [decode(decoder, "latents", deviation)]
-        ),
-        "controlnet": control.model(
-            {**clip, **time, "hint": LATENTS}, controls, controlnet(control, "x", "t", "hint", config)
-        ),
-        "denoiser": denoise.model(
-            {**clip, **time, **controls}, {"v": LATENTS}, [denoiser(denoise, "x", "t", names, config)]
-        ),
+        "vae_encoder": encoder.model({"pixels": PIXELS}, {"latents": FRAME_LATENTS}, [encode(encoder, "pixels", deviation)]),
+        "vae_decoder": decoder.model({"latents": FRAME_LATENTS}, {"pixels": PIXELS}, [decode(decoder, "latents", deviation)]),
+        "controlnet": control.model({**clip, **time, "hint": LATENTS}, controls, controlnet(control, "x", "t", "hint", config)),
+        "denoiser": denoise.model({**clip, **time, **controls}, {"v": LATENTS}, [denoiser(denoise, "x", "t", names, config)]),
     }
 
 
@@ -70,7 +75,14 @@ def manifest(version: str) -> dict:
         "training_data": "Kodak, scikit-image, Urban100 and SunHays80 photographs, Intel IoT sample videos",
         "scale": {"default": BLOCK, "minimum": BLOCK, "maximum": BLOCK},
         "latent": {"channels": CHANNELS, "spatial_factor": BLOCK, "scaling_factor": 1.0},
-        "canvas": {"upscale": "bicubic", "padding": "edge", "tile": TILE, "tile_overlap": TILE_OVERLAP, "height": side, "width": side},
+        "canvas": {
+            "upscale": "bicubic",
+            "padding": "edge",
+            "tile": TILE,
+            "tile_overlap": TILE_OVERLAP,
+            "height": side,
+            "width": side,
+        },
         "window": {"mode": "blend", "length": 6, "overlap": 1, "minimum": 1, "maximum": 64},
         "schedule": MANIFEST,
         "sampler": {
@@ -124,6 +136,30 @@ def load(checkpoint: Path) -> Nano:
     """The averaged weights of a training checkpoint."""
     model = Nano()
     model.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
+    return model
+
+
+def read(folder: Path) -> Nano:
+    """The networks of a bundle that was exported here, so that training can go on from them. Raises `ValueError`."""
+    model, constants = Nano(), {}
+    for role in ("vae_encoder", "controlnet", "denoiser"):
+        graph = onnx.load(folder / f"{role}.onnx").graph
+        constants |= {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    weights = {}
+    for name, parameter in declared_parameters(model.config).items():
+        # As `OnnxOps` stores them: linear maps transposed, convolutions over frames with the frames as an axis.
+        if f"{name}.frames" in constants:
+            channels = parameter.shape[0]
+            value = constants[f"{name}.frames"][..., 0].transpose(0, 2, 1).reshape(channels, 3 * channels, 1, 1)
+        else:
+            value = constants[f"{name}.T"].T if f"{name}.T" in constants else constants.get(name)
+        if value is None or value.shape != parameter.shape:
+            raise ValueError(f"{folder} does not hold nano's networks: {name} is missing or has another shape")
+        weights[f"weights.{name.replace('.', '__')}"] = torch.from_numpy(np.array(value))
+    # The encoder's rows are the basis divided by the deviations; the largest entry of each tells them best.
+    basis, rows = dct_basis(), constants["dct"][:, :, 0, 0]
+    largest = (np.arange(CHANNELS), np.abs(basis).argmax(1))
+    model.load_state_dict({"deviation": torch.from_numpy(basis[largest] / rows[largest]).float(), **weights})
     return model
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from starsr.liem import POSITIONS
+from starsr.nano.export import read as bundled
 from starsr.nano.network import NanoConfig
 from starsr.star.network import StarConfig
 from starsr.star.sources import TEXT_ENCODER, VAE, load_text_encoder, load_vae
@@ -29,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, required=True, help="nano: folder with photographs and video; star: folder of pairs (gt, lq, text)"
     )
     add("--checkpoint", type=Path, required=True, help="file to save to and to resume from")
+    add(
+        "--init",
+        type=Path,
+        help="to start from; nano: folder of a bundle (none); star: checkpoint of VEnhancer or STAR (required)",
+    )
     add("--iterations", type=int, default=10000, help="in all (%(default)s)")
     add("--rate", type=float, help="learning rate: peak of a cycle for nano (8e-4), constant for star (5e-5)")
     add("--batch", type=int, help="clips in a batch (nano 4, star 1)")
@@ -53,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=32, help="side of a crop in low-resolution pixels (%(default)s)")
     add("--pool", type=int, default=200, help="clips kept for crops (%(default)s)")
     add = result.add_argument_group("star").add_argument
-    add("--init", type=Path, help="checkpoint to start from: VEnhancer's or STAR's")
     add("--vae", default=VAE, help="autoencoder: a folder or a repository of the hub (%(default)s)")
     add("--text-encoder", default=TEXT_ENCODER, help="a file, folder or repository (%(default)s)")
     add("--height", type=int, default=720, help="of a crop, 16 modulo 64 (%(default)s)")
@@ -78,7 +83,10 @@ def task_of(options: argparse.Namespace, device: torch.device, star_config: Star
     common = given(batch=options.batch, frames=options.frames, workers=options.workers, df=df)
     if options.network == "nano":
         chosen = NanoOptions(**common, side=options.side, pool=options.pool)
-        return NanoTask(options.data, NanoConfig(**liem), chosen, options.seed, device)
+        if options.init is not None and NanoConfig(**liem) != NanoConfig():
+            raise TrainingError("a bundle's networks have LIEM at position i in both transformers: leave --liem out, or --init")
+        init = None if options.init is None else bundled(options.init)
+        return NanoTask(options.data, NanoConfig(**liem), chosen, options.seed, device, init)
     if options.init is None:
         raise TrainingError("the full network is trained from a checkpoint: name VEnhancer's or STAR's with --init")
     sizes = {"height": options.height, "width": options.width, "null_text": options.null_text}
@@ -112,7 +120,7 @@ def main(arguments: list[str] | None = None, star_config: StarConfig = StarConfi
     try:
         accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.precision)
         run(task_of(options, accelerator.device, star_config), how, accelerator)
-    except (TrainingError, WeightsError, ValueError) as e:
+    except (TrainingError, WeightsError, ValueError, OSError) as e:
         print(f"starsr-train: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -55,7 +55,9 @@ class NanoTask:
     """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the `pool`
     clips made last."""
 
-    def __init__(self, media: Path, config: NanoConfig, options: NanoOptions, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, media: Path, config: NanoConfig, options: NanoOptions, seed: int, device: torch.device, init: Nano | None = None
+    ) -> None:
         if options.side % 32 or options.side > 64:
             raise TrainingError(f"--side is {options.side}, but must be 32 or 64")
         try:
@@ -63,9 +65,10 @@ class NanoTask:
         except FileNotFoundError as e:
             raise TrainingError(str(e)) from e
         self.options, self.seed, self.device = options, seed, device
-        self.module = Nano(config)
-        self.module.deviation.copy_(self._coefficient_deviation())
-        self.module.to(device)
+        if init is None:
+            init = Nano(config)
+            init.deviation.copy_(self._coefficient_deviation())
+        self.module = init.to(device)
         self.deviation = self.module.deviation.cpu().double().numpy()
         self.alphas, self.sigmas = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in alphas_sigmas())
         self._shown: tuple[Tensor, Tensor] | None = None
