@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 
-use crate::bundle::Manifest;
 use crate::error::{Error, Result};
 
 /// Tokens that a text encoder takes.
@@ -51,15 +50,14 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Fails with [`Error::Setting`] where a text is given and the bundle has no text condition.
-    pub fn check(&self, manifest: &Manifest) -> Result<()> {
+    /// For a bundle without text condition: fails with [`Error::Setting`] where a text is given.
+    pub fn refuse(&self, bundle: &str) -> Result<()> {
         let setting = match self {
-            _ if manifest.prompts.is_some() => return Ok(()),
             Self { prompt: Some(_), .. } => "prompt",
             Self { negative: Some(_), .. } => "negative-prompt",
             _ => return Ok(()),
         };
-        let reason = format!("the bundle {} has no text condition; leave it unset", manifest.name);
+        let reason = format!("the bundle {bundle} has no text condition; leave it unset");
         Err(Error::Setting { setting, reason })
     }
 }

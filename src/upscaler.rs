@@ -227,8 +227,9 @@ impl Upscaler {
     /// numbers of tokens that did not fit. Fails as the text encoder does, and with [`Error::Setting`] where the bundle has no
     /// text condition but a text is given.
     pub fn set_prompts(&mut self, prompts: &Prompts) -> Result<Cut> {
-        prompts.check(&self.manifest)?;
-        let Some(defaults) = &self.manifest.prompts else { return Ok(Cut::default()) };
+        let Some(defaults) = &self.manifest.prompts else {
+            return prompts.refuse(&self.manifest.name).map(|()| Cut::default());
+        };
         let prompt = prompts.prompt.as_ref().unwrap_or(&defaults.default);
         let positive = tokenize(&prompts.suffix.compose(prompt, &defaults.suffix));
         let negative = tokenize(prompts.negative.as_ref().unwrap_or(&defaults.negative));

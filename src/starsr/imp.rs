@@ -268,7 +268,9 @@ impl BaseTransformImpl for Starsr {
         self.latency.store(0, Ordering::SeqCst);
         let settings = self.settings.lock().clone();
         let loaded = self.load(&settings).map_err(|e| model::message(&e))?;
-        settings.prompts().check(&loaded.manifest).map_err(|e| model::message(&e))?;
+        if loaded.manifest.prompts.is_none() {
+            settings.prompts().refuse(&loaded.manifest.name).map_err(|e| model::message(&e))?;
+        }
         *self.stats.lock() = Stats {
             model: loaded.manifest.name.clone(),
             provider: loaded.provider.clone(),
