@@ -136,7 +136,7 @@ def run(task: Task, options: Options, accelerator: Accelerator, report: Callable
                 "iteration": iteration,
                 "loss": float(loss.detach()),
                 "norm": float(norm),
-                **{k: float(v) for k, v in figures.items()},
+                **{k: v.item() for k, v in figures.items()},
             }
             log.add(row)
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "iteration"})
