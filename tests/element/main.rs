@@ -15,6 +15,7 @@ mod formats;
 mod latency;
 mod memory;
 mod negotiation;
+mod observing;
 mod pipelines;
 mod prompts;
 mod rig;
