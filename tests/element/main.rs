@@ -13,6 +13,7 @@ mod events;
 mod flow;
 mod formats;
 mod latency;
+mod matrix;
 mod memory;
 mod negotiation;
 mod observing;
