@@ -98,6 +98,11 @@ pub trait Model: Denoiser + Send {
         Err(Error::Setting { setting: "prompt", reason: "this model has no text condition".into() })
     }
 
+    /// Runs of the denoiser so far.
+    fn evaluations(&self) -> u64 {
+        0
+    }
+
     /// Time spent so far inside the runtime that computes the graphs; what callers measure beyond it is this crate's own.
     fn busy(&self) -> Duration {
         Duration::ZERO

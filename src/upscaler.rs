@@ -274,6 +274,11 @@ impl Upscaler {
         self.sampler.guidance().is_separated()
     }
 
+    /// Runs of the model's denoiser so far, see [`Model::evaluations`].
+    pub fn evaluations(&self) -> u64 {
+        self.model.evaluations()
+    }
+
     /// Time spent in the model's own runtime so far, see [`Model::busy`].
     pub fn model_busy(&self) -> Duration {
         self.model.busy()

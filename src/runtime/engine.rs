@@ -13,7 +13,7 @@ use super::graphs::Graphs;
 use super::library;
 use super::providers::{self, Chosen, Options, Provider};
 use super::session::{Runner, Stats};
-use crate::bundle::{Bundle, Manifest};
+use crate::bundle::{Bundle, Manifest, Role};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::model::{Condition, Denoiser, Embedding, Model, no_deviation};
@@ -162,6 +162,10 @@ impl Model for Engine {
 
     fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
         self.graphs()?.text.embed(tokens, &self.runner)
+    }
+
+    fn evaluations(&self) -> u64 {
+        self.runner.stats.runs(Role::Denoiser)
     }
 
     fn busy(&self) -> Duration {

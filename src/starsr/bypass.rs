@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Windows that come out as the plain upscale: where the model has no time for them, and where it fails.
+//! Running the model, and the windows that come out as the plain upscale instead: where it has no time for them, and where it fails.
+
+use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -72,14 +74,13 @@ impl Starsr {
     fn bypass(&self, worker: &mut Worker, reason: &str) -> Result<()> {
         let running = self.with_stream(|s| s.next_running_time()).flatten();
         let frames = worker.upscaler.bypass()?;
-        gst::debug!(CAT, imp = self, "Bypassed {frames} frames from {running:?}: {reason}");
+        gst::debug!(CAT, imp = self, "Bypassed {frames} frames from {}: {reason}", running.display());
         let structure = gst::Structure::builder("starsr-bypass")
             .field("running-time", running)
             .field("frames", frames as u64)
             .field("reason", reason)
             .build();
-        let message = gst::message::Element::builder(structure).src(&*self.obj()).build();
-        let _ = self.obj().post_message(message);
+        self.tell(structure);
         Ok(())
     }
 
@@ -106,8 +107,8 @@ impl Starsr {
     }
 
     fn run_model(&self, worker: &mut Worker, on_error: OnError) -> Result<Received> {
-        let received = worker.upscaler.receive_frame();
-        match received {
+        let (before, started) = (worker.upscaler.evaluations(), Instant::now());
+        match worker.upscaler.receive_frame() {
             Err(error @ (Error::Inference { .. } | Error::Memory { .. })) if on_error == OnError::Bypass => {
                 let reported = self.with_stream(|s| std::mem::replace(&mut s.failure_reported, true));
                 if reported == Some(false) {
@@ -118,8 +119,42 @@ impl Starsr {
                 self.bypass(worker, "error")?;
                 worker.upscaler.receive_frame()
             }
-            received => received,
+            received => {
+                let evaluations = worker.upscaler.evaluations() - before;
+                if evaluations > 0 && received.is_ok() {
+                    self.progressed(evaluations, started.elapsed());
+                }
+                received
+            }
         }
+    }
+
+    /// Tells the application what the model has done.
+    fn progressed(&self, evaluations: u64, time: Duration) {
+        let running = self.with_stream(|s| s.next_running_time()).flatten();
+        gst::debug!(
+            CAT,
+            imp = self,
+            "Restored from {} on: {evaluations} evaluations in {time:?}",
+            running.display()
+        );
+        let (frames_in, frames_out) = {
+            let stats = self.stats.lock();
+            (stats.frames_in, stats.frames_out)
+        };
+        let structure = gst::Structure::builder("starsr-progress")
+            .field("running-time", running)
+            .field("evaluations", evaluations)
+            .field("time", u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+            .field("frames-in", frames_in)
+            .field("frames-out", frames_out)
+            .build();
+        self.tell(structure);
+    }
+
+    fn tell(&self, structure: gst::Structure) {
+        let message = gst::message::Element::builder(structure).src(&*self.obj()).build();
+        let _ = self.obj().post_message(message);
     }
 }
 

@@ -61,6 +61,13 @@
  * gst_pad_push_event (pad, gst_event_new_custom (GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty ("starsr-scene-cut")));
  * ]|
  *
+ * ## Watching it
+ *
+ * For each window that the model has restored there is an element message `starsr-progress` with the fields `running-time` (#GstClockTime of
+ * its first frame, where it is known), `evaluations` (guint64, runs of the denoiser), `time` (guint64, nanoseconds it took), `frames-in` and
+ * `frames-out` (guint64, since the start). The property `stats` counts on; `GST_DEBUG=starsr:5` tells what happens and
+ * `GST_DEBUG=starsr-onnxruntime:5` what ONNX Runtime says.
+ *
  * ## Prompts
  *
  * A bundle with text condition takes a `prompt`, which may be changed at any time and holds from the next window on. Its
@@ -274,6 +281,7 @@ impl BaseTransformImpl for Starsr {
         *self.stats.lock() = Stats {
             model: loaded.manifest.name.clone(),
             provider: loaded.provider.clone(),
+            device: loaded.device.clone(),
             runtime: loaded.runtime.clone(),
             ..Stats::default()
         };

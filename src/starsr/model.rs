@@ -47,6 +47,8 @@ pub(super) struct Loaded {
     pub(super) manifest: Manifest,
     /// Nick of the execution provider in use.
     pub(super) provider: String,
+    /// What the provider computes on.
+    pub(super) device: String,
     /// Version of ONNX Runtime.
     pub(super) runtime: String,
 }
@@ -62,6 +64,10 @@ pub(super) fn load(settings: &Settings, plugin: Option<&Path>, cancel: &Cancel) 
     }
     Ok(Loaded {
         provider: engine.provider().to_string(),
+        device: match engine.provider() {
+            runtime::Provider::Cuda | runtime::Provider::TensorRt => format!("GPU {}", settings.device()),
+            runtime::Provider::Auto | runtime::Provider::Cpu => "CPU".into(),
+        },
         runtime: engine.runtime_version().to_string(),
         model: Box::new(engine),
         manifest: bundle.manifest().clone(),

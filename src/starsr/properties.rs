@@ -199,10 +199,10 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes that \
+                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser), bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes that \
                  frames and latents take at least), prompt-tokens-cut (guint64); time-convert-in, time-upscale \
                  and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
-                 time-onnxruntime (guint64, ns); model, provider, onnxruntime-version (string)",
+                 time-onnxruntime (guint64, ns); model, provider, device, onnxruntime-version (string)",
             )
             .read_only()
             .build(),

@@ -95,6 +95,11 @@ impl Settings {
         (self.scale > 0).then_some(self.scale)
     }
 
+    /// Number of the GPU.
+    pub(super) fn device(&self) -> u32 {
+        self.device
+    }
+
     /// Threads for converting frames; 0 means one a core.
     pub(super) fn threads(&self) -> u32 {
         self.threads

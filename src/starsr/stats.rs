@@ -25,6 +25,8 @@ pub(super) struct Stats {
     pub(super) upscale: Duration,
     /// Conversion from RGB, with the resize where there is one.
     pub(super) convert_out: Duration,
+    /// Runs of the denoiser.
+    pub(super) evaluations: u64,
     /// Inside ONNX Runtime.
     pub(super) model_busy: Duration,
     /// The stages of the upscaler at work.
@@ -33,6 +35,8 @@ pub(super) struct Stats {
     pub(super) earlier: upscaler::Stats,
     pub(super) model: String,
     pub(super) provider: String,
+    /// Where the provider computes.
+    pub(super) device: String,
     pub(super) runtime: String,
 }
 
@@ -51,6 +55,7 @@ impl Stats {
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
+            .field("evaluations", self.evaluations)
             .field("bypassed", stages.bypassed)
             .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
@@ -67,6 +72,7 @@ impl Stats {
             .field("time-onnxruntime", nanoseconds(self.model_busy))
             .field("model", &self.model)
             .field("provider", &self.provider)
+            .field("device", &self.device)
             .field("onnxruntime-version", &self.runtime)
             .build()
     }

@@ -262,6 +262,7 @@ impl Starsr {
             let mut stats = self.stats.lock();
             stats.upscale += started.elapsed();
             stats.stages = worker.upscaler.stats();
+            stats.evaluations = worker.upscaler.evaluations();
             stats.model_busy = worker.upscaler.model_busy();
         }
         if worker.upscaler.is_guidance_separated() && !worker.separated {
