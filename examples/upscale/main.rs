@@ -27,6 +27,8 @@ use streams::Container;
 
 /// Between two looks at the clock and at Ctrl-C.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
+/// Time without any reading after which an input whose streams are not known yet is given up.
+const UNREAD: Duration = Duration::from_secs(3);
 /// How much earlier than its container the video may end without a word, if it is no more than a fiftieth.
 const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 /// How long a better explanation may follow an error that explains nothing.
@@ -108,10 +110,12 @@ fn catch_interrupts(part: &Path) -> Result<Arc<AtomicU32>, String> {
 /// Runs the pipeline from `args.input` to `part`; gives a summary for the user.
 fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU32) -> Result<String, Stop> {
     let pipeline = Pipeline::open(&args.input)?;
-    let mut run = Run { args, container, bus: pipeline.pipeline.bus(), missing: None, said: Vec::new() };
+    let bus = pipeline.pipeline.bus();
+    let mut run = Run { args, container, bus, known: false, missing: None, said: Vec::new() };
     let mut progress = Progress::new(args.quiet, None, None);
     let mut duration = None;
     while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
+        run.known = true;
         // An element that could not start has told why on the bus.
         let input = pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
         duration = input.duration;
@@ -160,6 +164,8 @@ struct Run<'a> {
     args: &'a Args,
     container: Container,
     bus: Option<gst::Bus>,
+    /// Whether the input's streams are known.
+    known: bool,
     /// Description of a plugin that GStreamer lacks.
     missing: Option<String>,
     said: Vec<String>,
@@ -174,13 +180,22 @@ impl Run<'_> {
         interrupts: &AtomicU32,
     ) -> Result<Event, Stop> {
         let bus = self.bus.clone().ok_or_else(|| "the pipeline has no bus".to_owned())?;
+        let mut read = Instant::now();
         loop {
             if interrupts.load(Ordering::SeqCst) > 0 {
                 return Err(Stop::Interrupted);
             }
             let counts = &pipeline.counts;
             progress.update(counts.taken(), counts.done(), counts.position());
-            let Some(message) = bus.timed_pop(TICK) else { continue };
+            let Some(message) = bus.timed_pop(TICK) else {
+                if self.known || pipeline.is_reading() {
+                    read = Instant::now();
+                } else if read.elapsed() > UNREAD {
+                    let input = self.args.input.display();
+                    Err(format!("{input}: no stream could be found in it; it may be damaged or cut off"))?;
+                }
+                continue;
+            };
             self.note(&message, progress);
             match message.view() {
                 gst::MessageView::Error(_) => return Err(self.worst(message).into()),

@@ -130,6 +130,7 @@ impl Stream {
 /// The pipeline; stopped when dropped.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
+    parser: gst::Element,
     pub counts: Arc<Counts>,
     streams: Arc<Mutex<Vec<Stream>>>,
     size: Arc<Mutex<Option<(u32, u32)>>>,
@@ -174,7 +175,7 @@ impl Pipeline {
                 }
             }
         });
-        let this = Self { pipeline, counts: Arc::default(), streams, size: Arc::default() };
+        let this = Self { pipeline, parser, counts: Arc::default(), streams, size: Arc::default() };
         this.set_state(gst::State::Paused)?;
         Ok(this)
     }
@@ -182,6 +183,14 @@ impl Pipeline {
     /// Size of the upscaled frames, once known.
     pub fn size(&self) -> Option<(u32, u32)> {
         *self.size.lock()
+    }
+
+    /// Whether some thread is reading the input. parsebin drops an error of a demuxer that comes while it is still being started, and
+    /// then this is all that tells of it.
+    pub fn is_reading(&self) -> bool {
+        let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
+        let pads = parser.iterate_recurse().into_iter().flatten().flat_map(|element| element.pads());
+        pads.into_iter().any(|pad| pad.task_state() == gst::TaskState::Started)
     }
 
     /// Changes the state; the reason of a failure is on the bus.
