@@ -67,8 +67,8 @@ def pan(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.random.Ge
 
 
 class Clips(Dataset):
-    """Pairs `(low [F,h,w,3], high [F,4h,4w,3])` uint8 with h = w = `side`, each a function of `seed` and its index alone. A clip is
-    degraded as `mix` says: kinds (`clean`, `first` order, or a preset of the second) and their shares."""
+    """Pairs `(low [F,h,w,3], high [F,4h,4w,3])` uint8 with h = w = `side`, each a function of `seed` and its index alone. A
+    clip is degraded as `mix` says: kinds (`clean`, `first` order, or a preset of the second) and their shares."""
 
     def __init__(self, media: Path, length: int, frames: int = 6, side: int = 64, seed: int = 0, mix: dict = MIX) -> None:
         self.photos = [p for p in find(media, PHOTO_SUFFIXES) if not is_held_out(p)]

@@ -62,8 +62,8 @@ def test_official_prompts(reference):
 
 @torch.no_grad()
 def test_overlapped_groups_leave_no_seam(golden_vae):
-    """A still clip flickers with the official groups of 3, whose frames have different neighbours, and does not where each frame
-    is the centre of its group."""
+    """A still clip flickers with the official groups of 3, whose frames have different neighbours, and does not where each
+    frame is the centre of its group."""
     config, weights = golden_vae
     ops, frames = TorchOps(weights), 12
     latents = torch.randn((1, 4, 5, 8), generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)

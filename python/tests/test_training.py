@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
 
 import csv
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Trains nano on a folder of photographs and video, or the full network on pairs. Stops and resumes at any time: one checkpoint file
-holds everything, a CSV file beside it the figures, a folder beside it sample pictures."""
+"""Trains nano on a folder of photographs and video, or the full network on pairs. Stops and resumes at any time: one
+checkpoint file holds everything, a CSV file beside it the figures, a folder beside it sample pictures."""
 
 import argparse
 import dataclasses

@@ -13,15 +13,17 @@ from torch import Tensor
 
 T_MAX = 999
 
-#: How the DF loss weighs frequencies over the timesteps: `direct` is the paper's (low ones at large t), `inverse` the other way round,
-#: `unseparated` weighs all alike, `released` separates by magnitude as the released code does, `none` leaves the loss out.
+#: How the DF loss weighs frequencies over the timesteps: `direct` is the paper's (low ones at large t), `inverse` the other
+#: way round, `unseparated` weighs all alike, `released` separates by magnitude as the released code does, `none` leaves the
+#: loss out.
 SEPARATIONS = ("direct", "inverse", "unseparated", "released", "none")
 
 
 @dataclass(frozen=True)
 class DfConfig:
-    """The DF loss: kind (`SEPARATIONS`), exponent `alpha` of `c(t) = (t / t_max) ** alpha`, weight `beta` (larger for fidelity),
-    whether `b(t) = beta (1 - t / t_max)` falls with t or is constant, and the low-pass's cutoff in Nyquist frequencies."""
+    """The DF loss: kind (`SEPARATIONS`), exponent `alpha` of `c(t) = (t / t_max) ** alpha`, weight `beta` (larger for
+    fidelity), whether `b(t) = beta (1 - t / t_max)` falls with t or is constant, and the low-pass's cutoff in Nyquist
+    frequencies."""
 
     separation: str = "direct"
     alpha: float = 2.0
@@ -44,7 +46,8 @@ def low_pass(height: int, width: int, cutoff: float, device: torch.device) -> Te
 
 
 def weakest(spectrum: Tensor) -> Tensor:
-    """The released code's mask of a spectrum `[...,h,w,2]`, `[...,h,w,1]`: near 1 for the 80 % weakest coefficients of each sample."""
+    """The released code's mask of a spectrum `[...,h,w,2]`, `[...,h,w,1]`: near 1 for the 80 % weakest coefficients of each
+    sample."""
     magnitude = torch.linalg.vector_norm(spectrum.detach(), dim=-1, keepdim=True)
     cutoff = torch.quantile(magnitude.flatten(1)[:, ::7], 0.8, dim=1).reshape(-1, *[1] * (magnitude.ndim - 1))
     return torch.sigmoid(10 * (cutoff - magnitude))

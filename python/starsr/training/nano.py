@@ -21,9 +21,9 @@ from starsr.training.loop import TrainingError, generator_of
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Clips in a batch, their frames and the side of a crop in low-resolution pixels (a multiple of 32); clips kept for crops, new ones
-    in each iteration, and processes that make them; share of the samples at the first timestep of inference; weights of the
-    losses on `v`, on pixels (L1), and on the grid."""
+    """Clips in a batch, their frames and the side of a crop in low-resolution pixels (a multiple of 32); clips kept for
+    crops, new ones in each iteration, and processes that make them; share of the samples at the first timestep of inference;
+    weights of the losses on `v`, on pixels (L1), and on the grid."""
 
     batch: int = 4
     frames: int = 3
@@ -52,8 +52,8 @@ def to_pixels(latents: Tensor, deviation) -> Tensor:
 
 
 class NanoTask:
-    """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the `pool`
-    clips made last."""
+    """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the
+    `pool` clips made last."""
 
     def __init__(
         self, media: Path, config: NanoConfig, options: NanoOptions, seed: int, device: torch.device, init: Nano | None = None

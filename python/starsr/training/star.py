@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Training of the full network as in the paper: from a released checkpoint (VEnhancer's or STAR's), only ControlNet and LIEM change,
-autoencoder and text encoder are frozen. Data are folders of pairs as `starsr-degrade` writes them: gt, lq, text."""
+"""Training of the full network as in the paper: from a released checkpoint (VEnhancer's or STAR's), only ControlNet and LIEM
+change, autoencoder and text encoder are frozen. Data are folders of pairs as `starsr-degrade` writes them: gt, lq, text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from starsr.training.loop import TrainingError, generator_of
 
 @dataclass(frozen=True)
 class StarOptions:
-    """Clips in a batch, their frames, height and width in output pixels (legal ones: height 16 modulo 64, width 0); share of the clips
-    trained without text; frames that are decoded for the DF loss; processes that read."""
+    """Clips in a batch, their frames, height and width in output pixels (legal ones: height 16 modulo 64, width 0); share of
+    the clips trained without text; frames that are decoded for the DF loss; processes that read."""
 
     batch: int = 1
     frames: int = 32
@@ -41,8 +41,8 @@ class StarOptions:
 
 
 class Pairs(Dataset):
-    """`(low, high, text)` of a paired folder: a random crop of consecutive frames `[F,3,H,W]` in [0,1], the low-quality one enlarged to
-    the size of the other (bilinear, as at inference), a function of `seed` and the index."""
+    """`(low, high, text)` of a paired folder: a random crop of consecutive frames `[F,3,H,W]` in [0,1], the low-quality one
+    enlarged to the size of the other (bilinear, as at inference), a function of `seed` and the index."""
 
     def __init__(self, folder: Path, options: StarOptions, seed: int) -> None:
         self.pairs, self.options, self.seed = pairs_in(folder), options, seed
@@ -63,8 +63,8 @@ class Pairs(Dataset):
         size = (options.height, options.width)
         if len(high) < options.frames or len(low) != len(high) or any(n < m for n, m in zip(high.shape[2:], size)):
             raise TrainingError(
-                f"{pair.high} is {len(high)} frames of {high.shape[3]}x{high.shape[2]} ({len(low)} in {pair.low}), but crops of "
-                f"{options.frames} frames of {size[1]}x{size[0]} are wanted: choose other sizes, or remove the pair"
+                f"{pair.high} is {len(high)} frames of {high.shape[3]}x{high.shape[2]} ({len(low)} in {pair.low}), but "
+                f"crops of {options.frames} frames of {size[1]}x{size[0]} are wanted: choose other sizes, or remove the pair"
             )
         start, y, x = (below(n - m + 1) for n, m in zip((len(high), *high.shape[2:]), (options.frames, *size)))
         frames = slice(start, start + options.frames)
@@ -74,15 +74,15 @@ class Pairs(Dataset):
 
 
 def initialise(config: StarConfig, weights: Weights) -> Star:
-    """The networks with the weights of a checkpoint; LIEM, which VEnhancer's has not, starts at random. Only ControlNet and LIEM are
-    to be trained. Raises `WeightsError` where anything else is missing."""
+    """The networks with the weights of a checkpoint; LIEM, which VEnhancer's has not, starts at random. Only ControlNet and
+    LIEM are to be trained. Raises `WeightsError` where anything else is missing."""
     wanted = declared_parameters(config)
     absent = [name for name in wanted if name not in weights and ".local" not in name]
     wrong = [name for name in wanted if name in weights and tuple(weights[name].shape) != wanted[name].shape]
     if absent or wrong:
         raise WeightsError(
-            f"{weights.source} is no checkpoint to start from: {len(absent)} tensors are missing and {len(wrong)} have another shape"
-            f" ({', '.join((absent + wrong)[:3])}); take VEnhancer's or STAR's on I2VGen-XL"
+            f"{weights.source} is no checkpoint to start from: {len(absent)} tensors are missing and {len(wrong)} have "
+            f"another shape ({', '.join((absent + wrong)[:3])}); take VEnhancer's or STAR's on I2VGen-XL"
         )
     model = Star(config)
     state = model.state_dict()
@@ -122,8 +122,8 @@ class StarTask:
     ) -> None:
         if options.height % 64 != 16 or options.width % 64 or options.height < 80:
             raise TrainingError(
-                f"crops of {options.width}x{options.height} do not fit the networks: the height must be 16 modulo 64 and at least 80, "
-                "the width a multiple of 64"
+                f"crops of {options.width}x{options.height} do not fit the networks: the height must be 16 modulo 64 and at least "
+                "80, the width a multiple of 64"
             )
         self.data = Pairs(folder, options, seed)
         self.module = Wrapped(star, options.checkpointing).to(device)
