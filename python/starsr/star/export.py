@@ -16,7 +16,6 @@ from tqdm import tqdm
 from starsr import bundle
 from starsr.bundle import BundleError
 from starsr.ops.onnx_graph import PRECISIONS
-from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import MANIFEST
 from starsr.star import text
 from starsr.star.graphs import Graph, star_graphs, text_graphs, vae_graphs
@@ -24,7 +23,7 @@ from starsr.star.network import StarConfig
 from starsr.star.sources import TEXT_ENCODER, VAE, TextTower, load_star, load_text_encoder, load_vae
 from starsr.star.vae import VaeConfig
 from starsr.star.verify import LIMITS, Verifier
-from starsr.star.weights import Arrays, Floats, WeightsError
+from starsr.star.weights import Arrays, WeightsError
 
 EMBEDDINGS = "embeddings.safetensors"
 #: Space beside the weights: graphs, embeddings, manifest.
@@ -84,9 +83,7 @@ def prompts() -> list[str]:
 def write_embeddings(path: Path, tower: TextTower) -> str:
     """Writes tokens and embeddings of `prompts` and gives the file's SHA-256."""
     tokens = np.stack([text.tokenize(prompt) for prompt in prompts()])
-    with torch.no_grad():
-        embeddings = text.encode_text(TorchOps(Floats(tower.weights)), torch.from_numpy(tokens), tower.config)
-    return bundle.write_embeddings(path, tokens, embeddings.numpy())
+    return bundle.write_embeddings(path, tokens, tower.embed(torch.from_numpy(tokens)).numpy())
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from starsr.ops.torch_ops import TorchOps
 from starsr.star import network, text, vae, weights
 from starsr.star.network import CONTROLNET, StarConfig, compare_names
 from starsr.star.text import TextConfig
 from starsr.star.vae import VaeConfig
-from starsr.star.weights import Weights, WeightsError
+from starsr.star.weights import Floats, Weights, WeightsError
 
 VAE = "stabilityai/stable-video-diffusion-img2vid"
 TEXT_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -113,6 +114,11 @@ class TextTower:
 
     weights: Weights
     config: TextConfig
+
+    @torch.no_grad()
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[B,77,width]` in 32 bits of token ids `[B,77]`."""
+        return text.encode_text(TorchOps(Floats(self.weights)), tokens, self.config)
 
     def module(self) -> nn.Module:
         """OpenCLIP's own module with the weights, for comparisons."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from starsr.data import read_video
 from starsr.degradation.pairs import pairs_in
+from starsr.degradation.second_order import from_bytes
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import TIMESTEPS, alphas_sigmas
 from starsr.star import text, vae
@@ -59,7 +60,7 @@ class Pairs(Dataset):
             return int(torch.randint(limit, (1,), generator=generator))
 
         pair = self.pairs[below(len(self.pairs))]
-        low, high = (torch.from_numpy(read_video(p)).permute(0, 3, 1, 2).float() / 255 for p in (pair.low, pair.high))
+        low, high = (from_bytes(read_video(p)) for p in (pair.low, pair.high))
         size = (options.height, options.width)
         if len(high) < options.frames or len(low) != len(high) or any(n < m for n, m in zip(high.shape[2:], size)):
             raise TrainingError(
@@ -139,13 +140,10 @@ class StarTask:
         for low, high, texts in loader:
             yield low.to(self.device), high.to(self.device), list(texts)
 
-    @torch.no_grad()
     def embedding(self, words: str) -> Tensor:
         """Embedding `[77,D]` of a text, without a prompt's suffix."""
         if words not in self.known:
-            tokens = torch.from_numpy(text.tokenize(words))[None]
-            weights = {name: self.tower.weights[name].float() for name in self.tower.weights}
-            self.known[words] = text.encode_text(TorchOps(weights), tokens, self.tower.config)[0]
+            self.known[words] = self.tower.embed(torch.from_numpy(text.tokenize(words))[None])[0]
         return self.known[words].to(self.device)
 
     @torch.no_grad()
