@@ -284,7 +284,8 @@ impl Upscaler {
         self.model.busy()
     }
 
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects its noise.
+    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects its noise
+    /// and, that of a clip's first frame, where windows start (see [`Windows::anchored`]).
     /// Cheap: the work is done by [`Self::receive_frame`]. Fails with [`Error::Input`] where the frame has another size
     /// than the clip, or after [`Self::flush`] until all frames have been received.
     pub fn send_frame(&mut self, number: u64, pixels: Array3<f32>) -> Result<()> {
@@ -300,6 +301,10 @@ impl Upscaler {
         self.pending.push_back(Pending { number, low: pixels });
         self.stats.frames_in += 1;
         if let Progress::Blend { planner, closed, .. } = &mut self.progress {
+            if planner.is_empty() {
+                self.windows = self.windows.anchored(number);
+                *planner = self.windows.planner();
+            }
             closed.extend(planner.push());
         }
         Ok(())

@@ -37,7 +37,9 @@ impl Window {
     }
 }
 
-/// The layout of a clip's windows: of `length` frames each, neighbours share `overlap`, so window k starts at k (length - overlap).
+/// The layout of a clip's windows: of `length` frames each, neighbours share `overlap`, so that windows start every `length - overlap`
+/// frames. They lie on a grid of absolute frame numbers, see [`Windows::anchored`]: a part of a video has the windows that it
+/// has in the whole, but for the first and the last one, which end with it.
 ///
 /// `Blend`: a further window is added while there are frames that no window covers; the last one may be shorter.
 /// `Wavefront` (SPEC A.5, `make_chunks`): the last window holds all that is left, up to 1.25 lengths.
@@ -46,10 +48,12 @@ pub struct Windows {
     mode: WindowMode,
     length: usize,
     overlap: usize,
+    /// Frames of window 0 that are before the clip; less than the stride.
+    missing: usize,
 }
 
 impl Windows {
-    /// Fails with [`Error::Setting`] unless `length` is 1 to 65536 and `overlap < length`; `Blend` cross-fades two windows at a time
+    /// For a clip that begins on the grid. Fails with [`Error::Setting`] unless `length` is 1 to 65536 and `overlap < length`; `Blend` cross-fades two windows at a time
     /// and needs `overlap <= length / 2`.
     pub fn new(mode: WindowMode, length: usize, overlap: usize) -> Result<Self> {
         if !(1..=65536).contains(&length) {
@@ -70,7 +74,13 @@ impl Windows {
                 ),
             });
         }
-        Ok(Self { mode, length, overlap })
+        Ok(Self { mode, length, overlap, missing: 0 })
+    }
+
+    /// The same for a clip whose first frame has the absolute number `number`: window 0 is what the clip has of the last window that
+    /// starts no later than its first frame, more than `overlap` frames.
+    pub fn anchored(self, number: u64) -> Self {
+        Self { missing: (number % self.stride() as u64) as usize, ..self }
     }
 
     /// How windows are joined.
@@ -93,25 +103,36 @@ impl Windows {
         self.length - self.overlap
     }
 
-    /// First frame of window `k`.
+    /// First frame of window `k`, counted from the clip's first.
     pub fn start(&self, k: usize) -> usize {
-        k * self.stride()
+        (k * self.stride()).saturating_sub(self.missing)
+    }
+
+    /// One past the last frame of window `k`, unless it is the clip's last.
+    fn end(&self, k: usize) -> usize {
+        k * self.stride() + self.length - self.missing
+    }
+
+    /// Whether a clip of `frames` frames has no window after window `k`.
+    fn is_last(&self, k: usize, frames: usize) -> bool {
+        match self.mode {
+            WindowMode::Blend => self.end(k) >= frames,
+            WindowMode::Wavefront => 4 * self.end(k) + self.length >= 4 * frames,
+        }
     }
 
     /// All windows of a clip of `frames` frames. They cover each frame.
     pub fn list(&self, frames: usize) -> Vec<Window> {
+        if frames == 0 {
+            return Vec::new();
+        }
         let mut windows = Vec::new();
-        let mut start = 0;
-        while start < frames {
-            let last = match self.mode {
-                WindowMode::Blend => start + self.length >= frames,
-                WindowMode::Wavefront => 4 * start + 5 * self.length >= 4 * frames,
-            };
-            windows.push(Window { start, end: if last { frames } else { start + self.length } });
+        for k in 0.. {
+            let last = self.is_last(k, frames);
+            windows.push(Window { start: self.start(k), end: if last { frames } else { self.end(k) } });
             if last {
                 break;
             }
-            start += self.stride();
         }
         windows
     }
@@ -165,29 +186,35 @@ pub struct Planner {
 }
 
 impl Planner {
+    /// Whether the clip has no frames yet.
+    pub fn is_empty(&self) -> bool {
+        self.frames == 0
+    }
+
     /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if any.
     pub fn push(&mut self) -> Option<Window> {
         self.frames += 1;
-        let start = self.windows.start(self.closed);
-        let length = self.windows.length;
+        let k = self.closed;
+        let end = self.windows.end(k);
         let closes = match self.windows.mode {
-            WindowMode::Blend => start + length == self.frames,
-            WindowMode::Wavefront => 4 * start + 5 * length < 4 * self.frames,
+            WindowMode::Blend => end == self.frames,
+            WindowMode::Wavefront => !self.windows.is_last(k, self.frames),
         };
         closes.then(|| {
             self.closed += 1;
-            Window { start, end: start + length }
+            Window { start: self.windows.start(k), end }
         })
     }
 
     /// Ends the clip; gives the last window unless all frames have been covered. The planner is then ready for another clip.
     pub fn finish(&mut self) -> Option<Window> {
+        let k = self.closed;
         let covered = match self.windows.mode {
-            WindowMode::Blend if self.closed > 0 => self.windows.start(self.closed - 1) + self.windows.length,
+            WindowMode::Blend if k > 0 => self.windows.end(k - 1),
             _ => 0,
         };
-        let start = self.windows.start(self.closed);
-        let rest = (self.frames > covered).then_some(Window { start, end: self.frames });
+        let rest =
+            (self.frames > covered).then_some(Window { start: self.windows.start(k), end: self.frames });
         *self = self.windows.planner();
         rest
     }

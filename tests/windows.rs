@@ -15,10 +15,10 @@ use ndarray::{Array2, Array3, Array4, ArrayView4, Axis};
 use proptest::prelude::*;
 
 fn layout() -> impl Strategy<Value = Windows> {
-    (any::<bool>(), 1usize..40).prop_flat_map(|(blend, length)| {
+    (any::<bool>(), 1usize..40, any::<u64>()).prop_flat_map(|(blend, length, number)| {
         let (mode, most) =
             if blend { (WindowMode::Blend, length / 2) } else { (WindowMode::Wavefront, length - 1) };
-        (0..=most).prop_map(move |overlap| Windows::new(mode, length, overlap).unwrap())
+        (0..=most).prop_map(move |overlap| Windows::new(mode, length, overlap).unwrap().anchored(number))
     })
 }
 
@@ -137,16 +137,19 @@ proptest! {
             prop_assert_eq!(w.start, windows.start(k));
             prop_assert!(!w.is_empty() && w.end <= frames);
             let last = k + 1 == list.len();
+            // The first one is what the clip has of it.
+            let least = if k == 0 { windows.overlap() + 1 } else { windows.length() };
+            prop_assert!(last || w.len() >= least);
             match windows.mode() {
                 WindowMode::Wavefront => {
-                    prop_assert!(4 * w.len() <= 5 * windows.length() && (last || w.len() == windows.length()));
+                    prop_assert!(4 * w.len() <= 5 * windows.length() && (last || w.len() <= windows.length()));
                     let kept = windows.kept(k, *w, last);
                     prop_assert!(kept.start == next && kept.end > kept.start);
                     prop_assert!(kept.start >= w.start && kept.end <= w.end);
                     next = kept.end;
                 }
                 WindowMode::Blend => {
-                    prop_assert!(w.len() <= windows.length() && (last || w.len() == windows.length()));
+                    prop_assert!(w.len() <= windows.length());
                     for (f, share) in shares.iter_mut().enumerate().take(w.end).skip(w.start) {
                         let weight = windows.weight(k, f);
                         let shared = k > 0 && f < list[k - 1].end;
@@ -198,7 +201,7 @@ proptest! {
                 if let Some(window) = planner.push() {
                     match windows.mode() {
                         WindowMode::Blend => prop_assert_eq!(window.end, f + 1),
-                        WindowMode::Wavefront => prop_assert_eq!(window.start + 5 * windows.length() / 4, f),
+                        WindowMode::Wavefront => prop_assert_eq!(window.end + windows.length() / 4, f),
                     }
                     ours.push(window);
                 }
@@ -208,22 +211,20 @@ proptest! {
         }
     }
 
-    /// A clip that starts at a window's start has the same windows from there on, and so the same frames in them.
+    /// A clip that starts anywhere has the windows of the whole from the second one on, and so the same frames in them.
     #[test]
-    fn starting_at_a_window(windows in layout(), frames in 1usize..300, k in 0usize..20) {
-        let from = windows.start(k);
+    fn parts_have_the_windows_of_the_whole(windows in layout(), frames in 1u64..300, number in 0u64..10_000, from in 0u64..300) {
         prop_assume!(from < frames);
-        let whole = windows.list(frames);
-        let shifted: Vec<Window> = windows
-            .list(frames - from)
-            .iter()
-            .map(|w| Window { start: w.start + from, end: w.end + from })
-            .collect();
-        match whole.get(k..) {
-            Some(rest) if !rest.is_empty() => prop_assert_eq!(shifted, rest),
-            // The rest of the clip lies within the window before.
-            _ => prop_assert!(shifted.len() == 1),
-        }
+        let absolute = |first: u64| -> Vec<(u64, u64)> {
+            let list = windows.anchored(first).list((number + frames - first) as usize);
+            list.iter().map(|w| (first + w.start as u64, first + w.end as u64)).collect()
+        };
+        let (whole, part) = (absolute(number), absolute(number + from));
+        let first = whole.iter().rposition(|w| w.0 <= number + from).unwrap();
+        prop_assert_eq!(part[0], (number + from, whole[first].1));
+        prop_assert_eq!(&part[1..], &whole[first + 1..]);
+        // The grid is that of number 0.
+        prop_assert!(whole[1..].iter().all(|w| w.0 % windows.stride() as u64 == 0));
     }
 }
 
@@ -244,7 +245,7 @@ proptest! {
         let overlap = overlap % length;
         let sampler = sampler(steps);
         let noise = FrameNoise::new(5);
-        let windows = Windows::new(WindowMode::Wavefront, length, overlap).unwrap();
+        let windows = Windows::new(WindowMode::Wavefront, length, overlap).unwrap().anchored(first);
         let expected =
             if frames == 0 { Vec::new() } else { official(&sampler, &windows, first, frames, &noise) };
         let mut wavefront = Wavefront::new(sampler, length, overlap).unwrap();
@@ -332,14 +333,14 @@ fn windows_share_content() {
                 .sample(&mut Mixing::new(), hints.view(), &numbers, &noise, &prompts(), &Cancel::default())
                 .unwrap()
         };
-        windows.list(frames).iter().map(sample).collect()
+        windows.anchored(first).list(frames).iter().map(sample).collect()
     };
     let whole = sample(100, 35);
-    for k in 1..whole.len() {
-        let from = windows.start(k);
-        assert_eq!(sample(100 + from as u64, 35 - from), whole[k..]);
+    for from in 0..30 {
+        let part = sample(100 + from as u64, 35 - from);
+        assert_eq!(part[1..], whole[whole.len() + 1 - part.len()..]);
     }
-    assert_ne!(sample(0, 35)[0], whole[0]);
+    assert_ne!(sample(0, 35)[0], sample(6, 35)[0]);
 }
 
 #[test]

@@ -131,6 +131,10 @@ impl Wavefront {
                 before.latents.shape()
             ));
         }
+        if self.planner.is_empty() {
+            self.windows = self.windows.anchored(frame);
+            self.planner = self.windows.planner();
+        }
         self.hints.push_back(Hint { number: frame, latents: hint });
         self.closed.extend(self.planner.push().map(Closed::new));
         Ok(())

@@ -79,8 +79,11 @@
  *
  * ## Reproducible output
  *
- * The same input, `seed` and settings give the same output. Noise depends on each frame's number, which is taken from
- * its stream time where the framerate is constant, so that a part of a file gets the noise it has in the whole.
+ * The same input, `seed` and settings give the same output. Each frame has a number, which is taken from its stream time where
+ * the framerate is constant and is counted otherwise, also backwards. Its noise depends on it, and windows start at the multiples of
+ * `window-length` less `window-overlap`. So after a seek, or in a part of a file, frames come out bit for bit as in the whole, from the
+ * first window on that starts within the part (with `wavefront` from as many windows on as there are evaluations). Where frames are
+ * missing, windows keep their length and leave that grid until the next scene or discontinuity.
  *
  * Since: 0.1
  */

@@ -21,3 +21,5 @@ mod pipelines;
 mod prompts;
 mod rig;
 mod scenes;
+mod seeking;
+mod timing;

@@ -23,8 +23,8 @@ use crate::tables::{planar, window_list};
 
 const LIMIT: f64 = 1e-4;
 
-/// Number of the first frame: noise must be asked for by absolute numbers.
-const FIRST: u64 = 1000;
+/// Number of the first frame: noise must be asked for by absolute numbers. A window starts with it, as in the official program.
+const FIRST: u64 = 960;
 
 /// The noise of a reference.
 struct Given {
