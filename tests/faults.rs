@@ -103,7 +103,10 @@ fn short_memory_leads_to_smaller_tiles() {
         trouble.limit.store(16 * 16, Ordering::SeqCst);
         let out = run(&mut upscaler, 0..20, frame, 1);
         assert_eq!(upscaler.reduced_tile_size(), Some(64));
-        assert!(out == expected, "{mode:?}");
+        // A window begins anew; a wavefront keeps latents that were encoded before, which agree but for rounding.
+        let limit = if mode == WindowMode::Blend { 0.0 } else { 1e-5 };
+        let same = |(a, b): (&Array3<f32>, &Array3<f32>)| (a - b).iter().all(|d| d.abs() <= limit);
+        assert!(out.len() == expected.len() && out.iter().zip(&expected).all(same), "{mode:?}");
     }
 }
 
