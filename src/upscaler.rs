@@ -112,6 +112,8 @@ pub struct Upscaler {
     windows: Windows,
     latency: usize,
     progress: Progress,
+    /// Whether the size of the tiles is left to the bundle and to memory.
+    auto_tiles: bool,
     /// See [`Self::reduced_tile_size`].
     reduced: Option<usize>,
     /// Frames not given out yet, the first being frame `first` of the clip.
@@ -178,6 +180,7 @@ impl Upscaler {
             windows,
             latency,
             progress,
+            auto_tiles: settings.tile_size.is_none(),
             reduced: None,
             pending: VecDeque::new(),
             first: 0,
