@@ -98,6 +98,11 @@ pub trait Model: Denoiser + Send {
         Err(Error::Setting { setting: "prompt", reason: "this model has no text condition".into() })
     }
 
+    /// Whether the graphs compute in the machine's main memory, not in a device's own.
+    fn uses_main_memory(&self) -> bool {
+        true
+    }
+
     /// Runs of the denoiser so far.
     fn evaluations(&self) -> u64 {
         0

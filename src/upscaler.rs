@@ -55,7 +55,7 @@ pub struct Stats {
     pub frames_in: u64,
     /// Frames given out.
     pub frames_out: u64,
-    /// Windows sampled on their own (`Blend`), over all tiles.
+    /// Windows sampled on their own (`Blend`).
     pub windows: u64,
     /// Frames that left with a window the model did not restore, see [`Upscaler::bypass`].
     pub bypassed: u64,
@@ -89,26 +89,14 @@ enum Progress {
         tail: VecDeque<Array3<f32>>,
     },
     Wavefront {
-        tiles: Vec<TileWavefront>,
+        wavefront: Wavefront,
+        /// Restored latents: those that later groups need as context, then those that wait to be decoded.
+        restored: VecDeque<Array3<f32>>,
         /// Frames that have been encoded, counted from the first pending one.
         encoded: usize,
         /// Decoded frames whose latents are kept as context.
         context: usize,
     },
-}
-
-/// One tile's frames on their way through the sampler.
-struct TileWavefront {
-    wavefront: Wavefront,
-    /// Restored latents: those that later groups need as context, then those that wait to be decoded.
-    restored: VecDeque<Array3<f32>>,
-}
-
-impl TileWavefront {
-    fn new(sampler: &Sampler, windows: Windows) -> Result<Self> {
-        let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?;
-        Ok(Self { wavefront, restored: VecDeque::new() })
-    }
 }
 
 /// N frames in, N frames out later.
@@ -124,6 +112,8 @@ pub struct Upscaler {
     windows: Windows,
     latency: usize,
     progress: Progress,
+    /// Whether the size of the tiles is left to the bundle and to memory.
+    auto_tiles: bool,
     /// See [`Self::reduced_tile_size`].
     reduced: Option<usize>,
     /// Frames not given out yet, the first being frame `first` of the clip.
@@ -172,10 +162,10 @@ impl Upscaler {
                 },
             ),
             WindowMode::Wavefront => {
-                let new = || TileWavefront::new(&sampler, windows);
-                let tiles = picture.tiles().map(|_| new()).collect::<Result<_>>()?;
+                let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?;
                 let latency = windows.latency(sampler.evaluations()) + groups.latency();
-                (latency, Progress::Wavefront { tiles, encoded: 0, context: 0 })
+                let restored = VecDeque::new();
+                (latency, Progress::Wavefront { wavefront, restored, encoded: 0, context: 0 })
             }
         };
         Ok(Self {
@@ -190,6 +180,7 @@ impl Upscaler {
             windows,
             latency,
             progress,
+            auto_tiles: settings.tile_size.is_none(),
             reduced: None,
             pending: VecDeque::new(),
             first: 0,
@@ -354,13 +345,7 @@ impl Upscaler {
                 *next = 0;
                 tail.clear();
             }
-            Progress::Wavefront { tiles, encoded, context } => {
-                (*encoded, *context) = (0, 0);
-                for tile in tiles {
-                    tile.wavefront.reset();
-                    tile.restored.clear();
-                }
-            }
+            Progress::Wavefront { .. } => self.restart_wavefront(),
         }
     }
 

@@ -103,7 +103,10 @@ fn short_memory_leads_to_smaller_tiles() {
         trouble.limit.store(16 * 16, Ordering::SeqCst);
         let out = run(&mut upscaler, 0..20, frame, 1);
         assert_eq!(upscaler.reduced_tile_size(), Some(64));
-        assert!(out == expected, "{mode:?}");
+        // A window begins anew; a wavefront keeps latents that were encoded before, which agree but for rounding.
+        let limit = if mode == WindowMode::Blend { 0.0 } else { 1e-5 };
+        let same = |(a, b): (&Array3<f32>, &Array3<f32>)| (a - b).iter().all(|d| d.abs() <= limit);
+        assert!(out.len() == expected.len() && out.iter().zip(&expected).all(same), "{mode:?}");
     }
 }
 
@@ -241,19 +244,48 @@ fn the_memory_needed_is_known_before() {
         let settings = settings(mode);
         let small = of(&settings, (64, 64)).memory_estimate();
         // 256x256 pixels of three floats, twice for each of six frames; a wavefront holds latents, which have as many numbers.
-        assert!((2 * 6 * 786_432..100 * 786_432).contains(&small), "{mode:?}: {small}");
+        assert!((2 * 6 * 786_432..300 * 786_432).contains(&small), "{mode:?}: {small}");
         let longer = Settings { window_length: Some(12), ..settings.clone() };
         assert!(of(&longer, (64, 64)).memory_estimate() > small);
 
-        let huge = of(&settings, (7680, 4320));
+        let mut huge = of(&settings, (7680, 4320));
         let estimate = huge.memory_estimate();
         assert!(estimate > 50 << 30, "{mode:?}: {estimate}");
-        huge.check_memory(estimate).unwrap();
-        let Err(Error::Setting { setting, reason }) = huge.check_memory(24 << 30) else { panic!("{mode:?}") };
+        huge.fit_memory(estimate).unwrap();
+        assert_eq!(huge.reduced_tile_size(), None);
+        let Err(Error::Setting { setting, reason }) = huge.fit_memory(24 << 30) else { panic!("{mode:?}") };
         assert_eq!(setting, "window-length");
         for part in ["6 frames", "7680x4320", "30720x17280", "24.0 GiB"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
         }
     }
     assert!(gststarsr::upscaler::memory_of_this_machine().is_none_or(|bytes| bytes > 64 << 20));
+}
+
+#[test]
+fn memory_chooses_the_tiles_unless_they_are_set() {
+    let mut manifest = manifest();
+    manifest.canvas.tile_memory = 1000;
+    let of = |settings: &Settings| {
+        let model = Box::new(StandIn(Trouble::default()));
+        Upscaler::new(model, &manifest, settings, WIDTH, HEIGHT, Cancel::default()).unwrap()
+    };
+    for mode in MODES {
+        let auto = Settings { tile_overlap: Some(16), ..settings(mode) };
+        let small = Settings { tile_size: Some(64), ..auto.clone() };
+        let expected = run(&mut of(&small), 0..12, frame, 1);
+        let (whole, tiled) = (of(&auto).memory_estimate(), of(&small).memory_estimate());
+        assert!(whole > tiled + tiled / 2, "{mode:?}: {whole}, {tiled} in tiles");
+
+        let mut upscaler = of(&auto);
+        upscaler.fit_memory(whole).unwrap();
+        assert_eq!(upscaler.reduced_tile_size(), None);
+        upscaler.fit_memory(whole - 1).unwrap();
+        assert_eq!((upscaler.reduced_tile_size(), upscaler.memory_estimate()), (Some(64), tiled));
+        assert!(run(&mut upscaler, 0..12, frame, 1) == expected, "{mode:?}");
+
+        let mut set = of(&Settings { tile_size: Some(128), ..auto.clone() });
+        set.fit_memory(whole - 1).unwrap();
+        assert_eq!((set.reduced_tile_size(), set.memory_estimate()), (None, whole));
+    }
 }

@@ -34,9 +34,10 @@ struct Notes {
     embedded: Vec<Ids>,
 }
 
-/// Predicts `x0 = hint + embedding`, where an embedding is the text's first token over 65536 in every place.
+/// Predicts `x0 = (1 + contrast embedding) hint + embedding`, where an embedding is the text's first token over 65536 in every place.
 struct StandIn {
     schedule: Schedule,
+    contrast: f32,
     notes: Arc<Mutex<Notes>>,
     prefers_batches: bool,
     batches_fit: bool,
@@ -46,7 +47,8 @@ struct StandIn {
 impl StandIn {
     fn predict(&self, x: ArrayView4<f32>, t: i64, hint: ArrayView4<f32>, text: f32) -> Array4<f32> {
         let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
-        Zip::from(x).and(hint).map_collect(|&x, &hint| (a * x - hint - text) / s)
+        let gain = 1.0 + self.contrast * text;
+        Zip::from(x).and(hint).map_collect(|&x, &hint| (a * x - gain * hint - text) / s)
     }
 
     fn note(&self, t: i64, hint: ArrayView4<f32>, texts: &[f32]) {
@@ -137,6 +139,14 @@ struct Rig {
 
 impl Rig {
     fn try_new(settings: &Settings, change: impl FnOnce(&mut StandIn)) -> Result<Self> {
+        Self::try_sized(settings, (8, 8), change)
+    }
+
+    fn try_sized(
+        settings: &Settings,
+        (width, height): (usize, usize),
+        change: impl FnOnce(&mut StandIn),
+    ) -> Result<Self> {
         let mut manifest = stand_in::manifest();
         manifest.prompts = Some(BundlePrompts {
             default: "panda".into(),
@@ -147,18 +157,23 @@ impl Rig {
         let notes = Arc::<Mutex<Notes>>::default();
         let mut model = StandIn {
             schedule: Schedule::new(&manifest.schedule.config)?,
+            contrast: 0.0,
             notes: notes.clone(),
             prefers_batches: true,
             batches_fit: true,
             deviation: false,
         };
         change(&mut model);
-        let upscaler = Upscaler::new(Box::new(model), &manifest, settings, 8, 8, Cancel::default())?;
+        let upscaler = Upscaler::new(Box::new(model), &manifest, settings, width, height, Cancel::default())?;
         Ok(Self { upscaler, notes })
     }
 
     fn new(settings: &Settings, change: impl FnOnce(&mut StandIn)) -> Self {
-        let mut rig = Self::try_new(settings, change).expect("valid settings");
+        Self::sized(settings, (8, 8), change)
+    }
+
+    fn sized(settings: &Settings, size: (usize, usize), change: impl FnOnce(&mut StandIn)) -> Self {
+        let mut rig = Self::try_sized(settings, size, change).expect("valid settings");
         rig.upscaler.set_prompts(&Prompts::default()).expect("the bundle's prompts");
         rig
     }
@@ -267,6 +282,42 @@ fn a_batch_that_does_not_fit_is_asked_for_separately_from_then_on() {
 }
 
 #[test]
+fn tiles_are_rescaled_by_the_deviation_of_the_whole_canvas() {
+    // Flat on the left, busy on the right: tiles on their own would be rescaled by factors of their own.
+    let half = |number: u64| {
+        Array3::from_shape_fn((3, 8, 16), |(c, y, x)| {
+            let busy = if x < 8 { 0.0 } else { ((7 * c + 5 * y + 3 * x) as f32).sin() };
+            0.4 + 0.01 * number as f32 + 0.2 * busy
+        })
+    };
+    for mode in [WindowMode::Blend, WindowMode::Wavefront] {
+        for batches_fit in [true, false] {
+            let run = |tile_size, rescale| {
+                let settings = Settings {
+                    tile_size: Some(tile_size),
+                    tile_overlap: Some(16),
+                    guidance_rescale: Some(rescale),
+                    window_mode: Some(mode),
+                    ..settings(2.0, 3)
+                };
+                let change = |model: &mut StandIn| (model.contrast, model.batches_fit) = (3.0, batches_fit);
+                let mut rig = Rig::sized(&settings, (16, 8), change);
+                let out = stand_in::run(&mut rig.upscaler, 0..6, half, 1);
+                (out, rig.texts().len())
+            };
+            let difference = |a: &[Array3<f32>], b: &[Array3<f32>]| {
+                a.iter().zip(b).flat_map(|(a, b)| a - b).fold(0.0f32, |most, d| most.max(d.abs()))
+            };
+            let ((whole, asked), (tiled, asked_in_tiles)) = (run(0, 0.7), run(32, 0.7));
+            assert!(asked_in_tiles > 2 * asked, "{asked_in_tiles} questions in tiles, {asked} without");
+            let difference_in_tiles = difference(&whole, &tiled);
+            assert!(difference_in_tiles < 1e-5, "{mode:?} {batches_fit}: {difference_in_tiles}");
+            assert!(difference(&whole, &run(0, 0.0).0) > 0.01, "the rescale does nothing");
+        }
+    }
+}
+
+#[test]
 fn a_new_prompt_holds_from_the_next_window() {
     let changed = |at: u64| {
         let mut rig = Rig::new(&settings(2.0, 2), |_| {});
@@ -338,6 +389,7 @@ fn what_is_missing_is_an_error() {
     let manifest = stand_in::manifest();
     let model = StandIn {
         schedule: Schedule::new(&manifest.schedule.config).unwrap(),
+        contrast: 0.0,
         notes: Arc::default(),
         prefers_batches: false,
         batches_fit: true,

@@ -24,6 +24,10 @@ struct StandIn {
     schedule: Schedule,
     bias: f32,
     evaluations: Arc<AtomicUsize>,
+    /// What is cancelled with the evaluation of this number.
+    cancels: Option<(usize, Cancel)>,
+    /// Added to `x0` where a tile ends.
+    edge: f32,
 }
 
 impl Denoiser for StandIn {
@@ -34,7 +38,12 @@ impl Denoiser for StandIn {
         hint: ArrayView4<f32>,
         _: Condition,
     ) -> Result<Array4<f32>> {
-        self.evaluations.fetch_add(1, Ordering::SeqCst);
+        let before = self.evaluations.fetch_add(1, Ordering::SeqCst);
+        if let Some((number, cancel)) = &self.cancels
+            && before == *number
+        {
+            cancel.set(true);
+        }
         let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
         let mean = x.mean_axis(Axis(0)).expect("a window has frames");
         let mut v = x.to_owned();
@@ -43,6 +52,10 @@ impl Denoiser for StandIn {
                 let clean = hint + self.bias + 0.01 * *v + 0.2 * mean;
                 *v = (a * *v - clean) / s;
             });
+        }
+        let last = v.dim().3 - 1;
+        for column in [0, last] {
+            v.index_axis_mut(Axis(3), column).mapv_inplace(|v| v - self.edge / s);
         }
         Ok(v)
     }
@@ -64,12 +77,20 @@ struct Rig {
     cancel: Cancel,
 }
 
+fn stand_in() -> StandIn {
+    let schedule = Schedule::new(&manifest().schedule.config).expect("valid schedule");
+    StandIn { schedule, bias: 0.0, evaluations: Arc::default(), cancels: None, edge: 0.0 }
+}
+
 fn rig_with_bias(settings: &Settings, bias: f32) -> Rig {
+    rig_with(settings, |model, _| model.bias = bias)
+}
+
+fn rig_with(settings: &Settings, change: impl FnOnce(&mut StandIn, &Cancel)) -> Rig {
     let manifest = manifest();
-    let evaluations = Arc::new(AtomicUsize::new(0));
-    let schedule = Schedule::new(&manifest.schedule.config).expect("valid schedule");
-    let model = StandIn { schedule, bias, evaluations: evaluations.clone() };
-    let cancel = Cancel::default();
+    let mut model = stand_in();
+    let (evaluations, cancel) = (model.evaluations.clone(), Cancel::default());
+    change(&mut model, &cancel);
     let upscaler = Upscaler::new(Box::new(model), &manifest, settings, WIDTH, HEIGHT, cancel.clone())
         .expect("valid settings");
     Rig { upscaler, evaluations, cancel }
@@ -226,6 +247,45 @@ fn tiles_give_nearly_the_whole_picture() {
 }
 
 #[test]
+fn what_a_tile_gets_wrong_at_its_edge_is_faded_out_at_every_evaluation() {
+    for mode in [WindowMode::Blend, WindowMode::Wavefront] {
+        for steps in [1, 4] {
+            let run = |size, overlap| {
+                let settings = Settings {
+                    tile_size: Some(size),
+                    tile_overlap: Some(overlap),
+                    strength: Some(1.0),
+                    ..windows(mode, 6, 2, steps)
+                };
+                let right = run(&mut rig(&settings).upscaler, 0..6, 1);
+                let wrong = run(&mut rig_with(&settings, |model, _| model.edge = 0.4).upscaler, 0..6, 1);
+                let inside = ndarray::s![.., .., 8..-8];
+                let most = |a: &Array3<f32>, b: &Array3<f32>| {
+                    (a - b).slice(inside).iter().fold(0.0f32, |most, d| most.max(d.abs()))
+                };
+                right.iter().zip(&wrong).fold(0.0f32, |largest, (a, b)| largest.max(most(a, b)))
+            };
+            // In tiles of 32 pixels that share 16 the outermost latents weigh up to a twentieth.
+            let (shared, apart) = (run(32, 16), run(16, 0));
+            assert!(shared < 0.02 && apart > 0.09, "{mode:?}, {steps} evaluations: {shared}, {apart}");
+        }
+    }
+}
+
+#[test]
+fn cancelling_stops_before_the_next_tile() {
+    for mode in [WindowMode::Blend, WindowMode::Wavefront] {
+        let settings = Settings { tile_size: Some(16), tile_overlap: Some(0), ..windows(mode, 6, 2, 3) };
+        let mut rig = rig_with(&settings, |model, cancel| model.cancels = Some((7, cancel.clone())));
+        for number in 0..12 {
+            rig.upscaler.send_frame(number, frame(number)).expect("right size");
+        }
+        assert!(matches!(rig.upscaler.receive_frame(), Err(Error::Cancelled)), "{mode:?}");
+        assert_eq!(rig.evaluations.load(Ordering::SeqCst), 8, "{mode:?}");
+    }
+}
+
+#[test]
 fn strength_blends_with_the_plain_upscale() {
     let settings = |strength| Settings { strength: Some(strength), ..windows(WindowMode::Blend, 6, 2, 1) };
     let full = run(&mut rig_with_bias(&settings(1.0), 0.2).upscaler, 0..6, 1);
@@ -294,9 +354,7 @@ fn settings_outside_the_bundle_are_refused_by_name() {
     ];
     let manifest = manifest();
     for (settings, name) in cases {
-        let schedule = Schedule::new(&manifest.schedule.config).expect("valid schedule");
-        let model = StandIn { schedule, bias: 0.0, evaluations: Arc::default() };
-        match Upscaler::new(Box::new(model), &manifest, &settings, 64, 64, Cancel::default()) {
+        match Upscaler::new(Box::new(stand_in()), &manifest, &settings, 64, 64, Cancel::default()) {
             Err(Error::Setting { setting, .. }) => assert_eq!(setting, name),
             Err(other) => panic!("{name}: {other}"),
             Ok(_) => panic!("{name} was accepted"),

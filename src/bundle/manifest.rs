@@ -95,6 +95,9 @@ pub struct Canvas {
     /// Output pixels that neighbouring tiles share, less than `tile` unless that is 0.
     #[serde(default)]
     pub tile_overlap: usize,
+    /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0 where that is not known.
+    #[serde(default)]
+    pub tile_memory: u64,
 }
 
 /// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
@@ -353,6 +356,7 @@ impl Manifest {
         check_axis("canvas.width", self.canvas.width, self.latent.spatial_factor)?;
         within("canvas.tile", self.canvas.tile, 0, 65536)?;
         within("canvas.tile_overlap", self.canvas.tile_overlap, 0, self.canvas.tile.max(1) - 1)?;
+        within("canvas.tile_memory", self.canvas.tile_memory, 0, 1 << 32)?;
 
         let Window { length, overlap, minimum, maximum, .. } = self.window;
         within("window.minimum", minimum, 1, 4096)?;

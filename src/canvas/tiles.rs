@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, ArrayView3, Axis as Dim, s};
+use ndarray::{Array4, ArrayView3, ArrayViewMut3, Axis as Dim, s};
 
 use super::{Axis, size_error};
 use crate::error::{Error, Result};
@@ -14,8 +14,91 @@ use crate::error::{Error, Result};
 pub struct Tile {
     /// Pixels of the canvas.
     pub range: Range<usize>,
-    /// Weight of each of these pixels: ramps over what tiles share. For each pixel of the canvas the weights sum to 1.
+    /// Weight of each of these pixels: rises and falls smoothly over what tiles share. For each pixel of the canvas the weights sum to 1.
     pub weights: Vec<f32>,
+}
+
+impl Tile {
+    /// The same stretch counted in steps of `factor` pixels, of which start and length are multiples.
+    fn shrunk(&self, factor: usize) -> Self {
+        let mean = |weights: &[f32]| weights.iter().sum::<f32>() / weights.len() as f32;
+        Self {
+            range: self.range.start / factor..self.range.end / factor,
+            weights: self.weights.chunks(factor).map(mean).collect(),
+        }
+    }
+}
+
+/// The tiles of a whole canvas.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    rows: Vec<Tile>,
+    columns: Vec<Tile>,
+}
+
+impl Grid {
+    /// Covers a canvas of `(height, width)`, see [`tiles`].
+    pub fn new(
+        (height, width): (usize, usize),
+        tile: usize,
+        overlap: usize,
+        [rows, columns]: [Axis; 2],
+    ) -> Result<Self> {
+        Ok(Self { rows: tiles(height, tile, overlap, rows)?, columns: tiles(width, tile, overlap, columns)? })
+    }
+
+    /// The grid of the latents, each of `factor` x `factor` pixels, of which all legal sizes are multiples.
+    pub fn shrunk(&self, factor: usize) -> Self {
+        let shrunk = |tiles: &[Tile]| tiles.iter().map(|tile| tile.shrunk(factor)).collect();
+        Self { rows: shrunk(&self.rows), columns: shrunk(&self.columns) }
+    }
+
+    /// Size `(width, height)` of a tile.
+    pub fn tile_size(&self) -> (usize, usize) {
+        let longest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.range.len()).max().unwrap_or(0);
+        (longest(&self.columns), longest(&self.rows))
+    }
+
+    /// Number of tiles.
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Whether there is no tile; no grid is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whole frames `[F,C,H,W]`, blended from what `work` gives for the rows and columns of each tile, `[F,C,h,w]`; `N` such arrays at once. What
+    /// a single tile gives is taken as it is. Fails as `work` does, and with [`Error::Input`] where what it gives has not the size of its tile.
+    pub fn blend<const N: usize>(
+        &self,
+        mut work: impl FnMut(Range<usize>, Range<usize>) -> Result<[Array4<f32>; N]>,
+    ) -> Result<[Array4<f32>; N]> {
+        if let ([rows], [columns]) = (self.rows.as_slice(), self.columns.as_slice()) {
+            return work(rows.range.clone(), columns.range.clone());
+        }
+        let end = |tiles: &[Tile]| tiles.last().map_or(0, |tile| tile.range.end);
+        let (height, width) = (end(&self.rows), end(&self.columns));
+        let mut whole: Option<[Array4<f32>; N]> = None;
+        for rows in &self.rows {
+            for columns in &self.columns {
+                let parts = work(rows.range.clone(), columns.range.clone())?;
+                let whole = whole.get_or_insert_with(|| {
+                    std::array::from_fn(|i| {
+                        let (frames, channels, ..) = parts[i].dim();
+                        Array4::zeros((frames, channels, height, width))
+                    })
+                });
+                for (whole, part) in whole.iter_mut().zip(&parts) {
+                    for (mut whole, part) in whole.outer_iter_mut().zip(part.outer_iter()) {
+                        add_tile(&mut whole, part, rows, columns)?;
+                    }
+                }
+            }
+        }
+        Ok(whole.unwrap_or_else(|| std::array::from_fn(|_| Array4::default((0, 0, 0, 0)))))
+    }
 }
 
 /// Covers one axis of a canvas of legal `size` with tiles of one legal size, at most `tile` pixels long, neighbours sharing at least
@@ -60,23 +143,28 @@ pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec
     let room = room(length);
     let starts: Vec<usize> = (0..=gaps).map(|i| i * room / gaps * axis.multiple).collect();
 
-    let ramp = overlap.max(1) as f64;
-    let raw = |start: usize, x: usize| {
-        let left = if start == 0 { ramp } else { (x - start) as f64 + 0.5 };
-        let right = if start + length == size { ramp } else { (start + length - x) as f64 - 0.5 };
-        left.min(right).min(ramp)
+    // Rises over all that two tiles share, with no bend at either end: next to its edge a tile knows least.
+    let rise = |place: usize, shared: usize| {
+        let u = ((place as f64 + 0.5) / shared.max(1) as f64).min(1.0);
+        if shared == 0 { 1.0 } else { u * u * (3.0 - 2.0 * u) }
+    };
+    let shared = |i: usize| i.checked_sub(1).map_or(0, |before| starts[before] + length - starts[i]);
+    let raw = |i: usize, x: usize| {
+        let after = if i < gaps { shared(i + 1) } else { 0 };
+        rise(x - starts[i], shared(i)) * rise(starts[i] + length - 1 - x, after)
     };
     let mut sums = vec![0.0; size];
-    for &start in &starts {
+    for (i, &start) in starts.iter().enumerate() {
         for (x, sum) in sums.iter_mut().enumerate().skip(start).take(length) {
-            *sum += raw(start, x);
+            *sum += raw(i, x);
         }
     }
     Ok(starts
         .iter()
-        .map(|&start| {
+        .enumerate()
+        .map(|(i, &start)| {
             let range = start..start + length;
-            let weights = range.clone().map(|x| (raw(start, x) / sums[x]) as f32).collect();
+            let weights = range.clone().map(|x| (raw(i, x) / sums[x]) as f32).collect();
             Tile { range, weights }
         })
         .collect())
@@ -84,7 +172,12 @@ pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec
 
 /// Adds a processed tile `[C,h,w]` to `canvas` `[C,H,W]` (zero before the first) with its weights. Fails with [`Error::Input`] where the
 /// tile is not `rows` x `columns` or lies outside the canvas.
-pub fn add_tile(canvas: &mut Array3<f32>, tile: ArrayView3<f32>, rows: &Tile, columns: &Tile) -> Result<()> {
+fn add_tile(
+    canvas: &mut ArrayViewMut3<f32>,
+    tile: ArrayView3<f32>,
+    rows: &Tile,
+    columns: &Tile,
+) -> Result<()> {
     let (channels, height, width) = canvas.dim();
     if tile.dim() != (channels, rows.range.len(), columns.range.len())
         || rows.range.end > height
@@ -153,17 +246,24 @@ mod tests {
     #[test]
     fn tiles_of_a_picture_give_it_back() {
         let axis = Axis { multiple: 4, offset: 0, minimum: 0 };
-        let picture = Array3::from_shape_fn((3, 40, 52), |(c, y, x)| (c * 100 + y * 3 + x) as f32);
-        let mut canvas = Array3::zeros(picture.dim());
-        for rows in &tiles(40, 16, 4, axis).unwrap() {
-            for columns in &tiles(52, 20, 7, axis).unwrap() {
-                let tile = picture.slice(s![.., rows.range.clone(), columns.range.clone()]);
-                add_tile(&mut canvas, tile, rows, columns).unwrap();
-            }
-        }
-        assert!(canvas.iter().zip(&picture).all(|(a, b)| (a - b).abs() < 1e-4 * b.max(1.0)));
-        let one = &tiles(40, 0, 0, axis).unwrap()[0];
-        assert!(add_tile(&mut canvas, picture.view(), one, one).is_err());
+        let picture =
+            Array4::from_shape_fn((2, 3, 40, 52), |(f, c, y, x)| (f * 7 + c * 100 + y * 3 + x) as f32);
+        let grid = Grid::new((40, 52), 20, 7, [axis, axis]).unwrap();
+        assert_eq!((grid.len(), grid.tile_size()), (12, (20, 20)));
+        let [canvas, half] = grid
+            .blend(|rows, columns| {
+                let tile = picture.slice(s![.., .., rows, columns]);
+                Ok([tile.to_owned(), &tile * 0.5])
+            })
+            .unwrap();
+        assert!(canvas.iter().zip(&picture).all(|(a, b)| (a - b).abs() < 1e-6 * b.max(1.0)));
+        assert!(half.iter().zip(&picture).all(|(a, b)| (a - 0.5 * b).abs() < 1e-6 * b.max(1.0)));
+
+        let coarse = grid.shrunk(4);
+        let average = |x: usize| (0..4).map(|i| grid.columns[1].weights[4 * x + i]).sum::<f32>() / 4.0;
+        assert_eq!((coarse.len(), coarse.tile_size()), (12, (5, 5)));
+        assert!((0..5).all(|x| (coarse.columns[1].weights[x] - average(x)).abs() < 1e-6));
+        assert!(coarse.blend(|_, _| Ok([Array4::zeros((1, 3, 20, 20))])).is_err());
     }
 
     #[test]

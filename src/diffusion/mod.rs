@@ -7,4 +7,5 @@ pub mod noise;
 pub mod sampler;
 pub mod schedule;
 pub mod solver;
+pub mod tiled;
 pub mod wavefront;

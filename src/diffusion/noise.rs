@@ -2,8 +2,6 @@
 
 //! Noise as a function of where it is used, so that a frame gets the same noise however a video is cut, seeked or spread over machines.
 
-use std::ops::Range;
-
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -113,49 +111,6 @@ fn sin_cos(w: i32) -> (f32, f32) {
     (s * a, c)
 }
 
-/// The noise of a part of a picture: what [`FrameNoise`] gives for the whole, cut out, so that overlapping spatial tiles agree.
-pub struct NoiseRegion<'a> {
-    noise: &'a dyn Noise,
-    shape: (usize, usize, usize),
-    rows: Range<usize>,
-    columns: Range<usize>,
-}
-
-impl<'a> NoiseRegion<'a> {
-    /// `shape` is the whole picture's latents `[C,h,w]`; `rows` and `columns` are clipped to it.
-    pub fn new(
-        noise: &'a dyn Noise,
-        shape: (usize, usize, usize),
-        rows: Range<usize>,
-        columns: Range<usize>,
-    ) -> Self {
-        let clip = |range: Range<usize>, size: usize| range.start.min(size)..range.end.min(size);
-        Self { noise, shape, rows: clip(rows, shape.1), columns: clip(columns, shape.2) }
-    }
-}
-
-impl Noise for NoiseRegion<'_> {
-    fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
-        let (channels, height, width) = self.shape;
-        if self.columns.is_empty() {
-            return;
-        }
-        if self.rows.len() == height && self.columns.len() == width {
-            return self.noise.fill(frame, step, out);
-        }
-        let mut whole = vec![0.0; channels * height * width];
-        self.noise.fill(frame, step, &mut whole);
-        let mut lines = out.chunks_exact_mut(self.columns.len());
-        for plane in whole.chunks_exact(height * width) {
-            for row in plane.chunks_exact(width).take(self.rows.end).skip(self.rows.start) {
-                if let Some(line) = lines.next() {
-                    line.copy_from_slice(&row[self.columns.clone()]);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,21 +207,6 @@ mod tests {
         for lag in [1, 2, 32, 63, 64, 65, 127, 128, 256] {
             assert!(correlation(&x, &x[lag..]).abs() < limit, "lag {lag}");
             assert!(correlation(&squares(&x), &squares(&x[lag..])).abs() < limit, "lag {lag}");
-        }
-    }
-
-    #[test]
-    fn a_region_is_a_part_of_the_whole() {
-        let noise = FrameNoise::new(3);
-        let whole = draw(3, 9, 1, 2 * 5 * 7);
-        let mut part = vec![0.0; 2 * 3 * 4];
-        NoiseRegion::new(&noise, (2, 5, 7), 1..4, 2..6).fill(9, 1, &mut part);
-        for c in 0..2 {
-            for y in 0..3 {
-                for x in 0..4 {
-                    assert_eq!(part[(c * 3 + y) * 4 + x], whole[(c * 5 + y + 1) * 7 + x + 2]);
-                }
-            }
         }
     }
 }

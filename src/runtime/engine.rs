@@ -164,6 +164,10 @@ impl Model for Engine {
         self.graphs()?.text.embed(tokens, &self.runner)
     }
 
+    fn uses_main_memory(&self) -> bool {
+        self.chosen.provider == Provider::Cpu
+    }
+
     fn evaluations(&self) -> u64 {
         self.runner.stats.runs(Role::Denoiser)
     }

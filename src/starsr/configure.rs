@@ -54,7 +54,7 @@ impl Starsr {
             let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
             check_overload(settings.overload(), upscaler.window_mode())?;
             if let Some(available) = upscaler::memory_of_this_machine() {
-                upscaler.check_memory(available)?;
+                upscaler.fit_memory(available)?;
             }
             self.prompts_set(upscaler.set_prompts(&prompts)?);
             Ok(upscaler)
@@ -80,7 +80,7 @@ impl Starsr {
             }
         };
         let (latency, memory) = (upscaler.latency(), upscaler.memory_estimate());
-        gst::info!(CAT, imp = self, "Frames and latents take at least {} MiB", memory >> 20);
+        gst::info!(CAT, imp = self, "Takes about {} MiB of memory beside the weights", memory >> 20);
         self.with_stream(|s| {
             s.worker = Some(Worker {
                 upscaler,

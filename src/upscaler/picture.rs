@@ -4,13 +4,14 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, Array4, ArrayView3, Axis, Zip, s};
+use ndarray::{Array3, Array4, ArrayView3, Axis, Slice, Zip, s};
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
-use crate::canvas::{Axis as Legal, Canvas, Interpolation, Tile, add_tile, tiles, upscale};
+use crate::canvas::{Axis as Legal, Canvas, Grid, Interpolation, upscale};
 use crate::color::ColorFix;
-use crate::diffusion::noise::{Noise, NoiseRegion, POSTERIOR_STEP};
+use crate::diffusion::noise::{Noise, POSTERIOR_STEP};
+use crate::diffusion::tiled::Tiled;
 use crate::error::Result;
 use crate::model::Model;
 
@@ -20,8 +21,9 @@ use super::settings::Posterior;
 /// The way of a frame of one size to the model and back.
 pub(super) struct Picture {
     canvas: Canvas,
-    rows: Vec<Tile>,
-    columns: Vec<Tile>,
+    /// The tiles, in pixels and in latents.
+    grid: Grid,
+    latent_grid: Grid,
     /// Legal sizes of rows and columns.
     legal: [Legal; 2],
     /// As wanted; small tiles have less.
@@ -30,7 +32,6 @@ pub(super) struct Picture {
     interpolation: Interpolation,
     /// Pixels per latent in each direction.
     factor: usize,
-    latent_channels: usize,
     frames_per_encode: usize,
     posterior: Posterior,
     color_fix: ColorFix,
@@ -52,16 +53,17 @@ impl Picture {
         let tile_size = tile_size.unwrap_or(rules.tile);
         let overlap = tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
         let canvas = Canvas::new(height * scale, width * scale, rules.height, rules.width, rules.padding)?;
+        let legal = [rules.height, rules.width];
+        let grid = Grid::new((canvas.height, canvas.width), tile_size, overlap, legal)?;
         Ok(Self {
-            rows: tiles(canvas.height, tile_size, overlap, rules.height)?,
-            columns: tiles(canvas.width, tile_size, overlap, rules.width)?,
-            legal: [rules.height, rules.width],
+            latent_grid: grid.shrunk(manifest.latent.spatial_factor),
+            grid,
+            legal,
             tile_overlap: tile_overlap.unwrap_or(rules.tile_overlap),
             canvas,
             scale,
             interpolation: rules.upscale,
             factor: manifest.latent.spatial_factor,
-            latent_channels: manifest.latent.channels,
             frames_per_encode: manifest.vae.frames_per_encode,
             posterior,
             color_fix,
@@ -89,15 +91,9 @@ impl Picture {
         (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)
     }
 
-    /// The tiles, row by row.
-    pub(super) fn tiles(&self) -> impl Iterator<Item = (&Tile, &Tile)> {
-        self.rows.iter().flat_map(|rows| self.columns.iter().map(move |columns| (rows, columns)))
-    }
-
     /// Width and height of a tile, in pixels.
     pub(super) fn tile_size(&self) -> (usize, usize) {
-        let longest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.range.len()).max().unwrap_or(0);
-        (longest(&self.columns), longest(&self.rows))
+        self.grid.tile_size()
     }
 
     /// Goes on in tiles of half the size, or of the least legal one; gives that size, `None` where nothing smaller is legal.
@@ -110,20 +106,14 @@ impl Picture {
             return None;
         }
         let overlap = self.tile_overlap.min(size / 4);
-        let smaller = (
-            tiles(self.canvas.height, size, overlap, rows),
-            tiles(self.canvas.width, size, overlap, columns),
-        );
-        let (Ok(rows), Ok(columns)) = smaller else { return None };
-        (self.rows, self.columns) = (rows, columns);
+        self.grid = Grid::new((self.canvas.height, self.canvas.width), size, overlap, self.legal).ok()?;
+        self.latent_grid = self.grid.shrunk(self.factor);
         Some(size)
     }
 
-    /// The part of the whole canvas's noise that belongs to one tile.
-    pub(super) fn noise<'a>(&self, noise: &'a dyn Noise, (rows, columns): (&Tile, &Tile)) -> NoiseRegion<'a> {
-        let latents = |pixels: &Range<usize>| pixels.start / self.factor..pixels.end / self.factor;
-        let whole = (self.latent_channels, self.canvas.height / self.factor, self.canvas.width / self.factor);
-        NoiseRegion::new(noise, whole, latents(&rows.range), latents(&columns.range))
+    /// `model` as a denoiser of the whole canvas.
+    pub(super) fn denoiser<'a>(&'a self, model: &'a mut dyn Model, cancel: &'a Cancel) -> Tiled<'a> {
+        Tiled::new(model, &self.latent_grid, cancel)
     }
 
     /// A frame `[3,h,w]` enlarged, `[3,H,W]` in [0,1].
@@ -143,28 +133,41 @@ impl Picture {
         self.canvas.pad(plain.view())
     }
 
-    /// Latents `[F,C,h,w]` of one tile of prepared frames with the given `numbers`.
+    /// Latents `[F,C,h,w]` of the whole canvas of prepared frames with the given `numbers`.
     pub(super) fn encode(
         &self,
         model: &mut dyn Model,
         prepared: &[Array3<f32>],
         numbers: &[u64],
-        (rows, columns): (&Tile, &Tile),
         noise: &dyn Noise,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
+        let factor = self.factor;
         let mut groups = Vec::new();
         let frames = prepared.chunks(self.frames_per_encode).zip(numbers.chunks(self.frames_per_encode));
         for (group, numbers) in frames {
-            cancel.check()?;
-            let mut pixels = Array4::zeros((group.len(), 3, rows.range.len(), columns.range.len()));
-            for (mut slot, frame) in pixels.axis_iter_mut(Axis(0)).zip(group) {
-                slot.assign(&frame.slice(s![.., rows.range.clone(), columns.range.clone()]));
-            }
+            let tile = |rows: Range<usize>, columns: Range<usize>| {
+                cancel.check()?;
+                let place = s![
+                    ..,
+                    factor * rows.start..factor * rows.end,
+                    factor * columns.start..factor * columns.end
+                ];
+                let pixels: Vec<_> = group.iter().map(|frame| frame.slice(place)).collect();
+                Ok(ndarray::stack(Axis(0), &pixels).unwrap_or_default())
+            };
             groups.push(match self.posterior {
-                Posterior::Mean => model.encode(pixels.view())?,
+                Posterior::Mean => {
+                    let [mean] = self.latent_grid.blend(|rows, columns| {
+                        let pixels = tile(rows, columns)?;
+                        model.encode(pixels.view()).map(|mean| [mean])
+                    })?;
+                    mean
+                }
                 Posterior::Sample => {
-                    let [mean, deviation] = model.encode_posterior(pixels.view())?;
+                    let [mean, deviation] = self
+                        .latent_grid
+                        .blend(|rows, columns| model.encode_posterior(tile(rows, columns)?.view()))?;
                     draw(mean, &deviation, numbers, noise)
                 }
             });
@@ -172,35 +175,33 @@ impl Picture {
         Ok(join(groups))
     }
 
-    /// Adds the frames that `groups` keep of one tile's latents, decoded, to `canvases`, which are empty before the first tile.
+    /// The frames `[3,H,W]` on the canvas that `groups` keep of latents `[F,C,h,w]`, decoded.
     pub(super) fn decode(
         &self,
         model: &mut dyn Model,
         latents: &Array4<f32>,
         groups: impl Iterator<Item = Group>,
-        (rows, columns): (&Tile, &Tile),
-        canvases: &mut Vec<Array3<f32>>,
         cancel: &Cancel,
-    ) -> Result<()> {
-        let whole = self.rows.len() == 1 && self.columns.len() == 1;
-        let mut frame = 0;
+    ) -> Result<Vec<Array3<f32>>> {
+        let factor = self.factor;
+        let mut canvases = Vec::new();
         for Group { decoded, kept } in groups {
-            cancel.check()?;
-            let pixels = model.decode(latents.slice(s![decoded.clone(), .., .., ..]))?;
             let before = kept.start - decoded.start;
-            for pixels in pixels.outer_iter().skip(before).take(kept.len()) {
-                if whole {
-                    canvases.push(pixels.to_owned());
-                    continue;
-                }
-                if frame == canvases.len() {
-                    canvases.push(Array3::zeros((3, self.canvas.height, self.canvas.width)));
-                }
-                add_tile(&mut canvases[frame], pixels, rows, columns)?;
-                frame += 1;
-            }
+            let [pixels] = self.grid.blend(|rows, columns| {
+                cancel.check()?;
+                let place = s![
+                    decoded.clone(),
+                    ..,
+                    rows.start / factor..rows.end / factor,
+                    columns.start / factor..columns.end / factor
+                ];
+                let mut pixels = model.decode(latents.slice(place))?;
+                pixels.slice_axis_inplace(Axis(0), Slice::from(before..before + kept.len()));
+                Ok([pixels])
+            })?;
+            canvases.extend(pixels.outer_iter().map(|frame| frame.to_owned()));
         }
-        Ok(())
+        Ok(canvases)
     }
 
     /// The finished frame `[3,H,W]` in [0,1] of a decoded canvas and the frame `[3,h,w]` that it came from.

@@ -55,7 +55,9 @@ pub struct Settings {
     pub color_fix: Option<ColorFix>,
     /// Blend with the plain upscale: 0 is the plain upscale, 1 the model's picture.
     pub strength: Option<f32>,
-    /// Largest side of a spatial tile in output pixels; 0 processes whole frames.
+    /// Largest side of a spatial tile in output pixels; 0 processes whole frames. `None` also lets [`Upscaler::fit_memory`] choose less.
+    ///
+    /// [`Upscaler::fit_memory`]: super::Upscaler::fit_memory
     pub tile_size: Option<usize>,
     /// Pixels shared by neighbouring tiles.
     pub tile_overlap: Option<usize>,

@@ -10,7 +10,7 @@ use ndarray::{Array3, Array4, Axis};
 use crate::error::{Error, Result};
 use crate::window::{Window, cross_fade};
 
-use super::{Progress, TileWavefront, Upscaler};
+use super::{Progress, Upscaler};
 
 impl Upscaler {
     /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with its neighbours like any other.
@@ -30,7 +30,7 @@ impl Upscaler {
                 self.ready.extend(plain);
                 self.pending.clear();
                 self.first += frames;
-                self.restart_wavefront()?;
+                self.restart_wavefront();
                 frames
             }
         };
@@ -39,7 +39,8 @@ impl Upscaler {
         Ok(bypassed)
     }
 
-    /// Does the next piece of work; false when there is none without further frames. Where memory is too short for it, in smaller tiles.
+    /// Does the next piece of work; false when there is none without further frames. Where memory is too short for it, in smaller tiles:
+    /// a window begins anew then, while a wavefront goes on with the latents it has.
     pub(super) fn advance(&mut self) -> Result<bool> {
         loop {
             let result = match &mut self.progress {
@@ -64,7 +65,6 @@ impl Upscaler {
                 return Err(Error::Memory { graph, reason });
             };
             self.reduced = Some(size);
-            self.restart_wavefront()?;
         }
     }
 
@@ -80,22 +80,19 @@ impl Upscaler {
             .collect::<Result<Vec<_>>>()?;
         let mut clock = lap(&mut self.stats.prepare, clock);
 
-        let mut canvases = Vec::with_capacity(frames.len());
-        for tile in self.picture.tiles() {
-            let model = self.model.as_mut();
-            let noise = self.picture.noise(self.noise.as_ref(), tile);
-            let hint = self.picture.encode(model, &prepared, &numbers, tile, &noise, &self.cancel)?;
-            clock = lap(&mut self.stats.encode, clock);
-            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
-            let restored =
-                self.sampler.sample(&mut *model, hint.view(), &numbers, &noise, conditioning, cancel)?;
-            self.stats.windows += 1;
-            clock = lap(&mut self.stats.sample, clock);
-            let groups = self.groups.all(numbers.len());
-            self.picture.decode(model, &restored, groups, tile, &mut canvases, &self.cancel)?;
-            clock = lap(&mut self.stats.decode, clock);
-        }
+        let (model, noise, cancel) = (self.model.as_mut(), self.noise.as_ref(), &self.cancel);
+        let hint = self.picture.encode(model, &prepared, &numbers, noise, cancel)?;
         drop(prepared);
+        clock = lap(&mut self.stats.encode, clock);
+        let mut denoiser = self.picture.denoiser(model, cancel);
+        let restored =
+            self.sampler.sample(&mut denoiser, hint.view(), &numbers, noise, &self.conditioning, cancel)?;
+        drop(hint);
+        self.stats.windows += 1;
+        clock = lap(&mut self.stats.sample, clock);
+        let canvases = self.picture.decode(model, &restored, self.groups.all(numbers.len()), cancel)?;
+        drop(restored);
+        clock = lap(&mut self.stats.decode, clock);
 
         let finished = canvases.into_iter().zip(self.pending.range(frames));
         let results = finished.map(|(canvas, pending)| self.picture.finish(canvas, pending.low.view()));
@@ -137,48 +134,37 @@ impl Upscaler {
 
     /// Encodes new frames, runs every evaluation that can be run, and decodes what is restored.
     fn advance_wavefront(&mut self) -> Result<bool> {
-        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(false) };
-        let model = self.model.as_mut();
+        let Progress::Wavefront { wavefront, restored, encoded, context } = &mut self.progress else {
+            return Ok(false);
+        };
+        let (model, noise, cancel) = (self.model.as_mut(), self.noise.as_ref(), &self.cancel);
         let mut worked = false;
         for pending in self.pending.range(*encoded..) {
             let clock = Instant::now();
             let prepared = [self.picture.prepare(pending.low.view())?];
             let clock = lap(&mut self.stats.prepare, clock);
-            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let noise = self.picture.noise(self.noise.as_ref(), place);
-                let hint =
-                    self.picture.encode(model, &prepared, &[pending.number], place, &noise, &self.cancel)?;
-                tile.wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
-            }
+            let hint = self.picture.encode(model, &prepared, &[pending.number], noise, cancel)?;
+            wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
             lap(&mut self.stats.encode, clock);
             *encoded += 1;
             worked = true;
         }
 
         let clock = Instant::now();
-        let finishing = self.flushing && !self.pending.is_empty();
-        for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-            if finishing {
-                tile.wavefront.finish();
-            }
-            let noise = self.picture.noise(self.noise.as_ref(), place);
-            let (conditioning, cancel) = (&self.conditioning, &self.cancel);
-            tile.restored.extend(tile.wavefront.advance(&mut *model, &noise, conditioning, cancel)?);
+        if self.flushing && !self.pending.is_empty() {
+            wavefront.finish();
         }
+        let mut denoiser = self.picture.denoiser(model, cancel);
+        restored.extend(wavefront.advance(&mut denoiser, noise, &self.conditioning, cancel)?);
         let mut clock = lap(&mut self.stats.sample, clock);
 
-        loop {
-            let restored = tiles.first().map_or(0, |tile| tile.restored.len());
-            let Some(group) = self.groups.next(*context, restored, self.flushing) else { break };
+        while let Some(group) = self.groups.next(*context, restored.len(), self.flushing) {
             let frames = group.kept.len();
             let forgotten = group.kept.end.saturating_sub(self.groups.overlap());
-            let mut canvases = Vec::with_capacity(frames);
-            for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
-                let latents = stack(tile.restored.range(..group.decoded.end));
-                let groups = std::iter::once(group.clone());
-                self.picture.decode(model, &latents, groups, place, &mut canvases, &self.cancel)?;
-                tile.restored.drain(..forgotten);
-            }
+            let latents = stack(restored.range(..group.decoded.end));
+            let groups = std::iter::once(group.clone());
+            let canvases = self.picture.decode(model, &latents, groups, cancel)?;
+            restored.drain(..forgotten);
             *context = group.kept.end - forgotten;
             clock = lap(&mut self.stats.decode, clock);
             for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
@@ -197,13 +183,13 @@ impl Upscaler {
         self.pending.range(frames).map(|p| self.picture.enlarge(p.low.view())).collect()
     }
 
-    /// Begins anew with the frames that have not come out, in the tiles there are now.
-    fn restart_wavefront(&mut self) -> Result<()> {
-        let Progress::Wavefront { tiles, encoded, context } = &mut self.progress else { return Ok(()) };
-        (*encoded, *context) = (0, 0);
-        let new = || TileWavefront::new(&self.sampler, self.windows);
-        *tiles = self.picture.tiles().map(|_| new()).collect::<Result<_>>()?;
-        Ok(())
+    /// Forgets how far the windows of `Wavefront` are; begins anew with the frames that have not come out.
+    pub(super) fn restart_wavefront(&mut self) {
+        if let Progress::Wavefront { wavefront, restored, encoded, context } = &mut self.progress {
+            (*encoded, *context) = (0, 0);
+            wavefront.reset();
+            restored.clear();
+        }
     }
 }
 

@@ -36,6 +36,8 @@ FRAME_LATENTS = (FLOAT, ["F", CHANNELS, "h", "w"])
 MULTIPLE = WINDOW * 4 * BLOCK
 #: Tiles of this side, in output pixels, keep the memory for a window under about 2 GB; what they share hides their seams.
 TILE, TILE_OVERLAP = 1024, 128
+#: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU.
+TILE_MEMORY = 256
 #: On clips that are nearly clean the full effect sharpens too much; this keeps it above bicubic there.
 STRENGTH = 0.7
 
@@ -80,6 +82,7 @@ def manifest(version: str) -> dict:
             "padding": "edge",
             "tile": TILE,
             "tile_overlap": TILE_OVERLAP,
+            "tile_memory": TILE_MEMORY,
             "height": side,
             "width": side,
         },
