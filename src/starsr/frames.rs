@@ -118,14 +118,17 @@ fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
 /// Bytes behind the frames of [`roomy`].
 const ROOM: usize = 256;
 
-/// A frame with room behind it, for formats of which GStreamer reads and writes whole groups of pixels, beyond the last line.
-fn roomy(info: &gst_video::VideoInfo) -> Result<Option<Writable>, glib::BoolError> {
-    if !info.format_info().is_complex() {
-        return Ok(None);
-    }
+/// A frame with room behind it.
+fn roomy(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
     let buffer = gst::Buffer::with_size(info.size() + ROOM)?;
     let frame = gst_video::VideoFrame::from_buffer_writable(buffer, info);
-    frame.map(Some).map_err(|_| glib::bool_error!("Failed to map a {} frame", info.format()))
+    frame.map_err(|_| glib::bool_error!("Failed to map a {} frame", info.format()))
+}
+
+/// Whether GStreamer would read or write beyond `frame`: of some formats it takes whole groups of pixels, and where a meta says
+/// that the frame is interlaced, which the caps deny, it takes one line of chroma too many.
+fn needs_room<T>(frame: &gst_video::VideoFrameRef<T>) -> bool {
+    frame.format_info().is_complex() || frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED)
 }
 
 /// GStreamer resamples the chroma of 8-bit formats in 8 bits, always rounding up, which colours the picture. So where
@@ -223,6 +226,7 @@ pub(super) struct Reader {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
+    /// Through which frames go that need it.
     room: Option<Writable>,
     scratch: Writable,
 }
@@ -235,7 +239,7 @@ impl Reader {
             info: info.clone(),
             colors: Colors::new(info),
             converter: Converter::new(info, between(info)?, &working, threads)?,
-            room: roomy(info)?,
+            room: None,
             scratch: scratch(&working)?,
         })
     }
@@ -252,6 +256,9 @@ impl Reader {
                 self.info.format()
             )
         })?;
+        if needs_room(&frame) && self.room.is_none() {
+            self.room = Some(roomy(&self.info)?);
+        }
         match &mut self.room {
             Some(room) => {
                 copy(&frame, &mut room.as_mut_video_frame_ref())?;
@@ -325,6 +332,7 @@ pub(super) struct Writer {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
+    /// Through which frames go that need it.
     room: Option<Writable>,
     scratch: Writable,
     /// A row of alpha for pictures that have none.
@@ -345,7 +353,7 @@ impl Writer {
             info: info.clone(),
             colors: Colors::new(info),
             converter: Converter::new(&working, between(info)?, info, threads)?,
-            room: roomy(info)?,
+            room: None,
             scratch: scratch(&working)?,
             opaque: vec![1.0; width],
         })
@@ -396,6 +404,9 @@ impl Writer {
         layout::check(buffer, &self.info)?;
         let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &self.info)
             .map_err(|_| glib::bool_error!("Failed to map the output buffer for writing"))?;
+        if needs_room(&frame) && self.room.is_none() {
+            self.room = Some(roomy(&self.info)?);
+        }
         let scratch = &self.scratch.as_video_frame_ref();
         match &mut self.room {
             Some(room) => {

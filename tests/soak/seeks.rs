@@ -69,15 +69,15 @@ fn resident() -> u64 {
 fn play(frames: u64, seed: u64) {
     rig::init();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let source = "videotestsrc pattern=snow ! capsfilter name=c caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
-    let pipeline = gst::parse::launch(&format!("{source} ! identity name=i ! fakesink name=f sync=false"))
+    let front = "videotestsrc name=v pattern=snow ! capsfilter name=c caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
+    let pipeline = gst::parse::launch(&format!("{front} ! identity name=i ! fakesink name=f sync=false"))
         .unwrap()
         .downcast::<gst::Pipeline>()
         .unwrap();
     let starsr = rig::starsr(4, 1);
     starsr.set_property("strength", 1.0f32);
     pipeline.add(&starsr).unwrap();
-    let [filter, before, sink] = ["c", "i", "f"].map(|name| pipeline.by_name(name).unwrap());
+    let [source, filter, before, sink] = ["v", "c", "i", "f"].map(|name| pipeline.by_name(name).unwrap());
     before.unlink(&sink);
     gst::Element::link_many([&before, &starsr, &sink]).unwrap();
     let account = Shared::default();
@@ -113,11 +113,11 @@ fn play(frames: u64, seed: u64) {
             1 => {
                 // A flush of which the seek's is the end, so that the source stops in between.
                 starsr.static_pad("sink").unwrap().send_event(gst::event::FlushStart::new());
-                pipeline.seek_simple(flags, to).unwrap();
+                source.seek_simple(flags, to).unwrap();
                 seeks += 1;
             }
             _ => {
-                pipeline.seek_simple(flags, to).unwrap();
+                source.seek_simple(flags, to).unwrap();
                 seeks += 1;
             }
         }
@@ -129,7 +129,7 @@ fn play(frames: u64, seed: u64) {
     }
 
     let end = gst::SeekType::Set;
-    pipeline.seek(1.0, flags, end, gst::ClockTime::ZERO, end, rig::FRAME * 50).unwrap();
+    source.seek(1.0, flags, end, gst::ClockTime::ZERO, end, rig::FRAME * 50).unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error];
     let message =
         bus.timed_pop_filtered(gst::ClockTime::from_seconds(120), &awaited).expect("the pipeline hangs");
