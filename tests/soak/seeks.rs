@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Seeks, flushes and changes of caps at any time, in a real pipeline.
+//! Flushing seeks and changes of caps at any time, in a real pipeline.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -69,7 +69,7 @@ fn resident() -> u64 {
 fn play(frames: u64, seed: u64) {
     rig::init();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let front = "videotestsrc name=v pattern=snow ! capsfilter name=c caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
+    let front = "videotestsrc name=v pattern=snow ! capsfilter name=c caps-change-mode=delayed caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
     let pipeline = gst::parse::launch(&format!("{front} ! identity name=i ! fakesink name=f sync=false"))
         .unwrap()
         .downcast::<gst::Pipeline>()
@@ -115,12 +115,6 @@ fn play(frames: u64, seed: u64) {
                     format!("video/x-raw,format={format},width={width},height={height},framerate={rate}");
                 filter.set_property("caps", caps.parse::<gst::Caps>().unwrap());
                 changes += 1;
-            }
-            1 => {
-                // A flush of which the seek's is the end, so that the source stops in between.
-                starsr.static_pad("sink").unwrap().send_event(gst::event::FlushStart::new());
-                source.seek_simple(flags, to).unwrap();
-                seeks += 1;
             }
             _ => {
                 source.seek_simple(flags, to).unwrap();

@@ -11,6 +11,8 @@ struct Plane {
     bytes: u64,
     /// Bytes from one line to the next.
     stride: i64,
+    /// The least that `stride` may be.
+    least: i64,
 }
 
 impl Plane {
@@ -23,26 +25,30 @@ impl Plane {
             // Counts of tiles, across in the low half.
             let tiles = |stride: i32| u64::from(stride as u32 & 0xffff) * u64::from(stride as u32 >> 16);
             let bytes = (size as u64).div_ceil(tiles(usual).max(1));
-            return Self { lines: tiles(stride).max(tiles(usual)), bytes, stride: bytes as i64 };
+            return Self { lines: tiles(stride).max(tiles(usual)), bytes, stride: bytes as i64, least: 0 };
         }
         let components =
             || (0..format.n_components() as usize).filter(|c| format.plane()[*c] as usize == plane);
         let covered = |size: u32, sub: u32| u64::from(size).div_ceil(1 << sub);
         let lines = components().map(|c| covered(info.height(), format.h_sub()[c])).max();
         // A palette belongs to no component.
-        let Some(lines) = lines else { return Self { lines: 1, bytes: size as u64, stride: 0 } };
+        let Some(lines) = lines else { return Self { lines: 1, bytes: size as u64, stride: 0, least: 0 } };
         let widths =
             components().map(|c| format.pixel_stride()[c] as u64 * covered(info.width(), format.w_sub()[c]));
-        // Formats in which pixels share bytes tell no distance between them.
-        let bytes = widths.max().filter(|bytes| !format.is_complex() && *bytes > 0).unwrap_or(usual as u64);
-        Self { lines, bytes: bytes.min(usual as u64), stride: stride.into() }
+        // Formats in which pixels share bytes tell no distance between them; GStreamer copies their whole strides.
+        let bytes = widths.max().filter(|bytes| !format.is_complex() && *bytes > 0);
+        let least = if bytes.is_some() { i64::MIN } else { usual.into() };
+        let bytes = bytes.unwrap_or(usual as u64).min(usual as u64);
+        Self { lines, bytes, stride: stride.into(), least }
     }
 
     /// Whether a plane that begins at `start` lies within `size` bytes.
     fn is_within(&self, start: usize, size: usize) -> bool {
         let first = start as i128;
         let last = first + i128::from(self.stride) * i128::from(self.lines.saturating_sub(1));
-        first.min(last) >= 0 && first.max(last) + i128::from(self.bytes) <= size as i128
+        self.stride >= self.least
+            && first.min(last) >= 0
+            && first.max(last) + i128::from(self.bytes) <= size as i128
     }
 }
 
