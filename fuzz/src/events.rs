@@ -166,7 +166,7 @@ fn set_property(element: &gst::Element, property: u8, value: u8) {
         10 => element.set_property("tile-size", number),
         11 => element.set_property("tile-overlap", i32::from(value) - 1),
         12 => element.set_property("scale", number % 9),
-        13 => element.set_property("scene-detection", value % 2 == 0),
+        13 => element.set_property("scene-detection", value.is_multiple_of(2)),
         14 => element.set_property_from_str("overload", ["block", "bypass"][usize::from(value % 2)]),
         15 => element.set_property("decode-overlap", i32::from(value % 4) - 1),
         16 => {

@@ -68,13 +68,13 @@ fn buffer(frame: &Frame, info: &gst_video::VideoInfo) -> (gst::Buffer, bool) {
         }
         Layout::Meta { format, size, planes: count, offsets: places, strides: lengths } => {
             let count = usize::from(count % 4) + 1;
-            let format = if format % 8 == 0 { super::format(*format) } else { info.format() };
+            let format = if format.is_multiple_of(8) { super::format(*format) } else { info.format() };
             let size = match *size {
                 (0, _) => (u32::from(size.0) + 1, u32::from(size.1) + 1),
                 (_, 0) => (info.width() + 1, info.height() + 1),
                 _ => (info.width(), info.height()),
             };
-            let count = if frame.fill % 8 == 0 { count } else { planes };
+            let count = if frame.fill.is_multiple_of(8) { count } else { planes };
             let places = (0..count).map(|p| {
                 let place = offsets.get(p).copied().unwrap_or(0);
                 place.saturating_add_signed(places[p].into())
