@@ -17,6 +17,7 @@ RUNTIME := $(CACHE)/onnxruntime
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 UPSCALE := $(RELEASE)/examples/upscale
 SAMPLE := $(CACHE)/sample.mp4
+FUZZ := $(CACHE)/cargo-fuzz/bin/cargo-fuzz
 CARGO_BUILD := cargo build --release --locked --lib --example upscale
 
 PLUGIN_DIR = $(DESTDIR)$(shell pkg-config --variable=pluginsdir gstreamer-1.0)
@@ -56,9 +57,19 @@ build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model b
 bench: build ## run the benchmarks, with cargo's arguments in ARGS
 	cargo bench --locked $(ARGS)
 
-.PHONY: soak
-soak: build ## run the plugin for a long time and watch its memory
+.PHONY: soak valgrind
+soak: build ## run the plugin for a long time and watch its memory, its frames and their times
 	tools/soak $(ARGS)
+	cargo test --release --locked --test soak -- --ignored --exact --nocapture --test-threads 1 seeks::long times::long
+
+valgrind: build ## run short pipelines under valgrind
+	@command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }
+	cargo --config 'target."cfg(all())".runner = "tools/valgrind"' test --release --locked --test soak -- \
+	  --ignored --exact --nocapture leaks::play_case
+
+.PHONY: fuzz
+fuzz: build $(FUZZ) ## look for inputs that break the element: TARGETS ("manifest caps events frames"), each for SECONDS (600)
+	tools/fuzz $(FUZZ) $(RUNTIME) $(CACHE)/fuzz $(or $(SECONDS),600) $(or $(TARGETS),manifest caps events frames)
 
 .PHONY: lint
 lint: system ## check format, lints and the commands in README.md
@@ -107,6 +118,9 @@ distclean: clean ## remove what was built and what was downloaded
 .PHONY: system
 system:
 	@tools/install-system
+
+$(FUZZ):
+	cargo install cargo-fuzz --version 0.13.2 --locked --root $(CACHE)/cargo-fuzz
 
 $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(RUNTIME)

@@ -100,6 +100,21 @@ impl Starsr {
         Ok(())
     }
 
+    /// Tells of caps that cannot be those of frames; the base class refuses them without a word.
+    pub(super) fn check_caps(&self, caps: &gst::Caps) {
+        let none = gst::Caps::new_empty();
+        if gst_video::VideoInfo::from_caps(caps).is_ok() || self.is_refused(caps, &none) {
+            return;
+        }
+        self.refuse(caps, &none);
+        gst::element_imp_error!(
+            self,
+            gst::CoreError::Negotiation,
+            ("There are no frames of {caps}: they would be larger than the 2 GiB that GStreamer allows, or one of the values is \
+                 wrong. Give starsr smaller frames, or put a capsfilter with the right values in front")
+        );
+    }
+
     /// Whether these caps were refused last.
     pub(super) fn is_refused(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> bool {
         self.with_stream(|s| s.refused.as_ref().is_some_and(|(i, o)| i == incaps && o == outcaps))

@@ -11,6 +11,8 @@ use gst::glib;
 use gst_video::prelude::*;
 use ndarray::Array3;
 
+mod layout;
+
 const BYTES_PER_PIXEL: usize = 8;
 
 type Writable = gst_video::VideoFrame<gst_video::video_frame::Writable>;
@@ -113,6 +115,22 @@ fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
         .map_err(|_| glib::bool_error!("Failed to map a {}x{} working frame", info.width(), info.height()))
 }
 
+/// Bytes behind the frames of [`roomy`].
+const ROOM: usize = 256;
+
+/// A frame with room behind it.
+fn roomy(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
+    let buffer = gst::Buffer::with_size(info.size() + ROOM)?;
+    let frame = gst_video::VideoFrame::from_buffer_writable(buffer, info);
+    frame.map_err(|_| glib::bool_error!("Failed to map a {} frame", info.format()))
+}
+
+/// Whether GStreamer would read or write beyond `frame`: of some formats it takes whole groups of pixels, and where a meta says
+/// that the frame is interlaced, which the caps deny, it takes one line of chroma too many.
+fn needs_room<T>(frame: &gst_video::VideoFrameRef<T>) -> bool {
+    frame.format_info().is_complex() || frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED)
+}
+
 /// GStreamer resamples the chroma of 8-bit formats in 8 bits, always rounding up, which colours the picture. So where
 /// there is one, the deepest format with the same subsampling goes between; 12 bits lose at most a 16th of a level,
 /// and the 10 that there are with alpha a quarter.
@@ -208,6 +226,8 @@ pub(super) struct Reader {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
+    /// Through which frames go that need it.
+    room: Option<Writable>,
     scratch: Writable,
 }
 
@@ -219,12 +239,14 @@ impl Reader {
             info: info.clone(),
             colors: Colors::new(info),
             converter: Converter::new(info, between(info)?, &working, threads)?,
+            room: None,
             scratch: scratch(&working)?,
         })
     }
 
     /// The picture of `buffer`.
     pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<Picture, glib::BoolError> {
+        layout::check(buffer, &self.info)?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             glib::bool_error!(
                 "a buffer of {} bytes does not hold a {}x{} {} frame",
@@ -234,7 +256,16 @@ impl Reader {
                 self.info.format()
             )
         })?;
-        self.converter.frame(&frame, &mut self.scratch.as_mut_video_frame_ref());
+        if needs_room(&frame) && self.room.is_none() {
+            self.room = Some(roomy(&self.info)?);
+        }
+        match &mut self.room {
+            Some(room) => {
+                copy(&frame, &mut room.as_mut_video_frame_ref())?;
+                self.converter.frame(&room.as_video_frame_ref(), &mut self.scratch.as_mut_video_frame_ref());
+            }
+            None => self.converter.frame(&frame, &mut self.scratch.as_mut_video_frame_ref()),
+        }
         drop(frame);
 
         let (width, height) = (self.info.width() as usize, self.info.height() as usize);
@@ -301,6 +332,8 @@ pub(super) struct Writer {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
+    /// Through which frames go that need it.
+    room: Option<Writable>,
     scratch: Writable,
     /// A row of alpha for pictures that have none.
     opaque: Vec<f32>,
@@ -320,6 +353,7 @@ impl Writer {
             info: info.clone(),
             colors: Colors::new(info),
             converter: Converter::new(&working, between(info)?, info, threads)?,
+            room: None,
             scratch: scratch(&working)?,
             opaque: vec![1.0; width],
         })
@@ -367,11 +401,29 @@ impl Writer {
                 }
             }
         }
+        layout::check(buffer, &self.info)?;
         let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &self.info)
             .map_err(|_| glib::bool_error!("Failed to map the output buffer for writing"))?;
-        self.converter.frame(&self.scratch.as_video_frame_ref(), &mut frame);
+        if needs_room(&frame) && self.room.is_none() {
+            self.room = Some(roomy(&self.info)?);
+        }
+        let scratch = &self.scratch.as_video_frame_ref();
+        match &mut self.room {
+            Some(room) => {
+                self.converter.frame(scratch, &mut room.as_mut_video_frame_ref());
+                copy(&room.as_video_frame_ref(), &mut frame)?;
+            }
+            None => self.converter.frame(scratch, &mut frame),
+        }
         Ok(())
     }
+}
+
+fn copy<T>(
+    from: &gst_video::VideoFrameRef<T>,
+    to: &mut gst_video::VideoFrameRef<&mut gst::BufferRef>,
+) -> Result<(), glib::BoolError> {
+    from.copy(to).map_err(|_| glib::bool_error!("Failed to copy a {} frame", to.format()))
 }
 
 fn write_alpha(row: &mut [u8], alpha: &[f32], (a, b): (f32, f32)) {

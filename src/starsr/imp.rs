@@ -382,7 +382,10 @@ impl BaseTransformImpl for Starsr {
                 forwarded
             }
             // Leads to set_info, which drains where they differ.
-            EventView::Caps(_) => self.parent_sink_event(event),
+            EventView::Caps(caps) => {
+                self.check_caps(&caps.caps_owned());
+                self.parent_sink_event(event)
+            }
             EventView::Segment(segment) => {
                 let segment = segment.segment();
                 if !self.is_same_segment(segment) {

@@ -107,6 +107,57 @@ fn padded_strides_are_read_and_written() {
     assert_eq!(bytes(&buffers[0]), bytes(&buffers[1]));
 }
 
+/// A video meta is upstream's word only: GStreamer itself would read wherever it points.
+#[test]
+fn planes_outside_the_buffer_are_an_error() {
+    type Layout = (gst_video::VideoFormat, (u32, u32), [usize; 3], [i32; 3]);
+    let right: Layout = (gst_video::VideoFormat::I420, (16, 8), [0, 128, 160], [16, 8, 8]);
+    let wrong: [(&str, Layout); 7] = [
+        ("plane 0", (right.0, right.1, [1 << 40, 128, 160], right.3)),
+        ("plane 2", (right.0, right.1, [0, 128, 161], right.3)),
+        ("plane 1", (right.0, right.1, right.2, [16, 1 << 20, 8])),
+        ("plane 0", (right.0, right.1, right.2, [-16, 8, 8])),
+        ("16x9", (right.0, (16, 9), right.2, right.3)),
+        ("32x8", (right.0, (32, 8), right.2, right.3)),
+        ("Y42B", (gst_video::VideoFormat::Y42b, right.1, right.2, right.3)),
+    ];
+    // The first plane upside down and the last one without the end of its last line, which nobody reads.
+    let unusual = (right.0, right.1, [112, 128, 160], [-16, 8, 9]);
+    for (word, (format, (width, height), offsets, strides)) in
+        wrong.into_iter().map(|(word, layout)| (Some(word), layout)).chain([(None, right), (None, unusual)])
+    {
+        let rig = Rig::new(starsr(1, 0), None);
+        rig.start(CAPS);
+        let mut buffer = gst::Buffer::from_mut_slice(vec![90u8; if strides[2] == 9 { 195 } else { 192 }]);
+        let (b, flags) = (buffer.make_mut(), gst_video::VideoFrameFlags::empty());
+        gst_video::VideoMeta::add_full(b, flags, format, width, height, &offsets, &strides).unwrap();
+        let (flow, errors) = (rig.push(buffer), rig.errors());
+        match word {
+            None => assert_eq!((flow, rig.buffers().len()), (Ok(gst::FlowSuccess::Ok), 1), "{errors:?}"),
+            Some(word) => {
+                assert_eq!(flow, Err(gst::FlowError::Error), "{word}");
+                assert!(errors.len() == 1 && errors[0].contains(word), "{word}: {errors:?}");
+            }
+        }
+    }
+    // Fewer planes than the format has, and planes in memories of their own, of which one is short.
+    let rig = Rig::new(starsr(1, 0), None);
+    rig.start(CAPS);
+    for (planes, sizes, right) in
+        [(2, [128, 32, 32], false), (3, [128, 32, 31], false), (3, [128, 32, 32], true)]
+    {
+        let mut buffer = gst::Buffer::new();
+        let (b, flags) = (buffer.make_mut(), gst_video::VideoFrameFlags::empty());
+        for size in sizes {
+            b.append_memory(gst::Memory::from_mut_slice(vec![90u8; size]));
+        }
+        let (offsets, strides) = (&[0, 128, 160][..planes], &[16, 8, 8][..planes]);
+        gst_video::VideoMeta::add_full(b, flags, gst_video::VideoFormat::I420, 16, 8, offsets, strides)
+            .unwrap();
+        assert_eq!(rig.push(buffer).is_ok(), right, "{planes} planes of {sizes:?}: {:?}", rig.errors());
+    }
+}
+
 #[test]
 fn each_frame_keeps_its_metas_scaled() {
     let rig = Rig::started(8, 2);

@@ -309,10 +309,13 @@ fn sizes_that_cannot_work_are_refused_with_the_numbers() {
         ("width=8000,height=8000", ["8000x8000", "GiB"]),
         ("width=16000,height=16000", ["64000x64000", "2 GiB"]),
         ("width=20000,height=8", ["80000", "65536"]),
+        ("width=50000,height=50000", ["width=(int)50000", "2 GiB"]),
     ] {
         let rig = Rig::new(starsr(64, 1), None);
         rig.start(&CAPS.replace("width=16,height=8", size));
-        assert_eq!(rig.push(frame(0)), Err(gst::FlowError::NotNegotiated));
+        for k in 0..3 {
+            assert_eq!(rig.push(frame(k)), Err(gst::FlowError::NotNegotiated));
+        }
         let errors = rig.errors();
         assert!(errors.len() == 1 && parts.iter().all(|part| errors[0].contains(part)), "{errors:?}");
     }

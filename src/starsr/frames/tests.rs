@@ -4,6 +4,9 @@ use ndarray::Axis;
 
 use super::*;
 
+#[path = "../../../tests/fixtures/guarded.rs"]
+mod guarded;
+
 const SIZE: (usize, usize) = (66, 50);
 
 /// Smooth colours in the middle of the range, grey where `info` is, as `[3,h,w]`.
@@ -243,4 +246,27 @@ fn a_short_buffer_is_an_error() {
     let short = gst::Buffer::with_size(info.size() / 2).unwrap();
     let error = Reader::new(&info, 1).unwrap().read(&short).unwrap_err();
     assert!(error.message.contains("66x50"), "{error}");
+}
+
+/// GStreamer's functions for some formats work on groups of pixels, whatever the width. Beyond these buffers is a crash.
+#[test]
+fn nothing_outside_a_buffer_is_touched() {
+    gst::init().unwrap();
+    for format in gst_video::VideoFormat::iter_raw() {
+        for (width, height) in (1..=28).flat_map(|width| [1, 2, 3, 6].map(|height| (width, height))) {
+            let info = gst_video::VideoInfo::builder(format, width, height).build().unwrap();
+            for flags in [gst_video::VideoFrameFlags::empty(), gst_video::VideoFrameFlags::INTERLACED] {
+                let guarded = || {
+                    let mut buffer = gst::Buffer::new();
+                    let b = buffer.make_mut();
+                    b.append_memory(gst::Memory::from_mut_slice(guarded::Guarded::new(info.size(), 77)));
+                    gst_video::VideoMeta::add_from_info(b, flags, &info).unwrap();
+                    buffer
+                };
+                let picture = Reader::new(&info, 1).unwrap().read(&guarded()).unwrap();
+                let size = (width as usize, height as usize);
+                Writer::new(&info, size, 1).unwrap().write(&picture, guarded().make_mut()).unwrap();
+            }
+        }
+    }
 }

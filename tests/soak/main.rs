@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What shows only after a long time: memory that grows, frames that get lost, times that drift, objects that leak.
+//! `make soak` runs the long versions. Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+#![cfg(target_os = "linux")]
+
+use std::process::{Command, Output};
+
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+mod leaks;
+#[allow(dead_code)]
+#[path = "../element/rig.rs"]
+mod rig;
+mod seeks;
+mod times;
+
+/// Runs one of the ignored tests in a process of its own.
+fn child(test: &str, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored", "--nocapture"]).envs(variables.iter().copied());
+    command.output().unwrap()
+}
