@@ -52,12 +52,13 @@ impl Plane {
     }
 }
 
-/// Fails where the video meta of `buffer`, if there is one, is of another frame than `info` or tells of planes that are not in
+/// Fails where the video meta of `buffer`, if there is one, is of a smaller or another frame than `info` or tells of planes that are not in
 /// the buffer.
 pub(super) fn check(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Result<(), glib::BoolError> {
     let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
     let (width, height, format) = (meta.width(), meta.height(), meta.format());
-    if (width, height, format) != (info.width(), info.height(), info.format()) {
+    // A frame of which the caps show a part may be larger.
+    if width < info.width() || height < info.height() || format != info.format() {
         return Err(glib::bool_error!(
             "its video meta is of {width}x{height} {format}, the caps are of {}x{} {}",
             info.width(),
