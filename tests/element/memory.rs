@@ -117,8 +117,8 @@ fn planes_outside_the_buffer_are_an_error() {
         ("plane 2", (right.0, right.1, [0, 128, 161], right.3)),
         ("plane 1", (right.0, right.1, right.2, [16, 1 << 20, 8])),
         ("plane 0", (right.0, right.1, right.2, [-16, 8, 8])),
-        ("16x9", (right.0, (16, 9), right.2, right.3)),
-        ("32x8", (right.0, (32, 8), right.2, right.3)),
+        ("16x7", (right.0, (16, 7), right.2, right.3)),
+        ("15x8", (right.0, (15, 8), right.2, right.3)),
         ("Y42B", (gst_video::VideoFormat::Y42b, right.1, right.2, right.3)),
     ];
     // The first plane upside down and the last one without the end of its last line, which nobody reads.
@@ -140,6 +140,18 @@ fn planes_outside_the_buffer_are_an_error() {
             }
         }
     }
+    // The caps show the upper left part of a larger frame.
+    let rig = Rig::new(starsr(1, 0), None);
+    rig.start(CAPS);
+    let mut larger = gst::Buffer::from_mut_slice(
+        (0..768).map(|i| if i < 512 && i % 32 < 16 { 90 } else { 128 }).collect::<Vec<u8>>(),
+    );
+    let (b, flags) = (larger.make_mut(), gst_video::VideoFrameFlags::empty());
+    gst_video::VideoMeta::add_full(b, flags, right.0, 32, 16, &[0, 512, 640], &[32, 16, 16]).unwrap();
+    rig.push(larger).unwrap();
+    rig.push(gst::Buffer::from_mut_slice([vec![90; 128], vec![128; 64]].concat())).unwrap();
+    let [larger, plain] = &rig.buffers()[..] else { panic!("{:?}", rig.errors()) };
+    assert!(larger.size() == 64 * 32 * 3 / 2 && bytes(larger) == bytes(plain));
     // Fewer planes than the format has, and planes in memories of their own, of which one is short.
     let rig = Rig::new(starsr(1, 0), None);
     rig.start(CAPS);

@@ -127,7 +127,7 @@ fn the_log_tells_the_story() {
         (gst::DebugLevel::Info, "Loaded tiny on cpu"),
         (gst::DebugLevel::Info, "becomes video/x-raw"),
         (gst::DebugLevel::Info, "Latency is"),
-        (gst::DebugLevel::Info, "take at least"),
+        (gst::DebugLevel::Info, "of memory beside the weights"),
         (gst::DebugLevel::Debug, "Restored from"),
         (gst::DebugLevel::Debug, "A scene begins"),
         (gst::DebugLevel::Debug, "Draining"),
