@@ -30,9 +30,10 @@ impl Plane {
         let components =
             || (0..format.n_components() as usize).filter(|c| format.plane()[*c] as usize == plane);
         let covered = |size: u32, sub: u32| u64::from(size).div_ceil(1 << sub);
-        let lines = components().map(|c| covered(info.height(), format.h_sub()[c])).max();
-        // A palette belongs to no component.
-        let Some(lines) = lines else { return Self { lines: 1, bytes: size as u64, stride: 0, least: 0 } };
+        if format.has_palette() && plane > 0 {
+            return Self { lines: 1, bytes: size as u64, stride: 0, least: 0 };
+        }
+        let lines = components().map(|c| covered(info.height(), format.h_sub()[c])).max().unwrap_or(0);
         let widths =
             components().map(|c| format.pixel_stride()[c] as u64 * covered(info.width(), format.w_sub()[c]));
         // Formats in which pixels share bytes tell no distance between them; GStreamer copies their whole strides.
