@@ -53,6 +53,10 @@ build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model b
 	@$(CARGO_BUILD)
 	@tools/stage $(RUNTIME) models/nano $(RELEASE)
 
+.PHONY: docs
+docs: build ## write the tables of docs/element.md from the code
+	STARSR_WRITE_DOCS=1 cargo test --release --locked --test documentation
+
 .PHONY: bench
 bench: build ## run the benchmarks, with cargo's arguments in ARGS
 	cargo bench --locked $(ARGS)

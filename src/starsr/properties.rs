@@ -168,7 +168,7 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
         uint(
             "tile-size",
             "Tile size",
-            "Largest side in output pixels that is processed at once, to save memory; 0: the bundle's",
+            "Largest side in output pixels that is processed at once, to save memory; 0: the bundle's, or less where memory is short",
             32768,
         ),
         int(
@@ -199,8 +199,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser), bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes that \
-                 frames and latents take at least), prompt-tokens-cut (guint64); time-convert-in, time-upscale \
+                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser), bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes of \
+                 frames, latents and graphs, without weights), prompt-tokens-cut (guint64); time-convert-in, time-upscale \
                  and in it time-prepare, time-encode, time-sample, time-decode, time-finish, then time-convert-out, and \
                  time-onnxruntime (guint64, ns); model, provider, device, onnxruntime-version (string)",
             )
