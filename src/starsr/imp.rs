@@ -173,7 +173,7 @@ impl Starsr {
     pub(super) fn load(&self, settings: &Settings) -> Result<model::Loaded, Error> {
         let plugin = self.obj().factory().and_then(|f| f.plugin()).and_then(|p| p.filename());
         self.progress(gst::ProgressType::Start, "Loading the model");
-        let loaded = model::load(settings, plugin.as_deref(), &self.cancel);
+        let loaded = model::load(settings, plugin, &self.cancel);
         match &loaded {
             Ok(loaded) => {
                 gst::info!(CAT, imp = self, "Loaded {} on {}", loaded.manifest.name, loaded.provider);
@@ -191,6 +191,32 @@ impl ObjectSubclass for Starsr {
     const NAME: &'static str = "GstStarsr";
     type Type = super::Starsr;
     type ParentType = gst_video::VideoFilter;
+
+    fn class_init(klass: &mut Self::Class) {
+        // SAFETY: the class of a subclass of GstElement begins with that of GstElement, and is not in use yet.
+        let class = unsafe { &mut *std::ptr::from_mut(klass).cast::<gst::ffi::GstElementClass>() };
+        class.set_state = Some(set_state);
+    }
+}
+
+/// Stops what runs before it waits for its turn to change the state: while another thread loads the model it would wait long.
+/// `change_state`, which alone the bindings know, comes after the wait.
+unsafe extern "C" fn set_state(
+    element: *mut gst::ffi::GstElement,
+    state: gst::ffi::GstState,
+) -> gst::ffi::GstStateChangeReturn {
+    // SAFETY: GStreamer calls this with an instance of the class that has it; the parent class outlives it.
+    unsafe {
+        if state <= gst::ffi::GST_STATE_READY {
+            let instance = &*element.cast::<<Starsr as ObjectSubclass>::Instance>();
+            instance.imp().interrupt(|i| i.stopping = true);
+        }
+        let parent = Starsr::type_data().as_ref().parent_class().cast::<gst::ffi::GstElementClass>();
+        match (*parent).set_state {
+            Some(set_state) => set_state(element, state),
+            None => gst::ffi::GST_STATE_CHANGE_FAILURE,
+        }
+    }
 }
 
 impl ObjectImpl for Starsr {
@@ -345,6 +371,7 @@ impl BaseTransformImpl for Starsr {
         is_discont: bool,
         inbuf: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.configure_if_interrupted()?;
         self.before_input(&inbuf)?;
         self.parent_submit_input_buffer(is_discont, inbuf)
     }
@@ -466,6 +493,11 @@ impl VideoFilterImpl for Starsr {
         if !self.is_refused(incaps, outcaps) {
             gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
             let Err(message) = self.configure(in_info, out_info) else { return Ok(()) };
+            if self.cancel.is_set() {
+                // Nothing is wrong with the caps; what comes next goes on with them.
+                self.with_stream(|s| s.interrupted = Some((in_info.clone(), out_info.clone())));
+                return Ok(());
+            }
             self.refuse(incaps, outcaps);
             self.post_error_message(message);
         }

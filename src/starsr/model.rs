@@ -3,7 +3,9 @@
 //! Opening the bundle that the settings name and loading its graphs.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use crate::bundle::{Bundle, Manifest};
 use crate::cancel::Cancel;
@@ -53,8 +55,30 @@ pub(super) struct Loaded {
     pub(super) runtime: String,
 }
 
-/// Loads the model that `settings` name. `cancel` stops it with [`Error::Cancelled`].
-pub(super) fn load(settings: &Settings, plugin: Option<&Path>, cancel: &Cancel) -> Result<Loaded> {
+/// How often one that waits for the model looks whether it should stop.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Loads the model that `settings` name. `cancel` stops it with [`Error::Cancelled`], at once: ONNX Runtime does not stop while it
+/// loads a graph, so that is done in a thread of its own, which is left to end when it can.
+pub(super) fn load(settings: &Settings, plugin: Option<PathBuf>, cancel: &Cancel) -> Result<Loaded> {
+    let failed = |reason| Error::Inference { graph: "loading the model".into(), reason };
+    let (tell, loaded) = mpsc::channel();
+    let work = {
+        let (settings, cancel) = (settings.clone(), cancel.clone());
+        move || tell.send(load_now(&settings, plugin.as_deref(), &cancel))
+    };
+    let thread = thread::Builder::new().name("starsr-load".into()).spawn(work);
+    thread.map_err(|e| failed(format!("no thread could be started: {e}")))?;
+    loop {
+        match loaded.recv_timeout(POLL) {
+            Ok(loaded) => return loaded,
+            Err(mpsc::RecvTimeoutError::Timeout) => cancel.check()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed("its thread has ended".into())),
+        }
+    }
+}
+
+fn load_now(settings: &Settings, plugin: Option<&Path>, cancel: &Cancel) -> Result<Loaded> {
     let near = near(plugin);
     let bundle = Bundle::open_with(&Bundle::locate(settings.model_path.as_deref(), &near)?, cancel)?;
     runtime::set_logger(log_level(), log);

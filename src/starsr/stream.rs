@@ -79,6 +79,8 @@ pub(super) struct Stream {
     stale_flow: bool,
     /// Caps of the sink and source pad whose refusal was reported.
     pub(super) refused: Option<(gst::Caps, gst::Caps)>,
+    /// Formats for which setting up was told to stop.
+    pub(super) interrupted: Option<(gst_video::VideoInfo, gst_video::VideoInfo)>,
 }
 
 impl Stream {
@@ -98,6 +100,7 @@ impl Stream {
             drained: None,
             stale_flow: false,
             refused: None,
+            interrupted: None,
         }
     }
 

@@ -10,7 +10,7 @@ use ndarray::{Array3, Array4, Axis};
 use crate::error::{Error, Result};
 use crate::window::{Window, cross_fade};
 
-use super::{Progress, TileWavefront, Upscaler};
+use super::{Pending, Progress, TileWavefront, Upscaler};
 
 impl Upscaler {
     /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with its neighbours like any other.
@@ -76,7 +76,7 @@ impl Upscaler {
         let prepared = self
             .pending
             .range(frames.clone())
-            .map(|p| self.picture.prepare(p.low.view()))
+            .map(|p| self.picture.prepare(p.low.view(), &self.cancel))
             .collect::<Result<Vec<_>>>()?;
         let mut clock = lap(&mut self.stats.prepare, clock);
 
@@ -98,7 +98,9 @@ impl Upscaler {
         drop(prepared);
 
         let finished = canvases.into_iter().zip(self.pending.range(frames));
-        let results = finished.map(|(canvas, pending)| self.picture.finish(canvas, pending.low.view()));
+        let finish =
+            |(canvas, pending): (_, &Pending)| self.picture.finish(canvas, pending.low.view(), &self.cancel);
+        let results = finished.map(finish);
         let results = results.collect::<Result<Vec<_>>>()?;
         if let Progress::Blend { closed, .. } = &mut self.progress {
             closed.pop_front();
@@ -142,7 +144,7 @@ impl Upscaler {
         let mut worked = false;
         for pending in self.pending.range(*encoded..) {
             let clock = Instant::now();
-            let prepared = [self.picture.prepare(pending.low.view())?];
+            let prepared = [self.picture.prepare(pending.low.view(), &self.cancel)?];
             let clock = lap(&mut self.stats.prepare, clock);
             for (tile, place) in tiles.iter_mut().zip(self.picture.tiles()) {
                 let noise = self.picture.noise(self.noise.as_ref(), place);
@@ -182,7 +184,7 @@ impl Upscaler {
             *context = group.kept.end - forgotten;
             clock = lap(&mut self.stats.decode, clock);
             for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
-                self.ready.push_back(self.picture.finish(canvas, pending.low.view())?);
+                self.ready.push_back(self.picture.finish(canvas, pending.low.view(), &self.cancel)?);
             }
             clock = lap(&mut self.stats.finish, clock);
             *encoded -= frames;
@@ -194,7 +196,8 @@ impl Upscaler {
 
     /// Pending frames enlarged without the model.
     fn plain(&self, frames: Range<usize>) -> Result<Vec<Array3<f32>>> {
-        self.pending.range(frames).map(|p| self.picture.enlarge(p.low.view())).collect()
+        let enlarge = |p: &Pending| self.cancel.check().and_then(|()| self.picture.enlarge(p.low.view()));
+        self.pending.range(frames).map(enlarge).collect()
     }
 
     /// Begins anew with the frames that have not come out, in the tiles there are now.

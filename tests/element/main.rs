@@ -21,3 +21,4 @@ mod pipelines;
 mod prompts;
 mod rig;
 mod scenes;
+mod shutdown;
