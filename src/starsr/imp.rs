@@ -437,6 +437,7 @@ impl BaseTransformImpl for Starsr {
                 // Nothing comes after a still frame for a while.
                 if gst_video::StillFrameEvent::parse(&event).is_ok_and(|still| still.in_still) {
                     self.drain_for_event();
+                    return self.parent_sink_event(event);
                 }
                 match self.park(event) {
                     Some(event) => self.parent_sink_event(event),

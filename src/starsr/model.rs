@@ -65,7 +65,10 @@ pub(super) fn load(settings: &Settings, plugin: Option<PathBuf>, cancel: &Cancel
     let (tell, loaded) = mpsc::channel();
     let work = {
         let (settings, cancel) = (settings.clone(), cancel.clone());
-        move || tell.send(load_now(&settings, plugin.as_deref(), &cancel))
+        move || {
+            // Nobody listens where it was given up.
+            let _ = tell.send(load_now(&settings, plugin.as_deref(), &cancel));
+        }
     };
     let thread = thread::Builder::new().name("starsr-load".into()).spawn(work);
     thread.map_err(|e| failed(format!("no thread could be started: {e}")))?;

@@ -6,19 +6,24 @@
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod allocation;
 mod bypass;
 mod cancelling;
+mod changes;
 mod errors;
 mod events;
 mod flow;
 mod formats;
 mod latency;
+mod live;
 mod matrix;
 mod memory;
 mod negotiation;
 mod observing;
 mod pipelines;
 mod prompts;
+mod real;
 mod rig;
 mod scenes;
 mod shutdown;
+mod tracing;

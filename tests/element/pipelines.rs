@@ -26,7 +26,7 @@ pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
 
 /// Waits for the end, and has the latency distributed anew where an element asks for it, as gst-launch and playbin do.
 #[track_caller]
-fn wait_for_end(pipeline: &gst::Pipeline) {
+pub fn wait_for_end(pipeline: &gst::Pipeline) {
     let bus = pipeline.bus().unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Latency];
     loop {
@@ -78,7 +78,7 @@ pub fn times(seen: &Seen) -> Vec<Option<gst::ClockTime>> {
 }
 
 /// An MP4 of `frames` frames, 64x48, and with sound if asked for.
-fn make_clip(path: &std::path::Path, frames: u32, sound: bool) {
+pub fn make_clip(path: &std::path::Path, frames: u32, sound: bool) {
     let audio = if sound {
         format!(
             "audiotestsrc num-buffers={} samplesperbuffer=1920 ! audio/x-raw,rate=48000 ! avenc_aac ! m. ",
