@@ -87,9 +87,11 @@ enum Progress {
         next: usize,
         /// Frames of the last window that the next one covers too.
         tail: VecDeque<Array3<f32>>,
+        /// Whether the last window was not restored by the model.
+        plain_tail: bool,
     },
     Wavefront {
-        wavefront: Wavefront,
+        wavefront: Box<Wavefront>,
         /// Restored latents: those that later groups need as context, then those that wait to be decoded.
         restored: VecDeque<Array3<f32>>,
         /// Frames that have been encoded, counted from the first pending one.
@@ -159,10 +161,11 @@ impl Upscaler {
                     closed: VecDeque::new(),
                     next: 0,
                     tail: VecDeque::new(),
+                    plain_tail: false,
                 },
             ),
             WindowMode::Wavefront => {
-                let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?;
+                let wavefront = Wavefront::new(sampler.clone(), windows.length(), windows.overlap())?.into();
                 let latency = windows.latency(sampler.evaluations()) + groups.latency();
                 let restored = VecDeque::new();
                 (latency, Progress::Wavefront { wavefront, restored, encoded: 0, context: 0 })
@@ -339,7 +342,7 @@ impl Upscaler {
         self.first = 0;
         self.flushing = false;
         match &mut self.progress {
-            Progress::Blend { planner, closed, next, tail } => {
+            Progress::Blend { planner, closed, next, tail, .. } => {
                 *planner = self.windows.planner();
                 closed.clear();
                 *next = 0;

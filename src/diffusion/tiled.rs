@@ -38,7 +38,7 @@ impl<'a> Tiled<'a> {
         self.grid.blend(|rows, columns| {
             self.cancel.check()?;
             let place = s![.., .., rows, columns];
-            let x = x.slice(place.clone());
+            let x = x.slice(place);
             let parts = predict(self.model, x, hint.slice(place))?;
             match parts.iter().find(|part| part.dim() != x.dim()) {
                 Some(part) => Err(Error::Inference {

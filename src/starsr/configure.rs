@@ -51,15 +51,23 @@ impl Starsr {
         let prompts = self.settings.lock().prompts();
         let upscaler = settings.upscaler().and_then(|asked| {
             let cancel = self.cancel.clone();
-            let mut upscaler = Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)?;
+            Upscaler::new(model, &manifest, &asked, size.0, size.1, cancel)
+        });
+        let mut upscaler = upscaler.map_err(|e| model::message(&e))?;
+        let mut prepare = || {
             check_overload(settings.overload(), upscaler.window_mode())?;
             if let Some(available) = upscaler::memory_of_this_machine() {
                 upscaler.fit_memory(available)?;
             }
-            self.prompts_set(upscaler.set_prompts(&prompts)?);
-            Ok(upscaler)
-        });
-        let upscaler = upscaler.map_err(|e| model::message(&e))?;
+            upscaler.set_prompts(&prompts)
+        };
+        match prepare() {
+            Ok(cut) => self.prompts_set(cut),
+            Err(e) => {
+                self.with_stream(|s| s.model = Some(upscaler.into_model()));
+                return Err(model::message(&e));
+            }
+        }
 
         let threads = settings.threads();
         let reader = Reader::new(in_info, threads);
@@ -94,6 +102,7 @@ impl Starsr {
             s.infos = Some((in_info.clone(), out_info.clone()));
             s.numbering.set_framerate(in_info.fps());
             s.refused = None;
+            s.interrupted = None;
         });
         self.stats.lock().upscaler_replaced(memory);
         self.set_latency(latency, in_info.fps());
@@ -113,6 +122,18 @@ impl Starsr {
             ("There are no frames of {caps}: they would be larger than the 2 GiB that GStreamer allows, or one of the values is \
                  wrong. Give starsr smaller frames, or put a capsfilter with the right values in front")
         );
+    }
+
+    /// Sets up for the caps for which that was told to stop.
+    pub(super) fn configure_if_interrupted(&self) -> Result<(), gst::FlowError> {
+        let Some(infos) = self.with_stream(|s| s.interrupted.take()).flatten() else { return Ok(()) };
+        let Err(message) = self.configure(&infos.0, &infos.1) else { return Ok(()) };
+        if self.cancel.is_set() {
+            self.with_stream(|s| s.interrupted = Some(infos));
+            return Err(gst::FlowError::Flushing);
+        }
+        self.post_error_message(message);
+        Err(gst::FlowError::NotNegotiated)
     }
 
     /// Whether these caps were refused last.

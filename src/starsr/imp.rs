@@ -348,6 +348,7 @@ impl BaseTransformImpl for Starsr {
         is_discont: bool,
         inbuf: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.configure_if_interrupted()?;
         self.before_input(&inbuf)?;
         self.parent_submit_input_buffer(is_discont, inbuf)
     }
@@ -416,6 +417,7 @@ impl BaseTransformImpl for Starsr {
                 // Nothing comes after a still frame for a while.
                 if gst_video::StillFrameEvent::parse(&event).is_ok_and(|still| still.in_still) {
                     self.drain_for_event();
+                    return self.parent_sink_event(event);
                 }
                 match self.park(event) {
                     Some(event) => self.parent_sink_event(event),
@@ -472,6 +474,11 @@ impl VideoFilterImpl for Starsr {
         if !self.is_refused(incaps, outcaps) {
             gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
             let Err(message) = self.configure(in_info, out_info) else { return Ok(()) };
+            if self.cancel.is_set() {
+                // Nothing is wrong with the caps; what comes next goes on with them.
+                self.with_stream(|s| s.interrupted = Some((in_info.clone(), out_info.clone())));
+                return Ok(());
+            }
             self.refuse(incaps, outcaps);
             self.post_error_message(message);
         }

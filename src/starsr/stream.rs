@@ -79,6 +79,8 @@ pub(super) struct Stream {
     stale_flow: bool,
     /// Caps of the sink and source pad whose refusal was reported.
     pub(super) refused: Option<(gst::Caps, gst::Caps)>,
+    /// Formats for which setting up was told to stop.
+    pub(super) interrupted: Option<(gst_video::VideoInfo, gst_video::VideoInfo)>,
 }
 
 impl Stream {
@@ -98,6 +100,7 @@ impl Stream {
             drained: None,
             stale_flow: false,
             refused: None,
+            interrupted: None,
         }
     }
 
@@ -443,11 +446,13 @@ impl Starsr {
         });
     }
 
-    /// Keeps a serialized event for the next frame where others are still inside; otherwise gives it back.
+    /// Keeps a serialized event for the next frame where others are still inside, or where it may be about that frame; otherwise gives
+    /// it back. The latency tracer, for one, takes the time between a frame and the custom event that came before it.
     pub(super) fn park(&self, event: gst::Event) -> Option<gst::Event> {
+        let is_custom = event.type_() == gst::EventType::CustomDownstream;
         let mut event = Some(event);
         self.with_stream(|s| {
-            if !s.pending.is_empty() || !s.parked.is_empty() {
+            if is_custom || !s.pending.is_empty() || !s.parked.is_empty() {
                 s.parked.extend(event.take());
             }
         });

@@ -124,7 +124,8 @@ impl Picture {
     }
 
     /// A frame `[3,h,w]` in [0,1] on the canvas, in [-1,1].
-    pub(super) fn prepare(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+    pub(super) fn prepare(&self, low: ArrayView3<f32>, cancel: &Cancel) -> Result<Array3<f32>> {
+        cancel.check()?;
         let mut plain = self.enlarge(low)?;
         plain.mapv_inplace(|v| 2.0 * v - 1.0);
         if (self.canvas.height, self.canvas.width) == (plain.dim().1, plain.dim().2) {
@@ -205,12 +206,19 @@ impl Picture {
     }
 
     /// The finished frame `[3,H,W]` in [0,1] of a decoded canvas and the frame `[3,h,w]` that it came from.
-    pub(super) fn finish(&self, canvas: Array3<f32>, low: ArrayView3<f32>) -> Result<Array3<f32>> {
+    pub(super) fn finish(
+        &self,
+        canvas: Array3<f32>,
+        low: ArrayView3<f32>,
+        cancel: &Cancel,
+    ) -> Result<Array3<f32>> {
+        cancel.check()?;
         let picture = self.canvas.crop(&canvas)?;
         let mut result = Array3::zeros(picture.raw_dim());
         Zip::from(&mut result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
         self.color_fix.apply(&mut result, low)?;
         if self.strength < 1.0 {
+            cancel.check()?;
             let plain = self.enlarge(low)?;
             Zip::from(&mut result)
                 .and(&plain)

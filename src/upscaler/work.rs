@@ -10,7 +10,7 @@ use ndarray::{Array3, Array4, Axis};
 use crate::error::{Error, Result};
 use crate::window::{Window, cross_fade};
 
-use super::{Progress, Upscaler};
+use super::{Pending, Progress, Upscaler};
 
 impl Upscaler {
     /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with its neighbours like any other.
@@ -22,7 +22,11 @@ impl Upscaler {
             Progress::Blend { closed, .. } => {
                 let Some(window) = closed.pop_front() else { return Ok(0) };
                 let plain = self.plain(window.start - self.first..window.end - self.first)?;
-                self.settle(window, plain)?
+                let settled = self.settle(window, plain)?;
+                if let Progress::Blend { plain_tail, .. } = &mut self.progress {
+                    *plain_tail = true;
+                }
+                settled
             }
             Progress::Wavefront { .. } => {
                 let plain = self.plain(0..self.pending.len())?;
@@ -44,9 +48,12 @@ impl Upscaler {
     pub(super) fn advance(&mut self) -> Result<bool> {
         loop {
             let result = match &mut self.progress {
-                Progress::Blend { closed, tail, .. } => match closed.front().copied() {
+                Progress::Blend { closed, tail, plain_tail, .. } => match closed.front().copied() {
                     Some(window) => self.sample_window(window).map(|()| true),
                     None if self.flushing && !tail.is_empty() => {
+                        if *plain_tail {
+                            self.stats.bypassed += tail.len() as u64;
+                        }
                         self.ready.append(tail);
                         Ok(true)
                     }
@@ -76,7 +83,7 @@ impl Upscaler {
         let prepared = self
             .pending
             .range(frames.clone())
-            .map(|p| self.picture.prepare(p.low.view()))
+            .map(|p| self.picture.prepare(p.low.view(), &self.cancel))
             .collect::<Result<Vec<_>>>()?;
         let mut clock = lap(&mut self.stats.prepare, clock);
 
@@ -95,7 +102,9 @@ impl Upscaler {
         clock = lap(&mut self.stats.decode, clock);
 
         let finished = canvases.into_iter().zip(self.pending.range(frames));
-        let results = finished.map(|(canvas, pending)| self.picture.finish(canvas, pending.low.view()));
+        let finish =
+            |(canvas, pending): (_, &Pending)| self.picture.finish(canvas, pending.low.view(), &self.cancel);
+        let results = finished.map(finish);
         let results = results.collect::<Result<Vec<_>>>()?;
         if let Progress::Blend { closed, .. } = &mut self.progress {
             closed.pop_front();
@@ -108,7 +117,8 @@ impl Upscaler {
     /// Cross-fades the `results` of a window, taken from those that are closed, with the one before, and lets out what no further
     /// window shares; gives the number of those frames.
     fn settle(&mut self, window: Window, results: Vec<Array3<f32>>) -> Result<usize> {
-        let Progress::Blend { closed, next, tail, .. } = &mut self.progress else { return Ok(0) };
+        let Progress::Blend { closed, next, tail, plain_tail, .. } = &mut self.progress else { return Ok(0) };
+        *plain_tail = false;
         let k = *next;
         *next += 1;
         // The clip may end here: then there is no further window to share frames with.
@@ -141,7 +151,7 @@ impl Upscaler {
         let mut worked = false;
         for pending in self.pending.range(*encoded..) {
             let clock = Instant::now();
-            let prepared = [self.picture.prepare(pending.low.view())?];
+            let prepared = [self.picture.prepare(pending.low.view(), &self.cancel)?];
             let clock = lap(&mut self.stats.prepare, clock);
             let hint = self.picture.encode(model, &prepared, &[pending.number], noise, cancel)?;
             wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
@@ -168,7 +178,7 @@ impl Upscaler {
             *context = group.kept.end - forgotten;
             clock = lap(&mut self.stats.decode, clock);
             for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
-                self.ready.push_back(self.picture.finish(canvas, pending.low.view())?);
+                self.ready.push_back(self.picture.finish(canvas, pending.low.view(), &self.cancel)?);
             }
             clock = lap(&mut self.stats.finish, clock);
             *encoded -= frames;
@@ -180,7 +190,8 @@ impl Upscaler {
 
     /// Pending frames enlarged without the model.
     fn plain(&self, frames: Range<usize>) -> Result<Vec<Array3<f32>>> {
-        self.pending.range(frames).map(|p| self.picture.enlarge(p.low.view())).collect()
+        let enlarge = |p: &Pending| self.cancel.check().and_then(|()| self.picture.enlarge(p.low.view()));
+        self.pending.range(frames).map(enlarge).collect()
     }
 
     /// Forgets how far the windows of `Wavefront` are; begins anew with the frames that have not come out.

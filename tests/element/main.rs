@@ -6,20 +6,26 @@
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod allocation;
 mod bypass;
 mod cancelling;
+mod changes;
 mod errors;
 mod events;
 mod flow;
 mod formats;
 mod latency;
+mod live;
 mod matrix;
 mod memory;
 mod negotiation;
 mod observing;
 mod pipelines;
 mod prompts;
+mod real;
 mod rig;
 mod scenes;
 mod seeking;
+mod shutdown;
 mod timing;
+mod tracing;

@@ -10,12 +10,19 @@ use super::fixtures;
 use super::pipelines::{pipeline, run, run_with, times, watch};
 use super::rig::*;
 
-const CLIP: &str = "videotestsrc num-buffers=23 pattern=ball ! video/x-raw,width=32,height=24,framerate=25/1";
+pub const CLIP: &str =
+    "videotestsrc num-buffers=23 pattern=ball ! video/x-raw,width=32,height=24,framerate=25/1";
 
 /// Plays `description` and counts: what leaves starsr has the times of what enters, and as many frames as entered enter the
 /// element `f` behind it.
 #[track_caller]
-fn check(description: &str, frames: Option<usize>) {
+pub fn check(description: &str, frames: Option<usize>) {
+    row(description, description, frames);
+}
+
+/// [`check`] of a pipeline that goes by another `name` in the table that `--nocapture` shows: frames in, frames out, name.
+#[track_caller]
+pub fn row(name: &str, description: &str, frames: Option<usize>) {
     let p = pipeline(description);
     let (entered, left, arrived) = (watch(&p, "s", "sink"), watch(&p, "s", "src"), watch(&p, "f", "sink"));
     run_with(&p, || {
@@ -24,6 +31,7 @@ fn check(description: &str, frames: Option<usize>) {
         assert_eq!((count("frames-in"), count("frames-out")), (times(&entered).len(), times(&left).len()));
     });
     let entered = times(&entered);
+    println!("{:5} {:5}  {name}", entered.len(), times(&arrived).len());
     assert!(entered == times(&left), "{description}: {entered:?}, but {:?}", times(&left));
     assert_eq!(times(&arrived).len(), entered.len(), "{description}");
     assert!(frames.is_none_or(|frames| frames == entered.len()), "{description}: {} frames", entered.len());
