@@ -88,6 +88,12 @@ nano: $(VENV)/requirements ## train on the media in MEDIA, with starsr-train's o
 	$(VENV)/bin/starsr-train nano --data "$(MEDIA)" --checkpoint $(CACHE)/nano.pt $(ARGS)
 	$(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
 
+.PHONY: ablations
+ablations: $(VENV)/requirements ## train the paper's ablations on the media in MEDIA, for hours, and write docs/ablations.md, with options in ARGS
+	@[[ -n "$(MEDIA)" ]] || { echo "make ablations MEDIA=folder-with-photographs-and-video [ARGS=...]" >&2; exit 2; }
+	$(PYTHON) -m starsr.training.ablation --media "$(MEDIA)" --folder $(CACHE)/ablations --results docs/ablations.json \
+	  --output docs/ablations.md $(ARGS)
+
 .PHONY: eval
 eval: build $(VENV)/requirements ## compare upscalers on clips and write a report, with starsr-eval's options in ARGS
 	$(VENV)/bin/starsr-eval $(ARGS)

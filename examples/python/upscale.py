@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """Upscales the video of a file: `upscale.py INPUT OUTPUT.mp4`, with the element starsr through GStreamer's Python bindings.
 
-Debian and Ubuntu have these as python3-gi and gir1.2-gstreamer-1.0. GST_PLUGIN_PATH names the folder of the plugin unless it is installed.
+Debian and Ubuntu have these as python3-gi and gir1.2-gstreamer-1.0. GST_PLUGIN_PATH names the plugin's folder unless it is installed.
 """
 
 import argparse
@@ -14,9 +14,7 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import GLib, Gst  # noqa: E402
 
-PIPELINE = (
-    "filesrc name=source ! decodebin ! starsr name=starsr ! queue ! x264enc name=encoder ! h264parse ! mp4mux ! filesink name=sink"
-)
+PIPELINE = "filesrc name=source ! decodebin ! starsr name=starsr ! queue ! x264enc ! h264parse ! mp4mux ! filesink name=sink"
 
 
 class Upscale:
@@ -82,9 +80,10 @@ class Upscale:
     def on_progress(self, structure: Gst.Structure) -> None:
         """Says how far the file is, and changes the prompt where it is time for that: it holds from the next window on."""
         seconds = (structure.get_value("running-time") or 0) / Gst.SECOND
+        took = structure.get_value("time") / Gst.SECOND
         known, duration = self.pipeline.query_duration(Gst.Format.TIME)
         of = f" of {duration / Gst.SECOND:.1f}" if known else ""
-        print(f"{seconds:.1f}{of} s: {structure.get_value('evaluations')} evaluations in {structure.get_value('time') / Gst.SECOND:.2f} s")
+        print(f"{seconds:.1f}{of} s: {structure.get_value('evaluations')} evaluations in {took:.2f} s")
         while self.prompts and self.prompts[0][0] <= seconds:
             _, text = self.prompts.pop(0)
             self.starsr.set_property("prompt", text)
@@ -110,9 +109,16 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=-1.0, help="0 is the plain upscale, 1 the model's picture")
     parser.add_argument("--prompt", help="what the video shows, for a bundle with text condition")
     parser.add_argument(
-        "--prompt-at", type=prompt_at, action="append", default=[], metavar="SECONDS:TEXT", help="another prompt from then on; may be repeated"
+        "--prompt-at",
+        type=prompt_at,
+        action="append",
+        default=[],
+        metavar="SECONDS:TEXT",
+        help="another prompt from then on; may be repeated",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other property of starsr; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other property of starsr; may be repeated"
+    )
     options = parser.parse_args()
     Gst.init(None)
     try:

@@ -2,7 +2,7 @@
 """Training of nano on photographs and video that are degraded on the fly."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,13 @@ def to_pixels(latents: Tensor, deviation) -> Tensor:
     return pixels * 0.5 + 0.5
 
 
+def coefficient_deviation(clips: Iterable[Tensor]) -> Tensor:
+    """Standard deviation `[48]` of each DCT coefficient over clean clips `[F,H,W,3]` uint8, a piece of each."""
+    high = torch.cat([clip[:1, :128, :128] for clip in clips])
+    latents = encode(TorchOps({}), high.permute(0, 3, 1, 2).float() / 127.5 - 1, torch.ones(CHANNELS).numpy())
+    return latents.std((0, 2, 3)).clamp(min=1e-3)
+
+
 class NanoTask:
     """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the
     `pool` clips made last."""
@@ -67,17 +74,11 @@ class NanoTask:
         self.options, self.seed, self.device = options, seed, device
         if init is None:
             init = Nano(config)
-            init.deviation.copy_(self._coefficient_deviation())
+            init.deviation.copy_(coefficient_deviation(self.clips[index][1] for index in range(32)))
         self.module = init.to(device)
         self.deviation = self.module.deviation.cpu().double().numpy()
         self.alphas, self.sigmas = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in alphas_sigmas())
         self._shown: tuple[Tensor, Tensor] | None = None
-
-    def _coefficient_deviation(self) -> Tensor:
-        """Standard deviation `[48]` of each DCT coefficient over clean clips."""
-        high = torch.cat([self.clips[index][1][:1, :128, :128] for index in range(32)])
-        latents = encode(TorchOps({}), high.permute(0, 3, 1, 2).float() / 127.5 - 1, torch.ones(CHANNELS).numpy())
-        return latents.std((0, 2, 3)).clamp(min=1e-3)
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`(low [B,F,3,side,side], high [B,F,3,4*side,4*side])` in [0,1]."""
