@@ -72,7 +72,7 @@ enum Sizes {
     Absent,
     One(Length),
     Range(Length, Length, u8),
-    /// Without ranges: GStreamer 1.22 itself cannot compare lists that have both.
+    /// Without ranges: GStreamer 1.22 itself cannot compare lists that have both. Nor empty: it holds that these intersect with anything.
     List(Vec<Length>),
 }
 
@@ -110,6 +110,7 @@ impl Sizes {
     fn set(&self, structure: &mut gst::Structure, field: &str) {
         match self {
             Self::Absent => {}
+            Self::List(lengths) if lengths.is_empty() => {}
             Self::One(length) => structure.set(field, length.value()),
             Self::Range(a, b, step) => structure.set(field, range(*a, *b, *step)),
             Self::List(lengths) => {
@@ -128,6 +129,7 @@ impl Fractions {
     fn set(&self, structure: &mut gst::Structure, field: &str) {
         match self {
             Self::Absent => {}
+            Self::List(fractions) if fractions.is_empty() => {}
             Self::One(numer, denom) => structure.set(field, fraction((*numer, *denom))),
             Self::Range(a, b) => {
                 let (a, b) = (fraction(*a), fraction(*b));

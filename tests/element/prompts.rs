@@ -63,6 +63,28 @@ fn a_prompt_set_while_playing_holds_from_the_next_window() {
     assert_eq!(back, never);
 }
 
+#[test]
+fn a_flush_while_caps_change_is_no_error() {
+    let rig = Rig::new(with_text(&fixtures::text()), None);
+    rig.start(CAPS);
+    rig.push_all(0..2);
+    // The first frame that the change of caps drains meets the flush, which so comes before the prompts are set.
+    let feed = rig.src.clone();
+    let source = rig.element.static_pad("src").unwrap();
+    source.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        feed.push_event(gst::event::FlushStart::new());
+        gst::PadProbeReturn::Remove
+    });
+    rig.caps(&CAPS.replace("25/1", "30/1"));
+    assert_eq!(rig.errors(), [""; 0]);
+    rig.event(gst::event::FlushStop::new(true));
+    rig.segment(FRAME * 100);
+    rig.push_all(100..108);
+    rig.eos();
+    assert_eq!(rig.offsets(), Vec::from_iter(100..108));
+    assert_eq!(rig.errors(), [""; 0]);
+}
+
 fn warnings(rig: &Rig) -> Vec<String> {
     let mut warnings = Vec::new();
     while let Some(message) = rig.bus.pop_filtered(&[gst::MessageType::Warning]) {
