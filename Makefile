@@ -53,6 +53,11 @@ build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model b
 	@$(CARGO_BUILD)
 	@tools/stage $(RUNTIME) models/nano $(RELEASE)
 
+.PHONY: examples
+examples: build ## build the examples in Rust and C into target/release/examples
+	cargo build --release --locked --examples
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror examples/c/live.c -o $(RELEASE)/examples/live $$(pkg-config --cflags --libs gstreamer-1.0)
+
 .PHONY: docs
 docs: build ## write the tables of docs/element.md from the code
 	STARSR_WRITE_DOCS=1 cargo test --release --locked --test documentation

@@ -20,12 +20,13 @@
  *
  * The model sees a window of `window-length` frames at once, so the first frame comes out after a whole window has
  * gone in. A branch beside the element, an audio track for instance, has to hold more than that, or muxer and
- * demuxer wait for each other forever. A plain `queue` holds one second; give it two windows and a second:
+ * demuxer wait for each other forever. A plain `queue` holds one second; give it the latency
+ * of the branch with the element, the encoder's included, and a second:
  *
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! qtdemux name=d \
  *   d.video_0 ! queue ! decodebin ! starsr ! x264enc ! mp4mux name=m ! filesink location=out.mp4 \
- *   d.audio_0 ! queue max-size-bytes=0 max-size-buffers=0 max-size-time=4000000000 ! m.
+ *   d.audio_0 ! queue max-size-bytes=0 max-size-buffers=0 max-size-time=6000000000 ! m.
  * ]|
  *
  * ## Live
@@ -233,11 +234,12 @@ impl GstObjectImpl for Starsr {}
 impl ElementImpl for Starsr {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            gst::subclass::ElementMetadata::with_additional(
                 "STAR video super-resolution",
                 "Filter/Converter/Video/Scaler",
                 "Upscales low-quality video with STAR diffusion models",
                 "The starsr developers",
+                &[("doc-uri", concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/element.md"))],
             )
         });
         Some(&*METADATA)
