@@ -12,7 +12,7 @@ mod resize;
 mod tiles;
 
 pub use resize::{Interpolation, resize_bilinear, upscale};
-pub use tiles::{Grid, Tile, tiles};
+pub use tiles::Grid;
 
 /// Sizes above this are refused, so that a wrong number is an error and not an allocation failure.
 const MAX_SIZE: usize = 1 << 16;

@@ -295,11 +295,7 @@ impl Upscaler {
         self.pending.push_back(Pending { number, low: pixels });
         self.stats.frames_in += 1;
         if let Progress::Blend { planner, closed, .. } = &mut self.progress {
-            if planner.is_empty() {
-                self.windows = self.windows.anchored(number);
-                *planner = self.windows.planner();
-            }
-            closed.extend(planner.push());
+            closed.extend(planner.push(number));
         }
         Ok(())
     }

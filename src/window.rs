@@ -186,13 +186,17 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Whether the clip has no frames yet.
-    pub fn is_empty(&self) -> bool {
-        self.frames == 0
+    /// The windows of the clip that was begun last.
+    pub fn windows(&self) -> Windows {
+        self.windows
     }
 
-    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if any.
-    pub fn push(&mut self) -> Option<Window> {
+    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if any. `number` is its absolute
+    /// number; that of a clip's first frame anchors the windows.
+    pub fn push(&mut self, number: u64) -> Option<Window> {
+        if self.frames == 0 {
+            self.windows = self.windows.anchored(number);
+        }
         self.frames += 1;
         let k = self.closed;
         let end = self.windows.end(k);

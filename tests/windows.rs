@@ -193,12 +193,13 @@ proptest! {
 
     /// The streaming planner gives the same windows as soon as they are certain, clip after clip.
     #[test]
-    fn planner_equals_the_list(windows in layout(), clips in prop::collection::vec(0usize..200, 1..4)) {
+    fn planner_equals_the_list(windows in layout(), number in 0u64..10_000, clips in prop::collection::vec(0usize..200, 1..4)) {
         let mut planner = windows.planner();
+        let windows = windows.anchored(number);
         for frames in clips {
             let mut ours = Vec::new();
             for f in 0..frames {
-                if let Some(window) = planner.push() {
+                if let Some(window) = planner.push(number + f as u64) {
                     match windows.mode() {
                         WindowMode::Blend => prop_assert_eq!(window.end, f + 1),
                         WindowMode::Wavefront => prop_assert_eq!(window.end + windows.length() / 4, f),

@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 
 /// A stretch of one axis of a canvas that is processed at once.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tile {
+struct Tile {
     /// Pixels of the canvas.
-    pub range: Range<usize>,
+    range: Range<usize>,
     /// Weight of each of these pixels: rises and falls smoothly over what tiles share. For each pixel of the canvas the weights sum to 1.
-    pub weights: Vec<f32>,
+    weights: Vec<f32>,
 }
 
 impl Tile {
@@ -37,7 +37,9 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Covers a canvas of `(height, width)`, see [`tiles`].
+    /// Covers a canvas of `(height, width)` with tiles of one legal size each way, at most `tile` pixels long (0: the whole canvas), of which
+    /// neighbours share at least `overlap`. Fails with [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves
+    /// tiles no room to advance, and with [`Error::Input`] where the canvas is not of legal size.
     pub fn new(
         (height, width): (usize, usize),
         tile: usize,
@@ -57,16 +59,6 @@ impl Grid {
     pub fn tile_size(&self) -> (usize, usize) {
         let longest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.range.len()).max().unwrap_or(0);
         (longest(&self.columns), longest(&self.rows))
-    }
-
-    /// Number of tiles.
-    pub fn len(&self) -> usize {
-        self.rows.len() * self.columns.len()
-    }
-
-    /// Whether there is no tile; no grid is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Whole frames `[F,C,H,W]`, blended from what `work` gives for the rows and columns of each tile, `[F,C,h,w]`; `N` such arrays at once. What
@@ -106,7 +98,7 @@ impl Grid {
 ///
 /// Fails with [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room to advance, and with
 /// [`Error::Input`] where `size` is not legal.
-pub fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec<Tile>> {
+fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec<Tile>> {
     if axis.fit(size)? != size {
         return Err(size_error("tiles", format!("{size} is not a size the model takes")));
     }
@@ -249,7 +241,7 @@ mod tests {
         let picture =
             Array4::from_shape_fn((2, 3, 40, 52), |(f, c, y, x)| (f * 7 + c * 100 + y * 3 + x) as f32);
         let grid = Grid::new((40, 52), 20, 7, [axis, axis]).unwrap();
-        assert_eq!((grid.len(), grid.tile_size()), (12, (20, 20)));
+        assert_eq!((grid.rows.len() * grid.columns.len(), grid.tile_size()), (12, (20, 20)));
         let [canvas, half] = grid
             .blend(|rows, columns| {
                 let tile = picture.slice(s![.., .., rows, columns]);
@@ -261,7 +253,7 @@ mod tests {
 
         let coarse = grid.shrunk(4);
         let average = |x: usize| (0..4).map(|i| grid.columns[1].weights[4 * x + i]).sum::<f32>() / 4.0;
-        assert_eq!((coarse.len(), coarse.tile_size()), (12, (5, 5)));
+        assert_eq!((coarse.rows.len() * coarse.columns.len(), coarse.tile_size()), (12, (5, 5)));
         assert!((0..5).all(|x| (coarse.columns[1].weights[x] - average(x)).abs() < 1e-6));
         assert!(coarse.blend(|_, _| Ok([Array4::zeros((1, 3, 20, 20))])).is_err());
     }

@@ -54,7 +54,6 @@ struct Hint {
 /// Restores a clip of any length frame by frame; the result is that of the official program on the whole clip.
 pub struct Wavefront {
     sampler: Sampler,
-    windows: Windows,
     planner: Planner,
     finished: bool,
     /// Closed windows that some level still needs, the first being window `first_window`.
@@ -74,7 +73,6 @@ impl Wavefront {
         let windows = Windows::new(WindowMode::Wavefront, length, overlap)?;
         let mut wavefront = Self {
             sampler,
-            windows,
             planner: windows.planner(),
             finished: false,
             closed: VecDeque::new(),
@@ -90,7 +88,7 @@ impl Wavefront {
 
     /// Forgets all frames; a new clip may begin.
     pub fn reset(&mut self) {
-        self.planner = self.windows.planner();
+        self.planner = self.planner.windows().planner();
         self.finished = false;
         self.closed.clear();
         self.first_window = 0;
@@ -102,7 +100,7 @@ impl Wavefront {
 
     /// Frames that must follow a frame before it can come out, at most.
     pub fn latency(&self) -> usize {
-        self.windows.latency(self.sampler.evaluations())
+        self.planner.windows().latency(self.sampler.evaluations())
     }
 
     /// Arrays of a frame's latents held at the moment: hints, states and predictions.
@@ -131,12 +129,8 @@ impl Wavefront {
                 before.latents.shape()
             ));
         }
-        if self.planner.is_empty() {
-            self.windows = self.windows.anchored(frame);
-            self.planner = self.windows.planner();
-        }
         self.hints.push_back(Hint { number: frame, latents: hint });
-        self.closed.extend(self.planner.push().map(Closed::new));
+        self.closed.extend(self.planner.push(frame).map(Closed::new));
         Ok(())
     }
 
@@ -208,7 +202,7 @@ impl Wavefront {
         let window = closed.window;
         let conditioning = closed.conditioning.get_or_insert_with(|| conditioning.clone()).clone();
         let last = self.finished && k + 1 - self.first_window == self.closed.len();
-        let kept = self.windows.kept(k, window, last);
+        let kept = self.planner.windows().kept(k, window, last);
 
         let (channels, height, width) = level.states[0].x.dim();
         let mut input = Array4::zeros((window.len(), channels, height, width));
@@ -251,7 +245,7 @@ impl Wavefront {
 
         let level = &mut self.levels[i];
         level.window += 1;
-        let needed = if last { window.end } else { self.windows.start(k + 1) };
+        let needed = if last { window.end } else { self.planner.windows().start(k + 1) };
         level.states.drain(..needed - level.first);
         level.first = needed;
         let oldest = self.levels.last().expect("at least one evaluation");

@@ -109,26 +109,29 @@ fn working_info(
         .build()
 }
 
+/// Bytes behind a working frame, see [`detour`].
+const ROOM: usize = 256;
+
 fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
-    let buffer = gst::Buffer::with_size(info.size())?;
+    let buffer = gst::Buffer::with_size(info.size() + ROOM)?;
     gst_video::VideoFrame::from_buffer_writable(buffer, info)
         .map_err(|_| glib::bool_error!("Failed to map a {}x{} working frame", info.width(), info.height()))
 }
 
-/// Bytes behind the frames of [`roomy`].
-const ROOM: usize = 256;
-
-/// A frame with room behind it.
-fn roomy(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
-    let buffer = gst::Buffer::with_size(info.size() + ROOM)?;
-    let frame = gst_video::VideoFrame::from_buffer_writable(buffer, info);
-    frame.map_err(|_| glib::bool_error!("Failed to map a {} frame", info.format()))
-}
-
-/// Whether GStreamer would read or write beyond `frame`: of some formats it takes whole groups of pixels, and where a meta says
-/// that the frame is interlaced, which the caps deny, it takes one line of chroma too many.
-fn needs_room<T>(frame: &gst_video::VideoFrameRef<T>) -> bool {
-    frame.format_info().is_complex() || frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED)
+/// Where `frame` goes through, as GStreamer would read or write beyond it: of some formats it takes whole groups of pixels, and
+/// where a meta says that the frame is interlaced, which the caps deny, it takes one line of chroma too many. `None` where it does not.
+fn detour<'a, T>(
+    room: &'a mut Option<Writable>,
+    frame: &gst_video::VideoFrameRef<T>,
+    info: &gst_video::VideoInfo,
+) -> Result<Option<&'a mut Writable>, glib::BoolError> {
+    if !frame.format_info().is_complex() && !frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED) {
+        return Ok(None);
+    }
+    if room.is_none() {
+        *room = Some(scratch(info)?);
+    }
+    Ok(room.as_mut())
 }
 
 /// GStreamer resamples the chroma of 8-bit formats in 8 bits, always rounding up, which colours the picture. So where
@@ -256,10 +259,7 @@ impl Reader {
                 self.info.format()
             )
         })?;
-        if needs_room(&frame) && self.room.is_none() {
-            self.room = Some(roomy(&self.info)?);
-        }
-        match &mut self.room {
+        match detour(&mut self.room, &frame, &self.info)? {
             Some(room) => {
                 copy(&frame, &mut room.as_mut_video_frame_ref())?;
                 self.converter.frame(&room.as_video_frame_ref(), &mut self.scratch.as_mut_video_frame_ref());
@@ -404,11 +404,8 @@ impl Writer {
         layout::check(buffer, &self.info)?;
         let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &self.info)
             .map_err(|_| glib::bool_error!("Failed to map the output buffer for writing"))?;
-        if needs_room(&frame) && self.room.is_none() {
-            self.room = Some(roomy(&self.info)?);
-        }
         let scratch = &self.scratch.as_video_frame_ref();
-        match &mut self.room {
+        match detour(&mut self.room, &frame, &self.info)? {
             Some(room) => {
                 self.converter.frame(scratch, &mut room.as_mut_video_frame_ref());
                 copy(&room.as_video_frame_ref(), &mut frame)?;

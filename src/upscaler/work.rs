@@ -22,11 +22,7 @@ impl Upscaler {
             Progress::Blend { closed, .. } => {
                 let Some(window) = closed.pop_front() else { return Ok(0) };
                 let plain = self.plain(window.start - self.first..window.end - self.first)?;
-                let settled = self.settle(window, plain)?;
-                if let Progress::Blend { plain_tail, .. } = &mut self.progress {
-                    *plain_tail = true;
-                }
-                settled
+                self.settle(window, plain, true)?
             }
             Progress::Wavefront { .. } => {
                 let plain = self.plain(0..self.pending.len())?;
@@ -109,25 +105,28 @@ impl Upscaler {
         if let Progress::Blend { closed, .. } = &mut self.progress {
             closed.pop_front();
         }
-        self.settle(window, results)?;
+        self.settle(window, results, false)?;
         lap(&mut self.stats.finish, clock);
         Ok(())
     }
 
     /// Cross-fades the `results` of a window, taken from those that are closed, with the one before, and lets out what no further
-    /// window shares; gives the number of those frames.
-    fn settle(&mut self, window: Window, results: Vec<Array3<f32>>) -> Result<usize> {
-        let Progress::Blend { closed, next, tail, plain_tail, .. } = &mut self.progress else { return Ok(0) };
-        *plain_tail = false;
+    /// window shares; gives the number of those frames. `plain` results are not the model's.
+    fn settle(&mut self, window: Window, results: Vec<Array3<f32>>, plain: bool) -> Result<usize> {
+        let Progress::Blend { planner, closed, next, tail, plain_tail } = &mut self.progress else {
+            return Ok(0);
+        };
+        let windows = planner.windows();
+        *plain_tail = plain;
         let k = *next;
         *next += 1;
         // The clip may end here: then there is no further window to share frames with.
         let last = self.flushing && closed.is_empty();
-        let settled = if last { window.end } else { self.windows.start(k + 1) };
+        let settled = if last { window.end } else { windows.start(k + 1) };
         let mut before = std::mem::take(tail);
         for (frame, mut result) in (window.start..).zip(results) {
             if let Some(mut mixed) = before.pop_front() {
-                cross_fade(&mut mixed, result.view(), self.windows.weight(k, frame))?;
+                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
                 result = mixed;
             }
             if frame < settled {

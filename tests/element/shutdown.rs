@@ -7,6 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::fixtures;
 use super::rig::*;
@@ -40,16 +42,15 @@ impl Returns {
 }
 
 /// Numbers that look random and are the same each time.
-pub struct Random(u64);
+struct Random(ChaCha8Rng);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
+    fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % end
+    fn below(&mut self, end: u64) -> u64 {
+        self.0.next_u64() % end
     }
 
     fn milliseconds(&mut self, end: u64) -> Duration {

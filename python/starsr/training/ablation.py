@@ -114,11 +114,7 @@ class SharedClips(NanoTask):
         self.pool = pool
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for iteration in range(start, end):
-            generator = generator_of(self.seed ^ 0x5EED, iteration)
-            pairs = [self._crop(self.pool, generator) for _ in range(self.options.batch)]
-            low, high = (torch.stack(part).permute(0, 1, 4, 2, 3).float() / 255 for part in zip(*pairs, strict=True))
-            yield low, high
+        return (self.batch_of(self.pool, iteration) for iteration in range(start, end))
 
 
 @dataclass

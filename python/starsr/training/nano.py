@@ -2,7 +2,7 @@
 """Training of nano on photographs and video that are degraded on the fly."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +99,16 @@ class NanoTask:
         pool: deque = deque((next(loader) for _ in range(front - first)), maxlen=options.pool)
         for iteration in range(start, end):
             pool.extend(next(loader) for _ in range(options.fresh))
-            generator = generator_of(self.seed ^ 0x5EED, iteration)
-            pairs = [self._crop(pool, generator) for _ in range(options.batch)]
-            low, high = (torch.stack(part).permute(0, 1, 4, 2, 3).float() / 255 for part in zip(*pairs, strict=True))
-            yield low.to(self.device), high.to(self.device)
+            yield self.batch_of(pool, iteration)
 
-    def _crop(self, pool: deque, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch_of(self, pool: Sequence, iteration: int) -> tuple[Tensor, Tensor]:
+        """The batch of an iteration, of crops of the clips in `pool`."""
+        generator = generator_of(self.seed ^ 0x5EED, iteration)
+        pairs = [self._crop(pool, generator) for _ in range(self.options.batch)]
+        low, high = (torch.stack(part).permute(0, 1, 4, 2, 3).float() / 255 for part in zip(*pairs, strict=True))
+        return low.to(self.device), high.to(self.device)
+
+    def _crop(self, pool: Sequence, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         def below(limit: int) -> int:
             return int(torch.randint(limit, (1,), generator=generator))
 
