@@ -16,7 +16,7 @@ from starsr.degradation.second_order import PRESETS, SCALE
 PHOTO_SUFFIXES = {".webp", ".png", ".jpg"}
 VIDEO_SUFFIXES = {".mp4", ".mkv"}
 #: How clips are degraded for training, and how often.
-MIX = {"clean": 0.1, "first": 0.2, "light": 0.35, "heavy": 0.35}
+MIX = {"clean": 0.2, "first": 0.1, "light": 0.35, "heavy": 0.35}
 
 
 def is_held_out(path: Path) -> bool:
@@ -109,7 +109,7 @@ class Clips(Dataset):
             high = video[start : start + self.frames, y : y + size, x : x + size]
         else:
             photo = photos[rng.integers(len(photos))]
-            high = pan(photo, self.frames, (size, size), rng, rng.uniform(1.0, 2.2))
+            high = pan(photo, self.frames, (size, size), rng, rng.uniform(0.8, 2.0))
             if rng.random() < 0.04:
                 other = pan(photos[rng.integers(len(photos))], self.frames, (size, size), rng, 1.5)
                 cut = rng.integers(1, self.frames)

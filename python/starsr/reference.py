@@ -9,6 +9,7 @@ import onnxruntime
 import torch
 import torch.nn.functional as F
 
+from starsr.noise import frame_noise
 from starsr.resize import bicubic
 from starsr.schedule import alphas_sigmas
 
@@ -38,8 +39,9 @@ class Bundle:
         controls = self.run("controlnet", x=x, t=time, hint=hint)
         return self.run("denoiser", x=x, t=time, **{f"control_{i}": c for i, c in enumerate(controls)})[0]
 
-    def upscale(self, low: np.ndarray, noise: np.random.Generator) -> np.ndarray:
-        """`[F,4h,4w,3]` in [0,1] from uint8 `[F,h,w,3]`, as one window with one evaluation and the default strength."""
+    def upscale(self, low: np.ndarray, seed: int = 0) -> np.ndarray:
+        """`[F,4h,4w,3]` in [0,1] from uint8 `[F,h,w,3]`, as one window with one evaluation and the default strength, under the
+        noise of the plugin for the first frames."""
         plain = bicubic(torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
         pixels = plain * 2 - 1
         height, width = pixels.shape[-2:]
@@ -48,7 +50,9 @@ class Bundle:
         hint = self.run("vae_encoder", pixels=padded.numpy())[0].transpose(1, 0, 2, 3)[None]
         t = self.manifest["schedule"]["noise_level"] - 1
         a, s = np.float32(self.alphas[t]), np.float32(self.sigmas[t])
-        x = a * hint + s * noise.standard_normal(hint.shape, np.float32)
+        _, channels, frames, rows, columns = hint.shape
+        noise = [frame_noise(seed, f, 0, channels * rows * columns).reshape(channels, rows, columns) for f in range(frames)]
+        x = a * hint + s * np.stack(noise, 1)[None]
         x0 = a * x - s * self.velocity(x, t, hint)
         decoded = self.run("vae_decoder", latents=np.ascontiguousarray(x0[0].transpose(1, 0, 2, 3)))[0]
         restored = np.clip(decoded[:, :, :height, :width] * 0.5 + 0.5, 0, 1)

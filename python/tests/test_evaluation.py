@@ -60,6 +60,9 @@ def test_report_of_pairs_and_of_a_clip_alone(paired, tmp_path, capsys):
     means = record["means"]["pairs"]
     assert set(means) == {"bicubic", "sharp", "ground truth"}
     assert set(means["bicubic"]) == set(metrics.FIGURES) and None not in means["bicubic"].values()
+    assert means["bicubic"]["gain"] == 0 != means["sharp"]["gain"]
+    least = min(c["figures"]["sharp"]["gain"] for c in record["clips"][:2])
+    assert f"least gain {least:.2f}" in output.out
     assert means["ground truth"]["warp"] < 1e-6 < means["bicubic"]["warp"]
     each = [c["figures"]["bicubic"]["psnr"] for c in record["clips"][:2]]
     assert means["bicubic"]["psnr"] == pytest.approx(np.mean(each)) and 15 < each[0] < 45

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 
 import csv
+import math
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ from PIL import Image
 from starsr.degradation import first_order as d
 from starsr.data import Clips, pan, read_photo
 from starsr.training import cli
-from starsr.training.losses import SEPARATIONS, DfConfig, df_loss, df_weight, grid_loss, low_pass, v_loss
+from starsr.training.losses import (
+    SEPARATIONS,
+    DfConfig,
+    df_loss,
+    df_weight,
+    flicker_loss,
+    grid_loss,
+    low_pass,
+    translation,
+    v_loss,
+)
 from starsr.training.loop import Schedule
 from starsr.resize import bicubic
 
@@ -88,8 +99,30 @@ def test_grid_loss_sees_only_what_repeats():
     clean = torch.rand(1, 2, 3, 64, 64)
     pattern = torch.zeros(64, 64)
     pattern[::4, ::4] = 0.1
-    assert grid_loss(clean + pattern, clean) > 20 * grid_loss(clean + 0.02 * torch.randn(clean.shape), clean)
-    assert grid_loss(clean + 0.3, clean) < 1e-10
+    noise = grid_loss(clean + 0.02 * torch.randn(clean.shape), clean)
+    assert 0.005 < noise < 0.05
+    assert grid_loss(clean + pattern, clean) > 10 * noise
+    # Its sign may change from patch to patch, and a part without error does not hide it.
+    pattern[:32, :32], pattern[32:, 32:] = -pattern[:32, :32], 0
+    assert grid_loss(clean + pattern, clean) > 7 * noise
+    assert grid_loss(clean + 0.3, clean) < 1e-6
+
+
+def test_flicker_loss_follows_pans():
+    generator = torch.Generator().manual_seed(0)
+    large = torch.rand((1, 3, 80, 90), generator=generator)
+    corners = [(10, 20), (7, 22), (4, 24)]
+    clip = torch.stack([large[:, :, y : y + 64, x : x + 64] for y, x in corners], 1)
+    assert translation(clip[:, 0], clip[:, 1]).tolist() == [[3, -2]]
+    noise = torch.randn(clip.shape, generator=generator)
+    dim = 0.5 * clip
+    assert flicker_loss(dim, clip + 0.01 * noise, clip) == 0
+    plain = dim + 0.01 * noise
+    assert float(flicker_loss(dim + 0.02 * noise, plain, clip)) == pytest.approx(math.log(4 / 0.9), abs=0.01)
+    # What moves in another way is left out.
+    bent = torch.cat([clip[:, :2], torch.rand((1, 1, 3, 64, 64), generator=generator)], 1)
+    assert flicker_loss(dim + 0.02 * noise, plain, bent) == 0
+    assert flicker_loss(clip[:, :1], clip[:, :1], clip[:, :1]) == 0
 
 
 def test_bicubic_agrees_with_pillow_inside():

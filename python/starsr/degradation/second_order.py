@@ -47,7 +47,7 @@ class Preset:
 
     stages: tuple[Stage, ...]
     final_sinc_share: float = 0.8
-    bits: tuple[float, float] = (0.03, 0.6)
+    bits: tuple[float, float] = (0.1, 1.0)
     video: tuple[str, ...] = codecs.VIDEO[:3]
     interlace_share: float = 0.0
     film_share: float = 0.0
@@ -63,8 +63,9 @@ SECOND = Stage(
     gaussian=(1.0, 25.0),
     poisson=(0.05, 2.5),
 )
-#: Two stages at full strength; one stage of less; and what the released code does to each frame on its own, where 10,000 to
-#: 100,000 bits a second at one frame a second are some 0.2 to 2 bits a pixel of 320x180.
+#: Two stages at full strength, whose bit rates are those that video of such sizes is streamed with, down to a tenth of a bit a
+#: pixel (144p at 100 kbit/s); one stage of less, at twice the rates; and what the released code does to each frame on its own, where
+#: 10,000 to 100,000 bits a second at one frame a second are some 0.2 to 2 bits a pixel of 320x180.
 PRESETS = {
     "heavy": Preset((Stage(video_share=0.3), SECOND)),
     "light": Preset(
@@ -82,7 +83,7 @@ PRESETS = {
             ),
         ),
         final_sinc_share=0.2,
-        bits=(0.08, 1.0),
+        bits=(0.2, 2.0),
     ),
     "official": Preset((Stage(), SECOND), bits=(0.17, 1.7), video=("libx264", "mpeg4"), per_frame=True),
 }
@@ -187,7 +188,7 @@ def draw_jpeg(rng, recipe: Recipe, frames: int, stage: Stage) -> None:
 def draw_video(rng, recipe: Recipe, preset: Preset, stage: Stage) -> None:
     if rng.random() >= stage.video_share:
         return
-    codec, bits = str(rng.choice(preset.video)), float(np.exp(rng.uniform(*np.log(preset.bits))))
+    codec, bits = str(rng.choice(preset.video)), float(rng.uniform(*preset.bits))
     rate = int(rng.choice((15, 24, 25, 30)))
     recipe.add(f"{codec} {bits:.2f}", lambda clip: from_bytes(codecs.transcode(to_bytes(clip), codec, bits=bits, rate=rate)))
 

@@ -21,6 +21,8 @@ from starsr.evaluation.video import VideoError
 
 #: Packages whose version a figure may depend on.
 PACKAGES = ("starsr", "numpy", "torch", "scikit-image", "av", "pillow", "onnxruntime")
+#: Figures for the terminal.
+SHOWN = ("psnr", "gain", "ssim", "warp", "sharpness", "seam", "grid4", "grid8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,10 +89,13 @@ def summary(pages: list[report.Page]) -> str:
     """A few columns of the tables, for the terminal."""
     lines = []
     for group in dict.fromkeys(page.group for page in pages):
-        table = study.means([page.figures for page in pages if page.group == group])
-        for label, row in table.items():
-            shown = [(FIGURES[name], row[name]) for name in ("psnr", "ssim", "warp") if row.get(name) is not None]
-            lines.append(f"{group:10} {label[:32]:32} " + "  ".join(f"{f.title} {v:.{f.digits}f}" for f, v in shown))
+        clips = [page.figures for page in pages if page.group == group]
+        for label, row in study.means(clips).items():
+            shown = [(FIGURES[name], row[name]) for name in SHOWN if row.get(name) is not None]
+            cells = [f"{f.title} {v:.{f.digits}f}" for f, v in shown]
+            if row.get("gain") is not None:
+                cells.append(f"least gain {min(figures[label]['gain'] for figures in clips):.2f}")
+            lines.append(f"{group:10} {label[:32]:32} " + "  ".join(cells))
     return "\n".join(lines)
 
 

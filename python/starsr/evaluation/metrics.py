@@ -28,6 +28,7 @@ class Figure:
 
 FIGURES = {
     "psnr": Figure("PSNR", "max", 2, "Peak signal-to-noise ratio of RGB in dB, mean over frames."),
+    "gain": Figure("gain", "max", 2, "PSNR above that of bicubic, dB."),
     "ssim": Figure("SSIM", "max", 4, "Structural similarity of RGB, mean over channels and frames (7x7 windows)."),
     "psnr_y": Figure("PSNR-Y", "max", 2, "PSNR of BT.601 luma in its range of 16 to 235, as papers give it; dB."),
     "ssim_y": Figure("SSIM-Y", "max", 4, "SSIM of the same luma."),

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: MPL-2.0
 """Clips to upscale: folders of pairs, videos without ground truth, and held-out clips that are degraded here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from starsr.data import PHOTO_SUFFIXES, find
+from starsr.data import PHOTO_SUFFIXES, find, is_held_out, pan, read_photo, read_video
 from starsr.degradation import first_order, second_order
+from starsr.degradation.first_order import Degradation
 from starsr.degradation.pairs import SUFFIXES
 from starsr.degradation.second_order import PRESETS, SCALE, from_bytes, to_bytes
 from starsr.evaluation import video
-from starsr.evaluation.bundle import FIXED, clips
 
-#: What `degraded` can do: the presets of training, and fixed degradations from mild to harsh.
-DEGRADATIONS = (*PRESETS, *FIXED)
+#: Fixed degradations from mild to harsh, beside the random ones of training.
+FIXED = {
+    "mild": Degradation(blur=(0.8, 0.8), codec="libx264", quality=23),
+    "medium": Degradation(blur=(1.6, 1.6), gaussian=4, codec="libx264", quality=28),
+    "harsh": Degradation(blur=(2.4, 2.4), gaussian=10, codec="libx264", quality=33),
+    "noise": Degradation(blur=(1.2, 1.2), gaussian=12, codec=None),
+}
+#: What `degraded` can do: only shrink, fixed degradations from mild to harsh, and the presets of training.
+DEGRADATIONS = ("clean", *FIXED, *PRESETS)
 
 
 class SourceError(Exception):
@@ -81,9 +88,25 @@ def from_path(path: Path, frames: int | None) -> list[Source]:
     return sources
 
 
+def clips(media: Path, held_out: list[Path], frames: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and clean clips `[F,H,W,3]` uint8: held-out photographs panned at their own size, and pieces of held-out video."""
+    rng = np.random.default_rng(7)
+    for path in find(media, PHOTO_SUFFIXES):
+        if is_held_out(path):
+            photo = read_photo(path)
+            yield f"{path.parent.name}/{path.stem}", pan(photo, frames, (256, 384), rng, shrink=1.0)
+    for path in held_out:
+        video = read_video(path)
+        for start in range(0, len(video) - frames, max(frames, len(video) // 6)):
+            yield f"{path.stem}@{start}", video[start : start + frames]
+
+
 def degrade(high: np.ndarray, name: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Low-quality `[F,h,w,3]` of a clean clip `[F,4h,4w,3]`, both uint8, and what was done."""
     clean = from_bytes(np.ascontiguousarray(high))
+    if name == "clean":
+        size = (clean.shape[2] // SCALE, clean.shape[3] // SCALE)
+        return to_bytes(second_order.resize(clean, size, "bicubic")), f"{name}: shrunk by bicubic interpolation"
     if name in FIXED:
         return first_order.degrade(clean, FIXED[name], rng), f"{name}: {FIXED[name]}"
     if PRESETS[name].per_frame:

@@ -92,7 +92,9 @@ def measure(clip: Clip, results: dict[str, np.ndarray], window: Window, scorers:
     for label, result in rows.items():
         figures, measured.warp[label] = temporal(result, base, motions, window)
         if clip.truth is not None and label != TRUTH:
-            figures = {**metrics.fidelity(result, clip.truth), **figures, "sharpness": metrics.sharpness(result, clip.truth)}
+            gain = metrics.psnr(result, clip.truth) - metrics.psnr(base, clip.truth)
+            sharpness = metrics.sharpness(result, clip.truth)
+            figures = {**metrics.fidelity(result, clip.truth), "gain": gain, **figures, "sharpness": sharpness}
             measured.psnr[label] = metrics.psnr_frames(result, clip.truth)
         for name, score in scorers.items():
             if not optional.METRICS[name].needs_truth or (clip.truth is not None and label != TRUTH):

@@ -133,7 +133,7 @@ def bundle(label: str, folder: Path) -> Upscaler:
     model = Bundle(folder)
 
     def run(clip: np.ndarray, _rate: Fraction) -> np.ndarray:
-        return np.rint(model.upscale(clip, np.random.default_rng(0)) * 255).astype(np.uint8)
+        return np.rint(model.upscale(clip) * 255).astype(np.uint8)
 
     return Upscaler(label, f"bundle {folder.name}", run, (manifest,))
 

@@ -34,7 +34,7 @@ class NanoConfig:
     """Sizes of the networks: channels of the three scales, of the time embedding, and of an attention head; where LIEM gates
     (`liem.POSITIONS`), and whether it does so for spatial and temporal attention."""
 
-    widths: tuple[int, int, int] = (40, 64, 96)
+    widths: tuple[int, int, int] = (64, 64, 96)
     time: int = 64
     head: int = 32
     liem_position: str = "i"
@@ -71,14 +71,24 @@ def time_embedding(ops, name, t, config):
     return ops.silu(ops.linear(ops.silu(e), f"{name}.2", config.time, config.time))
 
 
-def res_block(ops, name, x, e, clip, config, cin, cout):
-    """Residual block: 3x3 convolution, mixing with the neighbouring frames, 3x3 convolution."""
-    bias = ops.per_frame(ops.linear(e, f"{name}.emb_layers", config.time, cin, gain=0.1), clip)
-    h = ops.leaky_relu(ops.conv(ops.add(x, bias), f"{name}.in_layers", cin, cout))
-    mixed = ops.add(h, ops.temporal_conv(h, f"{name}.temporal_conv", cout, clip, gain=0.1))
-    h = ops.conv(mixed, f"{name}.out_layers", cout, cout, gain=0.1)
-    skip = x if cin == cout else ops.conv(x, f"{name}.skip_connection", cin, cout, 1)
-    return ops.add(skip, h)
+def res_block(ops, name, x, channels, between=lambda h: h):
+    """Residual block of two 3x3 convolutions; `between` is applied in between."""
+    h = between(ops.leaky_relu(ops.conv(x, f"{name}.in_layers", channels, channels)))
+    return ops.add(x, ops.conv(h, f"{name}.out_layers", channels, channels, gain=0.1))
+
+
+def with_time(ops, name, x, e, clip, config, channels):
+    """`x` with a bias for each channel that depends on the timestep."""
+    return ops.add(x, ops.per_frame(ops.linear(e, f"{name}.emb_layers", config.time, channels, gain=0.1), clip))
+
+
+def video_block(ops, name, x, e, clip, config, channels):
+    """Residual block that knows the timestep and mixes each pixel with those of the neighbouring frames."""
+
+    def mix(h):
+        return ops.add(h, ops.temporal_conv(h, f"{name}.temporal_conv", channels, clip, gain=0.1))
+
+    return res_block(ops, name, with_time(ops, name, x, e, clip, config, channels), channels, mix)
 
 
 def spatial_liem(ops, name, x):
@@ -143,15 +153,15 @@ def controlnet(ops, x, t, hint, config=NanoConfig()):
     c0, c1, c2 = config.widths
     e = time_embedding(ops, "control.time_embed", t, config)
     guide = ops.fold_frames(hint, CHANNELS)
-    h = ops.conv(informative(ops, x, t), "control.input_blocks.0", CHANNELS, c0)
-    h = ops.add(h, ops.conv(guide, "control.input_hint_block", CHANNELS, c0))
-    controls = []
-    for scale, (cin, cout) in enumerate([(c0, c0), (c0, c1), (c1, c2)]):
+    h = ops.conv(guide, "control.input_hint_block", CHANNELS, c0)
+    h = ops.add(h, ops.conv(informative(ops, x, t), "control.input_blocks.0", CHANNELS, c0, 1))
+    h = with_time(ops, "control.input_blocks.0", h, e, x, config, c0)
+    for block in range(2):
+        h = res_block(ops, f"control.input_blocks.1.{block}", h, c0)
+    controls = [ops.conv(h, "control.zero_convs.0", c0, c0, 1)]
+    for scale, (cin, cout) in enumerate([(c0, c1), (c1, c2)], 1):
         name = f"control.input_blocks.{scale + 1}"
-        if scale:
-            h = downsample(ops, f"{name}.down", h, cin, cout)
-        for block in range(2):
-            h = res_block(ops, f"{name}.{block}", h, e, x, config, cout, cout)
+        h = video_block(ops, name, downsample(ops, f"{name}.down", h, cin, cout), e, x, config, cout)
         if scale == 2:
             h = transformer(ops, "control.middle_block", h, x, config, cout)
         controls.append(ops.conv(h, f"control.zero_convs.{scale}", cout, cout, 1))
@@ -162,20 +172,18 @@ def denoiser(ops, x, t, controls, config=NanoConfig()):
     """Velocity `v` `[B,48,F,h,w]` of noisy latents `x` `[B,48,F,h,w]` at timesteps `t` `[B]`."""
     c0, c1, c2 = config.widths
     e = time_embedding(ops, "time_embed", t, config)
-    skip0 = ops.conv(informative(ops, x, t), "input_blocks.0", CHANNELS, c0)
-    skip0 = ops.add(res_block(ops, "input_blocks.1", skip0, e, x, config, c0, c0), controls[0])
-    skip1 = downsample(ops, "input_blocks.2.down", skip0, c0, c1)
-    skip1 = ops.add(res_block(ops, "input_blocks.2", skip1, e, x, config, c1, c1), controls[1])
-    h = downsample(ops, "input_blocks.3.down", skip1, c1, c2)
-    h = ops.add(res_block(ops, "input_blocks.3", h, e, x, config, c2, c2), controls[2])
+    skip0 = ops.add(ops.conv(informative(ops, x, t), "input_blocks.0", CHANNELS, c0, 1), controls[0])
+    skip0 = with_time(ops, "input_blocks.0", skip0, e, x, config, c0)
+    skip1 = downsample(ops, "input_blocks.1.down", skip0, c0, c1)
+    skip1 = ops.add(video_block(ops, "input_blocks.1", skip1, e, x, config, c1), controls[1])
+    h = downsample(ops, "input_blocks.2.down", skip1, c1, c2)
+    h = ops.add(video_block(ops, "input_blocks.2", h, e, x, config, c2), controls[2])
     h = transformer(ops, "middle_block.0", h, x, config, c2)
-    h = res_block(ops, "middle_block.1", h, e, x, config, c2, c2)
-    h = ops.concat(upsample(ops, "output_blocks.0.up", h, c2, c1), skip1)
-    h = res_block(ops, "output_blocks.0", h, e, x, config, 2 * c1, c1)
-    h = res_block(ops, "output_blocks.1", h, e, x, config, c1, c1)
-    h = ops.concat(upsample(ops, "output_blocks.2.up", h, c1, c0), skip0)
-    h = res_block(ops, "output_blocks.2", h, e, x, config, 2 * c0, c0)
-    h = res_block(ops, "output_blocks.3", h, e, x, config, c0, c0)
+    h = ops.add(upsample(ops, "output_blocks.0.up", h, c2, c1), skip1)
+    h = video_block(ops, "output_blocks.0", h, e, x, config, c1)
+    h = ops.add(upsample(ops, "output_blocks.1.up", h, c1, c0), skip0)
+    for block in range(2):
+        h = res_block(ops, f"output_blocks.1.{block}", h, c0)
     residual = ops.conv(h, "out", c0, CHANNELS, gain=0.0)
 
     alphas, sigmas = alphas_sigmas()

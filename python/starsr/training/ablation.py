@@ -5,6 +5,7 @@ measured on held-out clips. Finished runs are kept, so that it stops and resumes
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from starsr.data import PHOTO_SUFFIXES, Clips, find, is_held_out, pan, read_phot
 from starsr.degradation import second_order
 from starsr.degradation.second_order import PRESETS
 from starsr.evaluation.metrics import Motion, as_float, motion, psnr, sharpness, ssim, warping_errors
-from starsr.nano.network import Nano, NanoConfig
+from starsr.nano.network import Nano, NanoConfig, declared_parameters
 from starsr.resize import bicubic
 from starsr.star.pipeline import Noise, Sampling, Trace, sample
 from starsr.training.checkpoint import save
@@ -106,7 +107,9 @@ class SharedClips(NanoTask):
     """Nano's training on crops of clips that were made once for all runs."""
 
     def __init__(self, pool: list, variant: Variant, media: Path, seed: int) -> None:
-        options = NanoOptions(v_weight=1.0, pixel_weight=0.0, grid_weight=0.0, df=variant.df, workers=0)
+        options = NanoOptions(
+            batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.0, grid_weight=0.0, df=variant.df, workers=0
+        )
         torch.manual_seed(seed)
         init = Nano(variant.config)
         init.deviation.copy_(coefficient_deviation(high for _, high in pool[:32]))
@@ -203,7 +206,8 @@ class Study:
         return json.loads(self.results_file.read_text(encoding="utf-8")) if self.results_file.is_file() else {}
 
     def key(self, variant: Variant, seed: int) -> str:
-        values = {"config": dataclasses.asdict(variant.config), "df": dataclasses.asdict(variant.df)}
+        size = sum(math.prod(parameter.shape) for parameter in declared_parameters(variant.config).values())
+        values = {"config": dataclasses.asdict(variant.config), "parameters": size, "df": dataclasses.asdict(variant.df)}
         return json.dumps({**values, "seed": seed, "iterations": self.iterations}, sort_keys=True)
 
     def train(self, variant: Variant, seed: int) -> Nano:

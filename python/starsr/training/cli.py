@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--iterations", type=int, default=10000, help="in all (%(default)s)")
     add("--rate", type=float, help="learning rate: peak of a cycle for nano (8e-4), constant for star (5e-5)")
-    add("--batch", type=int, help="clips in a batch (nano 4, star 1)")
+    add("--batch", type=int, help="clips in a batch (nano 8, star 1)")
     add("--frames", type=int, help="frames of a clip (nano 3, star 32)")
     add("--average", type=float, default=0.999, help="decay of the averaged weights (%(default)s)")
     add("--save-every", type=int, default=200, help="iterations between checkpoints (%(default)s)")
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     add("--liem-position", choices=POSITIONS, default="i", help="(%(default)s)")
     add = result.add_argument_group("nano").add_argument
     add("--side", type=int, default=32, help="side of a crop in low-resolution pixels (%(default)s)")
-    add("--pool", type=int, default=200, help="clips kept for crops (%(default)s)")
+    add("--pool", type=int, default=400, help="clips kept for crops (%(default)s)")
+    add("--every", type=int, default=4, help="iterations for each new clip (%(default)s)")
     add = result.add_argument_group("star").add_argument
     add("--vae", default=VAE, help="autoencoder: a folder or a repository of the hub (%(default)s)")
     add("--text-encoder", default=TEXT_ENCODER, help="a file, folder or repository (%(default)s)")
@@ -82,7 +83,7 @@ def task_of(options: argparse.Namespace, device: torch.device, star_config: Star
     }
     common = given(batch=options.batch, frames=options.frames, workers=options.workers, df=df)
     if options.network == "nano":
-        chosen = NanoOptions(**common, side=options.side, pool=options.pool)
+        chosen = NanoOptions(**common, side=options.side, pool=options.pool, every=options.every)
         if options.init is not None and NanoConfig(**liem) != NanoConfig():
             raise TrainingError("a bundle's networks have LIEM at position i in both transformers: leave --liem out, or --init")
         init = None if options.init is None else bundled(options.init)

@@ -142,7 +142,7 @@ def run(task: Task, options: Options, accelerator: Accelerator, report: Callable
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "iteration"})
         if first and options.sample_every and (iteration % options.sample_every == 0 or iteration == end):
             show(task, module, average, options.checkpoint.with_suffix(".samples") / f"{iteration:06}.png")
-        if iteration % options.save_every == 0:
+        if options.save_every and iteration % options.save_every == 0:
             keep()
     keep()
     bar.close()

@@ -84,9 +84,47 @@ def v_loss(predicted: Tensor, target: Tensor, sigma: Tensor, floor: float = 0.7)
     return weight * (predicted.float() - target.float()).square().mean((1, 2, 3, 4))
 
 
-def grid_loss(predicted: Tensor, target: Tensor, period: int = 4) -> Tensor:
-    """Energy per sample `[B]` of the part of the error of pixels `[B,F,3,H,W]` that repeats every `period` pixels in both
-    directions: a grid, which a network that writes blocks of pixels leaves behind."""
-    error = (predicted - target).mean((1, 2))
-    phases = error.unflatten(2, (-1, period)).unflatten(1, (-1, period)).mean((1, 3))
-    return (phases - phases.mean((1, 2), keepdim=True)).square().mean((1, 2))
+def grid_loss(predicted: Tensor, target: Tensor, period: int = 4, patch: int = 32) -> Tensor:
+    """Share per sample `[B]` of the error of pixels `[B,F,3,H,W]` that repeats every `period` pixels within patches of
+    `patch`: a grid, which a network that writes blocks of pixels leaves behind. Each patch counts alike, as a grid is seen best
+    where the picture is flat. Sides are multiples of `patch`."""
+    error = (predicted - target).mean(2)
+    patches = error.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)
+    phases = patches.unflatten(5, (-1, period)).unflatten(4, (-1, period)).mean((4, 6))
+    grid = (phases - phases.mean((4, 5), keepdim=True)).square().mean((4, 5))
+    whole = patches.detach().square().mean((4, 5))
+    return (grid / (whole + 1e-6)).mean((1, 2, 3))
+
+
+def translation(first: Tensor, second: Tensor) -> Tensor:
+    """Whole pixels (down, right) `[B,2]` by which pictures `[B,3,H,W]` have moved from `first` to `second`, by phase
+    correlation."""
+    a, b = (torch.fft.rfft2(pictures.float().mean(1)) for pictures in (first, second))
+    cross = b * a.conj()
+    peak = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-9), s=first.shape[2:]).flatten(1).argmax(1)
+    size = torch.tensor(first.shape[2:], device=peak.device)
+    moved = torch.stack([peak // size[1], peak % size[1]], 1)
+    return torch.where(moved > size // 2, moved - size, moved)
+
+
+def followed(first: Tensor, second: Tensor, down: int, right: int) -> Tensor:
+    """Mean squared difference of two pictures `[3,H,W]` along a translation, where both show the same."""
+    height, width = first.shape[1:]
+    y, x = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
+    later_y, later_x = slice(max(down, 0), height - max(-down, 0)), slice(max(right, 0), width - max(-right, 0))
+    return (first[:, y, x] - second[:, later_y, later_x]).square().mean()
+
+
+def flicker_loss(predicted: Tensor, plain: Tensor, target: Tensor, quiet: float = 1e-6) -> Tensor:
+    """By how much, as a logarithm per sample `[B]`, pixels `[B,F,3,H,W]` change along the motion of the target by more than
+    nine tenths of what the plain upscale does: E*_warp, for clips that only pan. 0 for others."""
+    frames = target.shape[1]
+    losses = []
+    moved = [translation(target[:, f], target[:, f + 1]).tolist() for f in range(frames - 1)]
+    for sample in range(len(target)):
+        clips = predicted[sample], plain[sample], target[sample]
+        pairs = [[followed(clip[f], clip[f + 1], *moved[f][sample]) for f in range(frames - 1)] for clip in clips]
+        ours, theirs, true = (torch.stack(errors).mean() if errors else clips[0].new_zeros(()) for errors in pairs)
+        pans = float(true < quiet)
+        losses.append(pans * ((ours + quiet) / (0.9 * theirs + quiet)).log().clamp(min=0))
+    return torch.stack(losses)

@@ -15,39 +15,52 @@ from starsr.nano.network import CHANNELS, Nano, NanoConfig, decode, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.resize import bicubic
 from starsr.schedule import T_START, alphas_sigmas
-from starsr.training.losses import DfConfig, df_loss, df_weight, grid_loss, v_loss
+from starsr.training.losses import DfConfig, df_loss, df_weight, flicker_loss, grid_loss, v_loss
 from starsr.training.loop import TrainingError, generator_of
+
+
+#: Mean squared error, 50 dB, below which there is nothing to gain.
+QUIET = 1e-5
 
 
 @dataclass(frozen=True)
 class NanoOptions:
     """Clips in a batch, their frames and the side of a crop in low-resolution pixels (a multiple of 32); clips kept for
-    crops, new ones in each iteration, and processes that make them; share of the samples at the first timestep of inference;
-    weights of the losses on `v`, on pixels (L1), and on the grid."""
+    crops, iterations for each new one, and processes that make them; share of the samples at the first timestep of inference;
+    weights of the fidelity there (0: STAR's objective there too) and of flicker beside it, of the losses on `v` elsewhere, and
+    on the grid."""
 
-    batch: int = 4
+    batch: int = 8
     frames: int = 3
     side: int = 32
-    pool: int = 200
-    fresh: int = 1
+    pool: int = 400
+    every: int = 4
     workers: int = 1
-    start_share: float = 0.7
-    v_weight: float = 0.25
-    pixel_weight: float = 8.0
-    grid_weight: float = 400.0
+    start_share: float = 0.85
+    fidelity_weight: float = 1.0
+    flicker_weight: float = 0.4
+    v_weight: float = 0.3
+    grid_weight: float = 20.0
     df: DfConfig = DfConfig()
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """The codec's precision is that of the pictures, also in mixed precision."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def to_latents(pixels: Tensor, deviation) -> Tensor:
     """Latents `[B,48,F,h,w]` of pixels `[B,F,3,H,W]` in [0,1]."""
-    latents = encode(TorchOps({}), pixels.flatten(0, 1) * 2 - 1, deviation)
+    with exact(pixels.device):
+        latents = encode(TorchOps({}), pixels.flatten(0, 1) * 2 - 1, deviation)
     return latents.unflatten(0, pixels.shape[:2]).transpose(1, 2)
 
 
 def to_pixels(latents: Tensor, deviation) -> Tensor:
     """Inverse of `to_latents`."""
     frames = latents.transpose(1, 2)
-    pixels = decode(TorchOps({}), frames.flatten(0, 1), deviation).unflatten(0, frames.shape[:2])
+    with exact(latents.device):
+        pixels = decode(TorchOps({}), frames.flatten(0, 1), deviation).unflatten(0, frames.shape[:2])
     return pixels * 0.5 + 0.5
 
 
@@ -75,7 +88,8 @@ class NanoTask:
         if init is None:
             init = Nano(config)
             init.deviation.copy_(coefficient_deviation(self.clips[index][1] for index in range(32)))
-        self.module = init.to(device)
+        # Faster on CPU, above all in bfloat16.
+        self.module = init.to(device, memory_format=torch.channels_last)
         self.deviation = self.module.deviation.cpu().double().numpy()
         self.alphas, self.sigmas = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in alphas_sigmas())
         self._shown: tuple[Tensor, Tensor] | None = None
@@ -83,22 +97,21 @@ class NanoTask:
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`(low [B,F,3,side,side], high [B,F,3,4*side,4*side])` in [0,1]."""
         options = self.options
-        # By iteration n the clips up to `batch + fresh * n` have been made.
-        front = options.batch + options.fresh * start
-        first = max(0, front - options.pool)
-        indices = range(first, options.batch + options.fresh * end)
+        # In iteration n the clips are those from `n // every`.
+        first = start // options.every
         loader = iter(
             DataLoader(
-                Subset(self.clips, indices),
+                Subset(self.clips, range(first, end // options.every + options.pool)),
                 batch_size=None,
                 num_workers=options.workers,
                 prefetch_factor=8 if options.workers else None,
                 worker_init_fn=lambda _: torch.set_num_threads(1),
             )
         )
-        pool: deque = deque((next(loader) for _ in range(front - first)), maxlen=options.pool)
+        pool: deque = deque((next(loader) for _ in range(options.pool)), maxlen=options.pool)
         for iteration in range(start, end):
-            pool.extend(next(loader) for _ in range(options.fresh))
+            if iteration > start and iteration % options.every == 0:
+                pool.append(next(loader))
             yield self.batch_of(pool, iteration)
 
     def batch_of(self, pool: Sequence, iteration: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +137,8 @@ class NanoTask:
 
     def loss(self, module, batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """A share of the samples is at the first timestep of inference with the noised low-quality latents, as inference starts
-        there; the rest noises the clean ones."""
+        there; the rest noises the clean ones. The fidelity is the logarithm of the mean squared error, so that a decibel counts
+        the same in all clips, easy or hard."""
         (low, high), options = batch, self.options
         count = len(low)
         plain = bicubic(low).clamp(0, 1)
@@ -135,20 +149,25 @@ class NanoTask:
         at_start, t = at_start.to(self.device), t.to(self.device)
         a, s = (table[t].reshape(-1, 1, 1, 1, 1) for table in (self.alphas, self.sigmas))
         x = a * torch.where(at_start.reshape(-1, 1, 1, 1, 1), hint, clean) + s * noise
-        v = module(x, t, hint)
+        v = module(x, t, hint).float()
         pixels = to_pixels(a * x - s * v, self.deviation)
         velocity = v_loss(v, (a * x - clean) / s, s.flatten())
-        pixel = ((pixels - high) ** 2 + 1e-6).sqrt().mean((1, 2, 3, 4))
+        before, after = ((picture - high).square().mean((1, 2, 3, 4)) for picture in (plain, pixels))
         grid = grid_loss(pixels, high)
-        total = options.v_weight * velocity + options.pixel_weight * pixel + options.grid_weight * grid
-        figures = {"v": velocity.mean(), "pixel": pixel.mean(), "grid": 1e6 * grid.mean()}
+        figures = {"v": velocity.mean(), "grid": grid.mean()}
+        objective = options.v_weight * velocity
         if options.df.separation != "none":
             frequency = df_weight(t, options.df) * df_loss(pixels, high, t, options.df)
-            total = total + frequency
+            objective = objective + frequency
             figures["df"] = frequency.mean()
-        errors = [(picture - high).square().mean((1, 2, 3, 4)).clamp(min=1e-7) for picture in (plain, pixels.detach())]
-        figures["gain_db"] = 10 * torch.log10(errors[0] / errors[1])[at_start if at_start.any() else ...].mean()
-        return total.mean(), figures
+        if options.fidelity_weight:
+            flicker = flicker_loss(pixels, plain, high)
+            fidelity = (after + QUIET).log() + options.flicker_weight * flicker
+            objective = torch.where(at_start, options.fidelity_weight * fidelity, objective)
+            figures["flicker"] = flicker.mean()
+        gains = 10 * torch.log10(before.clamp(min=1e-7) / after.detach().clamp(min=1e-7))
+        figures["gain_db"] = gains[at_start if at_start.any() else ...].mean()
+        return (objective + options.grid_weight * grid).mean(), figures
 
     def sample(self, module) -> Tensor:
         """Two held-back clips side by side: bicubic, restored in one evaluation, and true."""
