@@ -17,12 +17,10 @@ from starsr.schedule import alphas_sigmas
 class Bundle:
     """The graphs of a bundle without a text encoder, on the CPU."""
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         self.manifest = tomllib.loads((folder / "bundle.toml").read_text(encoding="utf-8"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         self.sessions = {
-            role: onnxruntime.InferenceSession(str(folder / entry["file"]), options, providers=["CPUExecutionProvider"])
+            role: onnxruntime.InferenceSession(str(folder / entry["file"]), providers=["CPUExecutionProvider"])
             for role, entry in self.manifest["graphs"].items()
         }
         schedule = self.manifest["schedule"]

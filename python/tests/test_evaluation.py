@@ -3,6 +3,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,12 @@ def test_clips_are_degraded_with_a_seed(media, tmp_path):
     assert [c[:2] for c in first] == [("kodak/18", "light"), ("kodak/18", "mild")]
     assert first[0][2].startswith("light: ") and "libx264" in first[1][2]
     assert low(1, "b") == first[:1] != low(2, "c")
+
+
+def test_summary_of_a_group_in_which_some_clips_have_no_truth():
+    figures = [{"nano": {"psnr": 30.0, "gain": 0.5, "warp": 1.0}}, {"nano": {"warp": 2.0}}]
+    text = cli.summary([SimpleNamespace(group="real", figures=clip) for clip in figures])
+    assert "E*warp 1.500" in text and "least gain 0.50" in text
 
 
 def test_results_are_used_again_until_what_made_them_changes(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from starsr.nano.network import CHANNELS, Nano, controlnet, decode, denoiser, encode
+from starsr.nano.network import CHANNELS, CORE, LEVEL_CORE, Nano, controlnet, cored, decode, denoiser, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import T_START, alphas_sigmas
 
@@ -37,6 +37,13 @@ def test_constant_picture_has_only_mean_coefficients():
     expected = torch.zeros(CHANNELS)
     expected[0] = 2.0
     torch.testing.assert_close(latents[0, :, 0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_coring_takes_what_is_small():
+    bound = torch.full((1, CHANNELS, 2, 2), CORE)
+    bound[:, [0, 16, 32]] = LEVEL_CORE
+    for factor, expected in [(0.5, 0.05), (1.0, 0.1), (2.0, 1.1), (-20.0, -19.1)]:
+        torch.testing.assert_close(cored(TorchOps({}), factor * bound), expected * bound)
 
 
 @pytest.mark.parametrize("t", [T_START, 500, 90, 1])

@@ -110,7 +110,7 @@ def test_slider_table_and_pictures(browser, page):
     rows = browser.run(
         "return [...document.querySelectorAll('#summary tbody tr')].map(r => [...r.children].map(c => c.textContent.trim()))"
     )
-    assert [row[0] for row in rows] == ["bicubic", "ffmpeg:point", "ground truth"] and len(rows[0]) == 13
+    assert [row[0] for row in rows] == ["bicubic", "ffmpeg:point", "ground truth"] and len(rows[0]) == 14
     figures = json.loads((page / "report.json").read_text())["means"]["a <set> & more"]
     assert rows[0][1] == f"{figures['bicubic']['psnr']:.2f}"
     best = browser.run("return [...document.querySelectorAll('#summary .best')].map(c => c.parentNode.children[0].textContent)")

@@ -73,6 +73,9 @@ def test_a_command_line_is_run_on_files(clip, tmp_path):
 
 def test_noise_is_that_of_chacha():
     assert chacha8(bytes(32), 2).tolist() == [0x2FEF003E, 0xD6405F89]
+    # As in src/diffusion/noise.rs.
+    expected = [-0.21260266, -0.046228893, 0.07472609, -0.95136714, -0.54307234, 0.49299186]
+    assert np.allclose(frame_noise(7, 11, 3, 300)[[0, 63, 64, 127, 128, 299]], expected, rtol=0, atol=3e-6)
     noise = frame_noise(3, 4, 0, 1000)
     assert np.array_equal(noise[:300], frame_noise(3, 4, 0, 300)) and abs(noise.std() - 1) < 0.1
     assert not np.array_equal(noise, frame_noise(3, 5, 0, 1000))

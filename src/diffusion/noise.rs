@@ -148,6 +148,17 @@ mod tests {
         );
     }
 
+    /// As in `python/tests/test_upscalers.py`.
+    #[test]
+    fn values() {
+        let noise = draw(7, 11, 3, 300);
+        let expected =
+            [-0.212_602_66, -0.046_228_893, 0.074_726_09, -0.951_367_14, -0.543_072_34, 0.492_991_86];
+        for (at, value) in [0, 63, 64, 127, 128, 299].into_iter().zip(expected) {
+            assert!((noise[at] - value).abs() < 3e-6, "{at}: {}", noise[at]);
+        }
+    }
+
     #[test]
     fn functions_are_accurate() {
         for w in (0..=i32::MAX).step_by(100_003).chain(0..1000).chain((0..1000).map(|w| i32::MAX - w)) {

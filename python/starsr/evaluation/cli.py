@@ -94,7 +94,8 @@ def summary(pages: list[report.Page]) -> str:
             shown = [(FIGURES[name], row[name]) for name in SHOWN if row.get(name) is not None]
             cells = [f"{f.title} {v:.{f.digits}f}" for f, v in shown]
             if row.get("gain") is not None:
-                cells.append(f"least gain {min(figures[label]['gain'] for figures in clips):.2f}")
+                gains = [figures[label]["gain"] for figures in clips if "gain" in figures[label]]
+                cells.append(f"least gain {min(gains):.2f}")
             lines.append(f"{group:10} {label[:32]:32} " + "  ".join(cells))
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ FIXED = {
     "harsh": Degradation(blur=(2.4, 2.4), gaussian=10, codec="libx264", quality=33),
     "noise": Degradation(blur=(1.2, 1.2), gaussian=12, codec=None),
 }
-#: What `degraded` can do: only shrink, fixed degradations from mild to harsh, and the presets of training.
+#: What `degraded` can do: only shrink, fixed degradations from mild to harsh, and the presets of `starsr-degrade`.
 DEGRADATIONS = ("clean", *FIXED, *PRESETS)
 
 
@@ -96,9 +96,9 @@ def clips(media: Path, held_out: list[Path], frames: int) -> Iterator[tuple[str,
             photo = read_photo(path)
             yield f"{path.parent.name}/{path.stem}", pan(photo, frames, (256, 384), rng, shrink=1.0)
     for path in held_out:
-        video = read_video(path)
-        for start in range(0, len(video) - frames, max(frames, len(video) // 6)):
-            yield f"{path.stem}@{start}", video[start : start + frames]
+        whole = read_video(path)
+        for start in range(0, len(whole) - frames + 1, max(frames, len(whole) // 6)):
+            yield f"{path.stem}@{start}", whole[start : start + frames]
 
 
 def degrade(high: np.ndarray, name: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:

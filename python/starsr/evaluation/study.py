@@ -89,12 +89,13 @@ def measure(clip: Clip, results: dict[str, np.ndarray], window: Window, scorers:
     measured, base = Measured(), plain(clip.low)
     motions = metrics.motion(clip.low, SCALE) if clip.truth is None else metrics.motion(clip.truth)
     rows = results if clip.truth is None else {**results, TRUTH: clip.truth}
+    base_psnr = None if clip.truth is None else float(np.mean(metrics.psnr_frames(base, clip.truth)))
     for label, result in rows.items():
         figures, measured.warp[label] = temporal(result, base, motions, window)
         if clip.truth is not None and label != TRUTH:
-            gain = metrics.psnr(result, clip.truth) - metrics.psnr(base, clip.truth)
-            sharpness = metrics.sharpness(result, clip.truth)
-            figures = {**metrics.fidelity(result, clip.truth), "gain": gain, **figures, "sharpness": sharpness}
+            fidelity = metrics.fidelity(result, clip.truth)
+            gain, sharpness = fidelity["psnr"] - base_psnr, metrics.sharpness(result, clip.truth)
+            figures = {**fidelity, "gain": gain, **figures, "sharpness": sharpness}
             measured.psnr[label] = metrics.psnr_frames(result, clip.truth)
         for name, score in scorers.items():
             if not optional.METRICS[name].needs_truth or (clip.truth is not None and label != TRUTH):

@@ -25,6 +25,8 @@ BLOCK = 4
 CHANNELS = 3 * BLOCK * BLOCK
 #: Number of tensors from ControlNet to denoiser: one per scale, and the hint itself.
 CONTROLS = 4
+#: What the denoiser adds is cored up to so many deviations of a coefficient: those of frequencies, and the mean of a block.
+CORE, LEVEL_CORE = 0.04, 0.01
 #: Side of an attention window in tokens of the coarsest scale; canvases are multiples of `WINDOW * 4` latents.
 WINDOW = 8
 
@@ -142,6 +144,14 @@ def upsample(ops, name, x, cin, cout):
     return ops.depth_to_space(ops.conv(x, name, cin, 4 * cout, 1), 2)
 
 
+def cored(ops, latents):
+    """Latents `[N,48,h,w]` smaller by nine tenths of themselves, up to those of `CORE` or, for levels, `LEVEL_CORE`: what is
+    below all but vanishes. In flat areas it would be a grid of blocks and a drift of levels."""
+    bound = np.full((CHANNELS, 1, 1), CORE)
+    bound[:: BLOCK * BLOCK] = LEVEL_CORE
+    return ops.sub(latents, ops.scale(ops.clip(latents, "core", bound), 0.9))
+
+
 def informative(ops, x, t):
     """Noisy latents scaled by `alpha(t)`, folded: what they tell fades with the signal in them, so pure noise is silent."""
     return ops.fold_frames(ops.mul(ops.table(t, "alphas", alphas_sigmas()[0]), x), CHANNELS)
@@ -184,7 +194,7 @@ def denoiser(ops, x, t, controls, config=NanoConfig()):
     h = ops.add(upsample(ops, "output_blocks.1.up", h, c1, c0), skip0)
     for block in range(2):
         h = res_block(ops, f"output_blocks.1.{block}", h, c0)
-    residual = ops.conv(h, "out", c0, CHANNELS, gain=0.0)
+    residual = cored(ops, ops.conv(h, "out", c0, CHANNELS, gain=0.0))
 
     alphas, sigmas = alphas_sigmas()
     clean = ops.unfold_frames(ops.add(controls[3], residual), CHANNELS, x)

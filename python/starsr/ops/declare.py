@@ -113,6 +113,9 @@ class Declare:
     def pool_channels(self, x, axis):
         """Maximum and mean over the channel axis, which becomes 2 (maximum first)."""
 
+    def clip(self, x, name, bound):
+        """Values limited to `-bound` to `bound`, an array that is broadcast."""
+
     def depth_to_space(self, x, block):
         """`[N,block*block*C,h,w]` to `[N,C,block*h,block*w]`; channel order is (row, column, C)."""
 

@@ -135,6 +135,10 @@ class OnnxOps(OnnxGraph):
         parts = [self.node(f"Reduce{kind}", x, self.integers(axis), keepdims=1) for kind in ("Max", "Mean")]
         return self.node("Concat", *parts, axis=axis)
 
+    def clip(self, x, name, bound):
+        low, high = (self.array(f"{name}_{n}", (s * bound).astype(np.float32)) for n, s in (("low", -1), ("high", 1)))
+        return self.node("Max", self.node("Min", x, high), low)
+
     def depth_to_space(self, x, block):
         return self.node("DepthToSpace", x, blocksize=block, mode="DCR")
 

@@ -113,6 +113,10 @@ class TorchOps:
     def pool_channels(self, x, axis):
         return torch.cat([x.amax(axis, keepdim=True), x.mean(axis, keepdim=True)], axis)
 
+    def clip(self, x, name, bound):
+        bound = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+        return x.clamp(-bound, bound)
+
     def depth_to_space(self, x, block):
         n, c, h, w = x.shape
         x = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from starsr.data import PHOTO_SUFFIXES, Clips, find, is_held_out, pan, read_photo
+from starsr.data import MIX, PHOTO_SUFFIXES, Clips, find, is_held_out, pan, read_photo
 from starsr.degradation import second_order
 from starsr.degradation.second_order import PRESETS
 from starsr.evaluation.metrics import Motion, as_float, motion, psnr, sharpness, ssim, warping_errors
-from starsr.nano.network import Nano, NanoConfig, declared_parameters
+from starsr.nano.network import CORE, LEVEL_CORE, Nano, NanoConfig, declared_parameters
 from starsr.resize import bicubic
 from starsr.star.pipeline import Noise, Sampling, Trace, sample
 from starsr.training.checkpoint import save
@@ -30,7 +31,7 @@ from starsr.training.loop import Options, Schedule, generator_of, run
 from starsr.training.losses import DfConfig
 from starsr.training.nano import NanoOptions, NanoTask, coefficient_deviation, to_latents, to_pixels
 
-#: The network of the runs, a fifth of nano's.
+#: The network of the runs, a quarter of nano's.
 SMALL = NanoConfig(widths=(24, 32, 48), time=32, head=16)
 #: The paper's objective, L_v + b(t) L_DF, without nano's other losses. The DF loss of these pixels is a hundredth of L_v.
 BETA = 100.0
@@ -103,13 +104,15 @@ TABLES = [
 ]
 
 
+#: The paper's objective alone.
+OPTIONS = NanoOptions(batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.0, grid_weight=0.0, workers=0)
+
+
 class SharedClips(NanoTask):
     """Nano's training on crops of clips that were made once for all runs."""
 
     def __init__(self, pool: list, variant: Variant, media: Path, seed: int) -> None:
-        options = NanoOptions(
-            batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.0, grid_weight=0.0, df=variant.df, workers=0
-        )
+        options = dataclasses.replace(OPTIONS, df=variant.df)
         torch.manual_seed(seed)
         init = Nano(variant.config)
         init.deviation.copy_(coefficient_deviation(high for _, high in pool[:32]))
@@ -187,8 +190,9 @@ class Study:
 
     @cached_property
     def pool(self) -> list:
-        """Training clips, the same for all runs; made once."""
-        path = self.folder / "clips.pt"
+        """Training clips, the same for all runs; made once for each way to degrade them."""
+        made = zlib.crc32(repr((self.clips, MIX, PRESETS)).encode())
+        path = self.folder / f"clips-{made:08x}.pt"
         if not path.is_file():
             clips = Clips(self.media, length=self.clips, seed=1)
             loader = DataLoader(Subset(clips, range(self.clips)), batch_size=None, num_workers=1)
@@ -207,8 +211,10 @@ class Study:
 
     def key(self, variant: Variant, seed: int) -> str:
         size = sum(math.prod(parameter.shape) for parameter in declared_parameters(variant.config).values())
-        values = {"config": dataclasses.asdict(variant.config), "parameters": size, "df": dataclasses.asdict(variant.df)}
-        return json.dumps({**values, "seed": seed, "iterations": self.iterations}, sort_keys=True)
+        network = {**dataclasses.asdict(variant.config), "parameters": size, "core": [CORE, LEVEL_CORE]}
+        options = dataclasses.asdict(dataclasses.replace(OPTIONS, df=variant.df))
+        values = {"network": network, "options": options, "seed": seed, "iterations": self.iterations}
+        return json.dumps(values, sort_keys=True)
 
     def train(self, variant: Variant, seed: int) -> Nano:
         """The averaged network of one run."""
@@ -245,8 +251,11 @@ class Study:
             part.replace(self.results_file)
 
     def tables(self) -> str:
-        """The tables as Markdown: mean over the seeds, and in brackets the spread, half of what lies between the extremes."""
+        """The tables as Markdown: mean over the seeds, and in brackets the spread, half of what lies between the extremes. Raises
+        `LookupError` where there is nothing for them."""
         results, parts = self.results(), []
+        if self.key(PAPER, 0) not in results:
+            raise LookupError(f"{self.results_file} has no runs of this network with these options: leave --tables-only out")
         for table in TABLES:
             lines = [
                 f"## {table.title}",
@@ -297,7 +306,10 @@ def main() -> None:
         study.fill()
     above = options.output.read_text(encoding="utf-8") if options.output.is_file() else "# Ablations\n\n"
     above = above.split(f"## {TABLES[0].title}\n")[0]
-    options.output.write_text(above + study.tables(), encoding="utf-8")
+    try:
+        options.output.write_text(above + study.tables(), encoding="utf-8")
+    except LookupError as e:
+        parser.exit(1, f"{parser.prog}: {e.args[0]}\n")
 
 
 if __name__ == "__main__":

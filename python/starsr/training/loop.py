@@ -131,7 +131,7 @@ def run(task: Task, options: Options, accelerator: Accelerator, report: Callable
         iteration += 1
         average.update(module, iteration)
         bar.update()
-        if first and (iteration % options.log_every == 0 or iteration == end):
+        if first and options.log_every and (iteration % options.log_every == 0 or iteration == end):
             row = {
                 "iteration": iteration,
                 "loss": float(loss.detach()),

@@ -107,24 +107,27 @@ def translation(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(moved > size // 2, moved - size, moved)
 
 
-def followed(first: Tensor, second: Tensor, down: int, right: int) -> Tensor:
-    """Mean squared difference of two pictures `[3,H,W]` along a translation, where both show the same."""
-    height, width = first.shape[1:]
-    y, x = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
-    later_y, later_x = slice(max(down, 0), height - max(-down, 0)), slice(max(right, 0), width - max(-right, 0))
-    return (first[:, y, x] - second[:, later_y, later_x]).square().mean()
+def change(clip: Tensor, moved: list[list[int]]) -> Tensor:
+    """Mean squared difference of neighbouring frames of a clip `[F,3,H,W]` where both show the same, with the pixels (down,
+    right) by which the picture has `moved` from each to the next; 0 for a single frame."""
+    height, width = clip.shape[2:]
+    errors = [clip.new_zeros(())]
+    for first, second, (down, right) in zip(clip[:-1], clip[1:], moved, strict=True):
+        before = first[:, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+        after = second[:, max(down, 0) : height - max(-down, 0), max(right, 0) : width - max(-right, 0)]
+        errors.append((before - after).square().mean())
+    return torch.stack(errors).sum() / max(len(moved), 1)
 
 
 def flicker_loss(predicted: Tensor, plain: Tensor, target: Tensor, quiet: float = 1e-6) -> Tensor:
     """By how much, as a logarithm per sample `[B]`, pixels `[B,F,3,H,W]` change along the motion of the target by more than
     nine tenths of what the plain upscale does: E*_warp, for clips that only pan. 0 for others."""
-    frames = target.shape[1]
-    losses = []
-    moved = [translation(target[:, f], target[:, f + 1]).tolist() for f in range(frames - 1)]
+    pairs = zip(target.unbind(1)[:-1], target.unbind(1)[1:])
+    steps = [translation(first, second).tolist() for first, second in pairs]
+    losses = predicted.new_zeros(len(target))
     for sample in range(len(target)):
-        clips = predicted[sample], plain[sample], target[sample]
-        pairs = [[followed(clip[f], clip[f + 1], *moved[f][sample]) for f in range(frames - 1)] for clip in clips]
-        ours, theirs, true = (torch.stack(errors).mean() if errors else clips[0].new_zeros(()) for errors in pairs)
-        pans = float(true < quiet)
-        losses.append(pans * ((ours + quiet) / (0.9 * theirs + quiet)).log().clamp(min=0))
-    return torch.stack(losses)
+        moved = [step[sample] for step in steps]
+        if change(target[sample], moved) < quiet:
+            ours, theirs = change(predicted[sample], moved), change(plain[sample], moved)
+            losses[sample] = ((ours + quiet) / (0.9 * theirs + quiet)).log().clamp(min=0)
+    return losses

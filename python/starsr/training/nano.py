@@ -19,13 +19,15 @@ from starsr.training.losses import DfConfig, df_loss, df_weight, flicker_loss, g
 from starsr.training.loop import TrainingError, generator_of
 
 
+#: One crop in so many is the flattest of as many.
+CANDIDATES = 4
 #: Mean squared error, 50 dB, below which there is nothing to gain.
 QUIET = 1e-5
 
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Clips in a batch, their frames and the side of a crop in low-resolution pixels (a multiple of 32); clips kept for
+    """Clips in a batch, their frames (1 to 6) and the side of a crop in low-resolution pixels (32 or 64); clips kept for
     crops, iterations for each new one, and processes that make them; share of the samples at the first timestep of inference;
     weights of the fidelity there (0: STAR's objective there too) and of flicker beside it, of the losses on `v` elsewhere, and
     on the grid."""
@@ -38,15 +40,21 @@ class NanoOptions:
     workers: int = 1
     start_share: float = 0.85
     fidelity_weight: float = 1.0
-    flicker_weight: float = 0.4
+    flicker_weight: float = 0.2
     v_weight: float = 0.3
     grid_weight: float = 20.0
     df: DfConfig = DfConfig()
 
 
 def exact(device: torch.device) -> torch.autocast:
-    """The codec's precision is that of the pictures, also in mixed precision."""
+    """Hint and codec have the precision of the pictures, also in mixed precision."""
     return torch.autocast(device.type, enabled=False)
+
+
+def upscaled(low: Tensor) -> Tensor:
+    """Plain upscale `[B,F,3,4h,4w]` of pixels `[B,F,3,h,w]`, both in [0,1]."""
+    with exact(low.device):
+        return bicubic(low).clamp(0, 1)
 
 
 def to_latents(pixels: Tensor, deviation) -> Tensor:
@@ -73,17 +81,22 @@ def coefficient_deviation(clips: Iterable[Tensor]) -> Tensor:
 
 class NanoTask:
     """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the
-    `pool` clips made last."""
+    `pool` clips made last, with some preference for flat ones."""
 
     def __init__(
         self, media: Path, config: NanoConfig, options: NanoOptions, seed: int, device: torch.device, init: Nano | None = None
     ) -> None:
-        if options.side % 32 or options.side > 64:
+        if options.side not in (32, 64):
             raise TrainingError(f"--side is {options.side}, but must be 32 or 64")
+        if min(options.batch, options.pool, options.every) < 1:
+            given = f"--batch is {options.batch}, --pool {options.pool} and --every {options.every}"
+            raise TrainingError(f"{given}, but all must be at least 1")
         try:
             self.clips = Clips(media, length=1 << 40, seed=seed)
         except FileNotFoundError as e:
             raise TrainingError(str(e)) from e
+        if not 1 <= options.frames <= self.clips.frames:
+            raise TrainingError(f"--frames is {options.frames}, but must be 1 to {self.clips.frames}")
         self.options, self.seed, self.device = options, seed, device
         if init is None:
             init = Nano(config)
@@ -96,6 +109,8 @@ class NanoTask:
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`(low [B,F,3,side,side], high [B,F,3,4*side,4*side])` in [0,1]."""
+        if start >= end:
+            return
         options = self.options
         # In iteration n the clips are those from `n // every`.
         first = start // options.every
@@ -125,23 +140,26 @@ class NanoTask:
         def below(limit: int) -> int:
             return int(torch.randint(limit, (1,), generator=generator))
 
-        low, high = pool[below(len(pool))]
-        wanted = (self.options.frames, self.options.side, self.options.side)
-        f, y, x = (below(full - part + 1) for full, part in zip(low.shape[:3], wanted, strict=True))
-        frames, side, _ = wanted
-        low = low[f : f + frames, y : y + side, x : x + side]
-        high = high[f : f + frames, 4 * y : 4 * (y + side), 4 * x : 4 * (x + side)]
+        def crop() -> tuple[Tensor, Tensor]:
+            low, high = pool[below(len(pool))]
+            f, y, x = (below(full - part + 1) for full, part in zip(low.shape[:3], (frames, side, side), strict=True))
+            low = low[f : f + frames, y : y + side, x : x + side]
+            return low, high[f : f + frames, 4 * y : 4 * (y + side), 4 * x : 4 * (x + side)]
+
+        frames, side = self.options.frames, self.options.side
+        # Skies and walls, which are few, are where a grid, a shift of level and flicker are seen.
+        choice = [crop() for _ in range(CANDIDATES if below(CANDIDATES) == 0 else 1)]
+        low, high = min(choice, key=lambda pair: float(pair[1].float().std()))
         flips = [axis for axis in (0, 1, 2) if below(2)]
         low, high = low.flip(flips), high.flip(flips)
         return (low.transpose(1, 2), high.transpose(1, 2)) if below(2) else (low, high)
 
     def loss(self, module, batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """A share of the samples is at the first timestep of inference with the noised low-quality latents, as inference starts
-        there; the rest noises the clean ones. The fidelity is the logarithm of the mean squared error, so that a decibel counts
-        the same in all clips, easy or hard."""
+        there, and has the loss `_fidelity`; the rest noises the clean ones and has STAR's objective."""
         (low, high), options = batch, self.options
         count = len(low)
-        plain = bicubic(low).clamp(0, 1)
+        plain = upscaled(low)
         hint, clean = to_latents(plain, self.deviation), to_latents(high, self.deviation)
         at_start = torch.rand(count, generator=generator) < options.start_share
         t = torch.where(at_start, T_START, torch.randint(0, T_START + 1, (count,), generator=generator))
@@ -151,23 +169,38 @@ class NanoTask:
         x = a * torch.where(at_start.reshape(-1, 1, 1, 1, 1), hint, clean) + s * noise
         v = module(x, t, hint).float()
         pixels = to_pixels(a * x - s * v, self.deviation)
-        velocity = v_loss(v, (a * x - clean) / s, s.flatten())
-        before, after = ((picture - high).square().mean((1, 2, 3, 4)) for picture in (plain, pixels))
         grid = grid_loss(pixels, high)
-        figures = {"v": velocity.mean(), "grid": grid.mean()}
-        objective = options.v_weight * velocity
-        if options.df.separation != "none":
-            frequency = df_weight(t, options.df) * df_loss(pixels, high, t, options.df)
-            objective = objective + frequency
+        before, after = ((picture - high).square().mean((1, 2, 3, 4)).clamp(min=1e-7) for picture in (plain, pixels.detach()))
+        gains = 10 * torch.log10(before / after)
+        figures = {"grid": grid.mean(), "gain_db": gains[at_start if at_start.any() else ...].mean()}
+        faithful = at_start if options.fidelity_weight else torch.zeros_like(at_start)
+        losses = options.grid_weight * grid.sum()
+        if faithful.any():
+            losses = losses + self._fidelity(pixels[faithful], plain[faithful], high[faithful], figures)
+        if not faithful.all():
+            rest = ~faithful
+            target = ((a * x - clean) / s)[rest]
+            losses = losses + self._objective(v[rest], target, pixels[rest], high[rest], t[rest], s[rest].flatten(), figures)
+        return losses / count, figures
+
+    def _fidelity(self, pixels: Tensor, plain: Tensor, high: Tensor, figures: dict[str, Tensor]) -> Tensor:
+        """Sum over samples of the logarithm of the mean squared error, so that a decibel counts the same in all clips, easy or
+        hard, and of flicker."""
+        error = (pixels - high).square().mean((1, 2, 3, 4))
+        flicker = flicker_loss(pixels, plain, high)
+        figures["flicker"] = flicker.mean()
+        return self.options.fidelity_weight * ((error + QUIET).log() + self.options.flicker_weight * flicker).sum()
+
+    def _objective(self, v, target, pixels, high, t, sigma, figures: dict[str, Tensor]) -> Tensor:
+        """Sum over samples of STAR's objective: the losses on `v` and on the frequencies of the pixels."""
+        losses = v_loss(v, target, sigma)
+        figures["v"] = losses.mean()
+        losses = self.options.v_weight * losses
+        if self.options.df.separation != "none":
+            frequency = df_weight(t, self.options.df) * df_loss(pixels, high, t, self.options.df)
             figures["df"] = frequency.mean()
-        if options.fidelity_weight:
-            flicker = flicker_loss(pixels, plain, high)
-            fidelity = (after + QUIET).log() + options.flicker_weight * flicker
-            objective = torch.where(at_start, options.fidelity_weight * fidelity, objective)
-            figures["flicker"] = flicker.mean()
-        gains = 10 * torch.log10(before.clamp(min=1e-7) / after.detach().clamp(min=1e-7))
-        figures["gain_db"] = gains[at_start if at_start.any() else ...].mean()
-        return (objective + options.grid_weight * grid).mean(), figures
+            losses = losses + frequency
+        return losses.sum()
 
     def sample(self, module) -> Tensor:
         """Two held-back clips side by side: bicubic, restored in one evaluation, and true."""
@@ -175,7 +208,7 @@ class NanoTask:
             pairs = [self.clips[(1 << 39) + index] for index in range(2)]
             self._shown = tuple(torch.stack(part).permute(0, 1, 4, 2, 3).float().to(self.device) / 255 for part in zip(*pairs))
         low, high = self._shown
-        plain = bicubic(low).clamp(0, 1)
+        plain = upscaled(low)
         hint = to_latents(plain, self.deviation)
         t = torch.full((len(low),), T_START, device=self.device)
         noise = torch.randn(hint.shape, generator=generator_of(self.seed, 0)).to(self.device)
