@@ -51,8 +51,8 @@ def read_video(path: Path, limit: int | None = None, short_side: int | None = No
 
 
 def pan(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.random.Generator, shrink: float) -> np.ndarray:
-    """A camera move of constant velocity, at most 6 pixels a frame, over a photograph shrunk by `shrink` (below 1, and where it is
-    too small, enlarged): `[F,H,W,3]`."""
+    """A camera move of constant velocity, at most 6 pixels a frame, over a photograph shrunk by `shrink` (below 1, and where it
+    is too small, enlarged): `[F,H,W,3]`."""
     height, width = size
     velocity = np.rint(rng.uniform(-6, 6, 2) * rng.choice([0.0, 0.3, 1.0], p=[0.15, 0.35, 0.5])).astype(int)
     travel = np.abs(velocity) * (frames - 1)

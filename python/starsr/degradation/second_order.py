@@ -64,8 +64,8 @@ SECOND = Stage(
     poisson=(0.05, 2.5),
 )
 #: Two stages at full strength, whose bit rates are those that video of such sizes is streamed with, down to a tenth of a bit a
-#: pixel (144p at 100 kbit/s); one stage of less, at twice the rates; and what the released code does to each frame on its own, where
-#: 10,000 to 100,000 bits a second at one frame a second are some 0.2 to 2 bits a pixel of 320x180.
+#: pixel (144p at 100 kbit/s); one stage of less, at twice the rates; and what the released code does to each frame on its own,
+#: where 10,000 to 100,000 bits a second at one frame a second are some 0.2 to 2 bits a pixel of 320x180.
 PRESETS = {
     "heavy": Preset((Stage(video_share=0.3), SECOND)),
     "light": Preset(
