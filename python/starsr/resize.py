@@ -27,6 +27,7 @@ def bicubic_matrix(size: int, scale: int) -> Tensor:
 
 
 def bicubic(clip: Tensor, scale: int = 4) -> Tensor:
-    """`[...,h,w]` to `[...,scale*h,scale*w]`; values may overshoot."""
+    """`[...,h,w]` to `[...,scale*h,scale*w]` in the precision of `clip`, also in mixed precision; values may overshoot."""
     rows, columns = (bicubic_matrix(n, scale).to(clip.device) for n in clip.shape[-2:])
-    return rows @ clip @ columns.T
+    with torch.autocast(clip.device.type, enabled=False):
+        return rows @ clip @ columns.T

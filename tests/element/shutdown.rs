@@ -200,7 +200,6 @@ fn large_frames_stop_at_once() {
     };
     let mut returns = Returns::default();
     let mut random = Random::new(3);
-    let mut interrupted = 0;
     for round in 0..6 {
         let element = starsr(16, 0);
         element.set_property("strength", 0.5f32);
@@ -214,15 +213,13 @@ fn large_frames_stop_at_once() {
         let thread = thread::spawn(move || pad.push(frame(15)));
         // Prepared after half a second or so, finished after several.
         thread::sleep(Duration::from_millis(50 + 300 * round) + random.milliseconds(100));
+        let busy = !thread.is_finished();
         let flow = returns.time(|| {
             stop(&rig, Some(gst::State::Null));
             thread.join().unwrap()
         });
-        // The last frames may have come out just before.
-        assert!(matches!(flow, Ok(_) | Err(gst::FlowError::Flushing)), "{flow:?}");
-        interrupted += i32::from(flow.is_err());
+        assert!(!busy || flow == Err(gst::FlowError::Flushing), "{flow:?}");
     }
-    assert!(interrupted > 0, "no push was interrupted");
     returns.check("large frames");
 }
 

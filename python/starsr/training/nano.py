@@ -47,14 +47,8 @@ class NanoOptions:
 
 
 def exact(device: torch.device) -> torch.autocast:
-    """Hint and codec have the precision of the pictures, also in mixed precision."""
+    """The codec's precision is that of the pictures, also in mixed precision."""
     return torch.autocast(device.type, enabled=False)
-
-
-def upscaled(low: Tensor) -> Tensor:
-    """Plain upscale `[B,F,3,4h,4w]` of pixels `[B,F,3,h,w]`, both in [0,1]."""
-    with exact(low.device):
-        return bicubic(low).clamp(0, 1)
 
 
 def to_latents(pixels: Tensor, deviation) -> Tensor:
@@ -159,7 +153,7 @@ class NanoTask:
         there, and has the loss `_fidelity`; the rest noises the clean ones and has STAR's objective."""
         (low, high), options = batch, self.options
         count = len(low)
-        plain = upscaled(low)
+        plain = bicubic(low).clamp(0, 1)
         hint, clean = to_latents(plain, self.deviation), to_latents(high, self.deviation)
         at_start = torch.rand(count, generator=generator) < options.start_share
         t = torch.where(at_start, T_START, torch.randint(0, T_START + 1, (count,), generator=generator))
@@ -208,7 +202,7 @@ class NanoTask:
             pairs = [self.clips[(1 << 39) + index] for index in range(2)]
             self._shown = tuple(torch.stack(part).permute(0, 1, 4, 2, 3).float().to(self.device) / 255 for part in zip(*pairs))
         low, high = self._shown
-        plain = upscaled(low)
+        plain = bicubic(low).clamp(0, 1)
         hint = to_latents(plain, self.deviation)
         t = torch.full((len(low),), T_START, device=self.device)
         noise = torch.randn(hint.shape, generator=generator_of(self.seed, 0)).to(self.device)
