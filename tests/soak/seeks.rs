@@ -59,9 +59,32 @@ fn watch(element: &gst::Element, account: &Shared) {
     });
 }
 
+/// Whether an event is on its way from in front of an element into it.
+type Passing = Arc<(Mutex<bool>, Condvar)>;
+
+/// Has the pad in front of `element` tell when serialized events pass. A flush from behind must not meet one: base classes
+/// turn a refused event into an error, where a refused buffer is only flushed.
+fn watch_events(element: &gst::Element) -> Passing {
+    let passing = Passing::default();
+    let shared = passing.clone();
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    let front = element.static_pad("sink").unwrap().peer().unwrap();
+    front.add_probe(kinds, move |_, info| {
+        // What follows an event comes when it has passed.
+        *shared.0.lock().unwrap() = info.event().is_some();
+        shared.1.notify_all();
+        gst::PadProbeReturn::Ok
+    });
+    passing
+}
+
 /// Flushes what is behind `element`, as an element may of its own accord: FLUSH_START, FLUSH_STOP and the segment again.
-fn flush(element: &gst::Element) {
+fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
+    let held = passing.0.lock().unwrap();
+    let (_held, waited) =
+        passing.1.wait_timeout_while(held, Duration::from_secs(120), |passing| *passing).unwrap();
+    assert!(!waited.timed_out(), "no frame follows an event");
     src.push_event(gst::event::FlushStart::new());
     // Nothing passes until the segment is back.
     let _streaming = sink.stream_lock();
@@ -97,6 +120,7 @@ fn play(frames: u64, seed: u64) {
     gst::Element::link_many([&before, &starsr, &sink]).unwrap();
     let account = Shared::default();
     watch(&starsr, &account);
+    let passing = watch_events(&before);
     pipeline.set_state(gst::State::Playing).unwrap();
     let bus = pipeline.bus().unwrap();
 
@@ -132,7 +156,7 @@ fn play(frames: u64, seed: u64) {
                 changes += 1;
             }
             1 => {
-                flush(&before);
+                flush(&before, &passing);
                 flushes += 1;
                 // The source has stopped if it met the flush.
                 source.seek_simple(flags, to).unwrap();
