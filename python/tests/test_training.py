@@ -108,6 +108,10 @@ def test_grid_loss_sees_only_what_repeats():
     pattern[:32, :32], pattern[32:, 32:] = -pattern[:32, :32], 0
     assert grid_loss(clean + pattern, clean) > 20 * noise
     assert grid_loss(clean + 0.3, clean) < 1e-10
+    # One of 8 pixels is no grid of 4.
+    blocks = torch.zeros(64, 64)
+    blocks.view(8, 8, 8, 8)[:, :4] = 0.1
+    assert grid_loss(clean + blocks, clean, 8) > 0.2 > 20 * grid_loss(clean + blocks, clean, 4)
 
 
 def test_flicker_loss_follows_pans():

@@ -17,7 +17,7 @@ from starsr.star.network import StarConfig
 from starsr.star.sources import TEXT_ENCODER, VAE, load_text_encoder, load_vae
 from starsr.star.weights import WeightsError, read
 from starsr.training.losses import SEPARATIONS, DfConfig
-from starsr.training.loop import Options, Schedule, TrainingError, run
+from starsr.training.loop import OPTIMIZERS, Options, Schedule, TrainingError, run
 from starsr.training.nano import NanoOptions, NanoTask
 from starsr.training.star import StarOptions, StarTask, initialise
 
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--iterations", type=int, default=10000, help="in all (%(default)s)")
     add("--rate", type=float, help="learning rate: peak of a cycle for nano (8e-4), constant for star (5e-5)")
+    add("--optimizer", choices=OPTIMIZERS, help="nano: muon; star: adamw")
     add("--batch", type=int, help="clips in a batch (nano 8, star 1)")
     add("--frames", type=int, help="frames of a clip (nano 3, star 32)")
     add("--average", type=float, default=0.999, help="decay of the averaged weights (%(default)s)")
@@ -115,6 +116,7 @@ def main(arguments: list[str] | None = None, star_config: StarConfig = StarConfi
         seed=options.seed,
         average=options.average,
         weight_decay=1e-4 if nano else 1e-2,
+        optimizer=options.optimizer or ("muon" if nano else "adamw"),
         save_every=options.save_every,
         sample_every=options.sample_every,
     )

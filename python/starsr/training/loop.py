@@ -19,6 +19,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from starsr.training.checkpoint import Average, save, trained
+from starsr.training.muon import Muon
+
+
+def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW for the trained parameters of `module`."""
+    return torch.optim.AdamW(trained(module).values(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+#: Optimizers by name, from a module, a learning rate and a weight decay.
+OPTIMIZERS = {"adamw": adamw, "muon": Muon}
 
 
 class TrainingError(Exception):
@@ -68,6 +78,7 @@ class Options:
     seed: int = 0
     average: float = 0.999
     weight_decay: float = 1e-4
+    optimizer: str = "adamw"
     save_every: int = 200
     log_every: int = 20
     sample_every: int = 500
@@ -105,7 +116,7 @@ def run(task: Task, options: Options, accelerator: Accelerator, report: Callable
     if not parameters:
         raise TrainingError("the module has no parameter to train")
     average = Average(module, options.average)
-    optimizer = torch.optim.AdamW(parameters, lr=options.schedule.rate, betas=(0.9, 0.999), weight_decay=options.weight_decay)
+    optimizer = OPTIMIZERS[options.optimizer](module, options.schedule.rate, options.weight_decay)
     iteration = resume(options.checkpoint, module, average, optimizer) if options.checkpoint.is_file() else 0
     prepared, optimizer = accelerator.prepare(module, optimizer)
     average.weights = {name: w.to(accelerator.device) for name, w in average.weights.items()}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The optimizer Muon (K. Jordan and others, 2024) for networks of convolutions; PyTorch's own takes matrices only."""
+
+import torch
+from torch import Tensor, nn
+
+from starsr.training.checkpoint import trained
+
+#: Coefficients of the quintic iteration, which drives singular values to about 1, and its number of steps.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+#: RMS of AdamW's updates in units of the learning rate, which those of Muon are given, so that one rate suits both (J. Liu and
+#: others, arXiv 2502.16982, section 2.2).
+ADAMW_RMS = 0.2
+#: Matrices narrower than this hold scales, positions or gates, and are left to AdamW.
+NARROW = 16
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest matrix `[M,N]` with orthonormal rows or columns, by the Newton-Schulz iteration."""
+    a, b, c = QUINTIC
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x if wide is matrix else x.T
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon trains a parameter: the weight of a convolution or a linear layer, but none of the timestep's embedding."""
+    if parameter.ndim < 2 or "time_embed" in name:
+        return False
+    return min(parameter.shape[0], parameter[0].numel()) > NARROW
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised updates for the matrices of `module`, each convolution's kernel `[O,I,...]` being a matrix
+    `[O,I*...]`; AdamW for its other parameters. Weight decay is AdamW's for all."""
+
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.999)) -> None:
+        named = trained(module).items()
+        groups = [{"params": [p for n, p in named if is_matrix(n, p) == matrix], "matrix": matrix} for matrix in (True, False)]
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update from the gradients. `closure` is not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                update = self._muon(p, group) if group["matrix"] else self._adam(p, group)
+                p.add_(update, alpha=-group["lr"])
+
+    def _muon(self, p: Tensor, group: dict) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+        # Nesterov's form.
+        direction = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+        scale = ADAMW_RMS * max(direction.shape) ** 0.5
+        return scale * orthogonal(direction).reshape(p.shape)
+
+    def _adam(self, p: Tensor, group: dict, epsilon: float = 1e-8) -> Tensor:
+        state, (first, second) = self.state[p], group["betas"]
+        if not state:
+            state.update(mean=torch.zeros_like(p), square=torch.zeros_like(p), step=torch.zeros(()))
+        state["step"] += 1
+        state["mean"].lerp_(p.grad, 1 - first)
+        state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
+        mean = state["mean"] / (1 - first ** float(state["step"]))
+        square = state["square"] / (1 - second ** float(state["step"]))
+        return mean / (square.sqrt() + epsilon)
