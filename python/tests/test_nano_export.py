@@ -72,6 +72,15 @@ def test_an_exported_bundle_can_be_read_back(tmp_path, model, built):
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-6)
 
 
+def test_a_mean_of_networks(model):
+    other = Nano()
+    result = export.mean([model, other]).state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(result[name], (value + other.state_dict()[name]) / 2)
+    alone = export.mean([model]).state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in model.state_dict().items())
+
+
 def test_failed_write_leaves_the_old_bundle(tmp_path, built):
     target = tmp_path / "nano"
     bundle.write(target, export.manifest("1"), built, {})

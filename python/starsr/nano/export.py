@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Writes the nano bundle from a training checkpoint, and verifies it against PyTorch."""
+"""Writes the nano bundle from a training checkpoint, or from the mean of some, and verifies it against PyTorch."""
 
 import argparse
 from pathlib import Path
@@ -142,6 +142,14 @@ def load(checkpoint: Path) -> Nano:
     return model
 
 
+def mean(models: list[Nano]) -> Nano:
+    """The network whose weights are the mean of those of `models`, which have the same start and so lie in one basin: a model
+    soup (M. Wortsman and others, arXiv 2203.05482)."""
+    result, states = Nano(models[0].config), [model.state_dict() for model in models]
+    result.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    return result
+
+
 def read(folder: Path) -> Nano:
     """The networks of a bundle that was exported here, so that training can go on from them. Raises `ValueError`."""
     model, constants = Nano(), {}
@@ -169,10 +177,12 @@ def read(folder: Path) -> Nano:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m starsr.nano.export", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of starsr-train")
+    parser.add_argument("--with", dest="others", type=Path, action="append", default=[], metavar="BUNDLE",
+                        help="bundle whose weights are averaged with the checkpoint's; may be repeated")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
-    parser.add_argument("--version", default="1.1.0", help="version written into the manifest")
+    parser.add_argument("--version", default="1.2.0", help="version written into the manifest")
     options = parser.parse_args()
-    model = load(options.checkpoint)
+    model = mean([load(options.checkpoint), *map(read, options.others)])
     built = graphs(model)
     for role, difference in verify(model, built).items():
         print(f"{role}: {len(built[role].graph.node)} nodes, differs from PyTorch by {difference:.1e}")
