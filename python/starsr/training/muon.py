@@ -34,46 +34,38 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return min(parameter.shape[0], parameter[0].numel()) > NARROW
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.AdamW):
     """Momentum with orthogonalised updates for the matrices of `module`, each convolution's kernel `[O,I,...]` being a matrix
     `[O,I*...]`; AdamW for its other parameters. Weight decay is AdamW's for all."""
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.999)) -> None:
         named = trained(module).items()
         groups = [{"params": [p for n, p in named if is_matrix(n, p) == matrix], "matrix": matrix} for matrix in (True, False)]
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
-        super().__init__([group for group in groups if group["params"]], defaults)
+        super().__init__([group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay, betas=betas)
+        self.momentum = momentum
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update from the gradients. `closure` is not supported."""
+        """One update from the gradients, of which those of matrices are used up. `closure` is not supported."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._muon(p, group) if group["matrix"] else self._adam(p, group)
-                p.add_(update, alpha=-group["lr"])
+            for p in group["params"] if group["matrix"] else []:
+                if p.grad is not None:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(self._update(p), alpha=-group["lr"])
+                    # AdamW leaves out what has no gradient.
+                    p.grad = None
+        super().step()
 
-    def _muon(self, p: Tensor, group: dict) -> Tensor:
+    def _update(self, p: Tensor) -> Tensor:
         state = self.state[p]
         if not state:
-            state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+            # AdamW's names: it expects them when a state is loaded.
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p))
+        state["step"] += 1
+        state["exp_avg"].lerp_(p.grad, 1 - self.momentum)
         # Nesterov's form.
-        direction = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+        direction = p.grad.lerp(state["exp_avg"], self.momentum).flatten(1)
         scale = ADAMW_RMS * max(direction.shape) ** 0.5
         return scale * orthogonal(direction).reshape(p.shape)
-
-    def _adam(self, p: Tensor, group: dict, epsilon: float = 1e-8) -> Tensor:
-        state, (first, second) = self.state[p], group["betas"]
-        if not state:
-            state.update(mean=torch.zeros_like(p), square=torch.zeros_like(p), step=torch.zeros(()))
-        state["step"] += 1
-        state["mean"].lerp_(p.grad, 1 - first)
-        state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
-        mean = state["mean"] / (1 - first ** float(state["step"]))
-        square = state["square"] / (1 - second ** float(state["step"]))
-        return mean / (square.sqrt() + epsilon)
