@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """Clean clips for training and evaluation: photographs panned, and shrunk video."""
 
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 
 import av
@@ -83,9 +84,15 @@ class Clips(Dataset):
 
     @cached_property
     def _media(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        videos = [read_video(p, limit=150, short_side=self.side * SCALE + 16) for p in self.videos]
-        videos = [v for v in videos if min(v.shape[1:3]) >= self.side * SCALE and len(v) >= self.frames]
-        return [read_photo(p) for p in self.photos], videos
+        with ThreadPoolExecutor() as threads:
+            photos = threads.map(read_photo, self.photos)
+            videos = threads.map(partial(read_video, limit=150, short_side=self.side * SCALE + 16), self.videos)
+            usable = [v for v in videos if min(v.shape[1:3]) >= self.side * SCALE and len(v) >= self.frames]
+            return list(photos), usable
+
+    def load(self) -> None:
+        """Reads the media, so that processes forked from this one share them."""
+        _ = self._media
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng((self.seed, index))
@@ -110,7 +117,7 @@ class Clips(Dataset):
             high = video[start : start + self.frames, y : y + size, x : x + size]
         else:
             photo = photos[rng.integers(len(photos))]
-            high = pan(photo, self.frames, (size, size), rng, rng.uniform(0.8, 2.0))
+            high = pan(photo, self.frames, (size, size), rng, rng.uniform(0.7, 1.6))
             if rng.random() < 0.04:
                 other = pan(photos[rng.integers(len(photos))], self.frames, (size, size), rng, 1.5)
                 cut = rng.integers(1, self.frames)

@@ -27,8 +27,8 @@ from starsr.training.losses import (
     translation,
     v_loss,
 )
-from starsr.training.loop import Schedule
-from starsr.training.nano import NanoOptions, NanoTask, to_latents
+from starsr.training.loop import Schedule, generator_of
+from starsr.training.nano import NanoOptions, NanoTask, Pool, to_latents
 from starsr.resize import bicubic
 
 
@@ -181,17 +181,68 @@ def test_no_photographs_is_an_error(tmp_path, capsys):
     assert "no photographs" in capsys.readouterr().err
 
 
+def test_crops_are_turned_pieces_of_the_clips(photos):
+    pool = Pool(3, Clips(photos, length=3, frames=4, side=8), torch.device("cpu"))
+    for index in range(5):
+        # Each pixel tells where it is.
+        frame, row, column = torch.meshgrid(torch.arange(4), torch.arange(32), torch.arange(32), indexing="ij")
+        high = torch.stack([16 * index + frame, row, column], -1).to(torch.uint8)
+        pool.put(index, high[:, ::4, ::4], high)
+    low, high = pool.draw(200, 2, 4, generator_of(0, 0))
+    assert low.shape == (200, 2, 4, 4, 3) and high.shape == (200, 2, 16, 16, 3)
+    # The last three clips of five are there.
+    assert {int(value) // 16 for value in high[..., 0].unique()} == {2, 3, 4}
+    seen = set()
+    for small, large in zip(low.int(), high.int(), strict=True):
+        exchanged = bool((large[0, 0, :, 1] != large[0, 0, 0, 1]).any())
+        if exchanged:
+            small, large = small.transpose(1, 2), large.transpose(1, 2)
+        turned = []
+        for axis, value in ((0, 0), (1, 1), (2, 2)):
+            steps = large[..., value].diff(dim=axis)
+            assert (steps == steps.flatten()[0]).all() and abs(int(steps.flatten()[0])) == 1
+            turned.append(bool(steps.flatten()[0] < 0))
+        seen.add((*turned, exchanged))
+        # A low-resolution pixel lies on the first of the high-resolution ones in the clip.
+        rows, columns = (slice(3, None, 4) if back else slice(0, None, 4) for back in turned[1:])
+        assert torch.equal(small, large[:, rows, columns])
+    assert len(seen) == 16
+
+
+def test_a_batch_has_the_newest_clips(photos):
+    task = NanoTask(
+        photos, NanoConfig(), NanoOptions(batch=64, pool=3, fresh=1.5, workers=0, frames=1), 0, torch.device("cpu"), Nano()
+    )
+
+    def clip(index):
+        return torch.full((6, 64, 64, 3), index, dtype=torch.uint8), torch.full((6, 256, 256, 3), index, dtype=torch.uint8)
+
+    class Numbered:
+        frames, side = 6, 64
+        __getitem__ = staticmethod(clip)
+
+        def load(self):
+            pass
+
+    task.clips = Numbered()
+    shown = [{round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(0, 5)]
+    assert shown == [{0, 1, 2}, {1, 2, 3}, {3, 4, 5}, {4, 5, 6}, {6, 7, 8}]
+    assert [{round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(3, 5)] == shown[3:]
+
+
 def test_flat_crops_are_preferred(photos):
     task = NanoTask(photos, NanoConfig(), NanoOptions(batch=16), 0, torch.device("cpu"), Nano())
     flat, busy = torch.full((3, 64, 64, 3), 90, dtype=torch.uint8), torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
-    pool = [tuple(clip.repeat_interleave(s, 1).repeat_interleave(s, 2) for s in (1, 4)) for clip in (flat, busy)]
+    pool = Pool(2, Clips(photos, length=2, frames=3), task.device)
+    for index, clip in enumerate((flat, busy)):
+        pool.put(index, clip, clip.repeat_interleave(4, 1).repeat_interleave(4, 2))
     stds = torch.cat([task.batch_of(pool, iteration)[1].std((1, 2, 3, 4)) for iteration in range(32)])
     # A quarter of the crops is the flattest of four, so 3/4 * 1/2 + 1/4 * 15/16 are flat.
     assert abs((stds == 0).float().mean() - 0.61) < 0.07
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--pool", 0), ("--every", 0), ("--batch", 0), ("--frames", 0), ("--frames", 7), ("--side", 0)]
+    "option, value", [("--pool", 0), ("--fresh", 0.0), ("--batch", 0), ("--frames", 0), ("--frames", 33), ("--side", 0)]
 )
 def test_sizes_that_cannot_be_are_refused(photos, tmp_path, capsys, option, value):
     arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu", option, str(value)]

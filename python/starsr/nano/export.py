@@ -3,6 +3,7 @@
 
 import argparse
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ PIXELS = (FLOAT, ["F", 3, "H", "W"])
 FRAME_LATENTS = (FLOAT, ["F", CHANNELS, "h", "w"])
 #: A canvas side must hold whole attention windows of the coarsest scale.
 MULTIPLE = WINDOW * 4 * BLOCK
-#: Tiles of this side, in output pixels, keep the memory for a window under about 2 GB; what they share hides their seams.
+#: Tiles of this side, in output pixels, keep the memory for a window at about 2 GB; what they share hides their seams.
 TILE, TILE_OVERLAP = 1024, 128
 #: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU.
 TILE_MEMORY = 256
@@ -136,9 +137,12 @@ def verify(model: Nano, built: dict[str, onnx.ModelProto]) -> dict[str, float]:
 
 
 def load(checkpoint: Path) -> Nano:
-    """The averaged weights of a training checkpoint."""
+    """The averaged weights of a training checkpoint. Raises `ValueError`."""
     model = Nano()
-    model.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
+    try:
+        model.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
+    except (KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as e:
+        raise ValueError(f"{checkpoint} is no checkpoint of nano ({str(e).splitlines()[0][:200]})") from e
     return model
 
 
@@ -182,7 +186,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     parser.add_argument("--version", default="1.2.0", help="version written into the manifest")
     options = parser.parse_args()
-    model = mean([load(options.checkpoint), *map(read, options.others)])
+    try:
+        model = mean([load(options.checkpoint), *map(read, options.others)])
+    except (ValueError, OSError) as e:
+        raise SystemExit(str(e)) from e
     built = graphs(model)
     for role, difference in verify(model, built).items():
         print(f"{role}: {len(built[role].graph.node)} nodes, differs from PyTorch by {difference:.1e}")

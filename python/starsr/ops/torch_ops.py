@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
+def constant(values, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of a NumPy array's values, without waiting for what the device computes."""
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 class TorchOps:
     """Primitive operations on tensors; `parameters` maps names to tensors. Tensors that pass a `tap` are kept in `taps` where
     that is a dict; `dtype` is the precision of the network where its parameters are not in 32 bits; `checkpointing`
@@ -42,7 +47,7 @@ class TorchOps:
         return F.conv2d(three, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
 
     def fixed_conv(self, x, name, weight):
-        return F.conv2d(x, torch.as_tensor(weight, dtype=x.dtype, device=x.device))
+        return F.conv2d(x, constant(weight, x.dtype, x.device))
 
     def linear(self, x, name, cin, cout, bias=True, gain=1.0, unit_axes=0, joint=".", precise=False):
         weight = self.parameters[f"{name}{joint}weight"].reshape(cout, cin)
@@ -90,7 +95,7 @@ class TorchOps:
         return F.gelu(x)
 
     def table(self, t, name, values):
-        return torch.as_tensor(values, dtype=torch.float32, device=t.device)[t].reshape(-1, 1, 1, 1, 1)
+        return constant(values, torch.float32, t.device)[t].reshape(-1, 1, 1, 1, 1)
 
     def sinusoid(self, t, channels):
         half = channels // 2
@@ -114,7 +119,7 @@ class TorchOps:
         return torch.cat([x.amax(axis, keepdim=True), x.mean(axis, keepdim=True)], axis)
 
     def clip(self, x, name, bound):
-        bound = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+        bound = constant(bound, x.dtype, x.device)
         return x.clamp(-bound, bound)
 
     def depth_to_space(self, x, block):

@@ -29,7 +29,7 @@ from starsr.star.pipeline import Noise, Sampling, Trace, sample
 from starsr.training.checkpoint import save
 from starsr.training.loop import Options, Schedule, generator_of, run
 from starsr.training.losses import DfConfig
-from starsr.training.nano import NanoOptions, NanoTask, coefficient_deviation, to_latents, to_pixels
+from starsr.training.nano import NanoOptions, NanoTask, Pool, coefficient_deviation, to_latents, to_pixels
 
 #: The network of the runs, a quarter of nano's.
 SMALL = NanoConfig(widths=(24, 32, 48), time=32, head=16)
@@ -111,13 +111,15 @@ OPTIONS = NanoOptions(batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.
 class SharedClips(NanoTask):
     """Nano's training on crops of clips that were made once for all runs."""
 
-    def __init__(self, pool: list, variant: Variant, media: Path, seed: int) -> None:
+    def __init__(self, pool: list[tuple[Tensor, Tensor]], variant: Variant, media: Path, seed: int) -> None:
         options = dataclasses.replace(OPTIONS, df=variant.df)
         torch.manual_seed(seed)
         init = Nano(variant.config)
         init.deviation.copy_(coefficient_deviation(high for _, high in pool[:32]))
         super().__init__(media, variant.config, options, seed, torch.device("cpu"), init)
-        self.pool = pool
+        self.pool = Pool(len(pool), self.clips, self.device)
+        for index, pair in enumerate(pool):
+            self.pool.put(index, *pair)
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         return (self.batch_of(self.pool, iteration) for iteration in range(start, end))
@@ -189,7 +191,7 @@ class Study:
     clips: int
 
     @cached_property
-    def pool(self) -> list:
+    def pool(self) -> list[tuple[Tensor, Tensor]]:
         """Training clips, the same for all runs; made once for each way to degrade them."""
         made = zlib.crc32(repr((self.clips, MIX, PRESETS)).encode())
         path = self.folder / f"clips-{made:08x}.pt"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from starsr.liem import POSITIONS
-from starsr.nano.export import read as bundled
+from starsr.nano import export
 from starsr.nano.network import NanoConfig
 from starsr.star.network import StarConfig
 from starsr.star.sources import TEXT_ENCODER, VAE, load_text_encoder, load_vae
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--init",
         type=Path,
-        help="to start from; nano: folder of a bundle (none); star: checkpoint of VEnhancer or STAR (required)",
+        help="to start from; nano: folder of a bundle, or a checkpoint (none); star: checkpoint of VEnhancer or STAR (required)",
     )
     add("--iterations", type=int, default=10000, help="in all (%(default)s)")
     add("--rate", type=float, help="learning rate: peak of a cycle for nano (8e-4), constant for star (5e-5)")
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument_group("nano").add_argument
     add("--side", type=int, default=32, help="side of a crop in low-resolution pixels (%(default)s)")
     add("--pool", type=int, default=400, help="clips kept for crops (%(default)s)")
-    add("--every", type=int, default=4, help="iterations for each new clip (%(default)s)")
+    add("--fresh", type=float, default=0.25, help="new clips for each iteration (%(default)s)")
     add = result.add_argument_group("star").add_argument
     add("--vae", default=VAE, help="autoencoder: a folder or a repository of the hub (%(default)s)")
     add("--text-encoder", default=TEXT_ENCODER, help="a file, folder or repository (%(default)s)")
@@ -84,10 +84,12 @@ def task_of(options: argparse.Namespace, device: torch.device, star_config: Star
     }
     common = given(batch=options.batch, frames=options.frames, workers=options.workers, df=df)
     if options.network == "nano":
-        chosen = NanoOptions(**common, side=options.side, pool=options.pool, every=options.every)
+        chosen = NanoOptions(**common, side=options.side, pool=options.pool, fresh=options.fresh)
         if options.init is not None and NanoConfig(**liem) != NanoConfig():
-            raise TrainingError("a bundle's networks have LIEM at position i in both transformers: leave --liem out, or --init")
-        init = None if options.init is None else bundled(options.init)
+            raise TrainingError("what --init names has LIEM at position i in both transformers: leave --liem out, or --init")
+        init = None
+        if options.init is not None:
+            init = export.load(options.init) if options.init.is_file() else export.read(options.init)
         return NanoTask(options.data, NanoConfig(**liem), chosen, options.seed, device, init)
     if options.init is None:
         raise TrainingError("the full network is trained from a checkpoint: name VEnhancer's or STAR's with --init")

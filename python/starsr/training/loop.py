@@ -137,8 +137,11 @@ def run(task: Task, options: Options, accelerator: Accelerator, report: Callable
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(parameters, options.max_norm)
-        if torch.isfinite(torch.as_tensor(norm)):
-            optimizer.step()
+        # A gradient that overflowed counts as none; to look whether it did would be to wait for the device.
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimizer.step()
         iteration += 1
         average.update(module, iteration)
         bar.update()

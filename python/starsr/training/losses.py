@@ -102,32 +102,38 @@ def translation(first: Tensor, second: Tensor) -> Tensor:
     a, b = (torch.fft.rfft2(pictures.float().mean(1)) for pictures in (first, second))
     cross = b * a.conj()
     peak = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-9), s=first.shape[2:]).flatten(1).argmax(1)
-    size = torch.tensor(first.shape[2:], device=peak.device)
-    moved = torch.stack([peak // size[1], peak % size[1]], 1)
-    return torch.where(moved > size // 2, moved - size, moved)
+    height, width = first.shape[2:]
+    moved = ((peak // width, height), (peak % width, width))
+    return torch.stack([torch.where(steps > side // 2, steps - side, steps) for steps, side in moved], 1)
 
 
-def change(clip: Tensor, moved: list[list[int]]) -> Tensor:
-    """Mean squared difference of neighbouring frames of a clip `[F,3,H,W]` where both show the same, with the pixels (down,
-    right) by which the picture has `moved` from each to the next; 0 for a single frame."""
-    height, width = clip.shape[2:]
-    errors = [clip.new_zeros(())]
-    for first, second, (down, right) in zip(clip[:-1], clip[1:], moved, strict=True):
-        before = first[:, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
-        after = second[:, max(down, 0) : height - max(-down, 0), max(right, 0) : width - max(-right, 0)]
-        errors.append((before - after).square().mean())
-    return torch.stack(errors).sum() / max(len(moved), 1)
+def moved_by(pictures: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures `[N,3,H,W]` moved back by pixels (down, right) `[N,2]`, and a mask `[N,1,H,W]` of what they show there."""
+    height, width = pictures.shape[2:]
+    rows, columns = (
+        torch.arange(side, device=pictures.device) + steps[:, None] for side, steps in zip((height, width), moved.unbind(1))
+    )
+    back = pictures.gather(2, (rows % height)[:, None, :, None].expand_as(pictures))
+    back = back.gather(3, (columns % width)[:, None, None, :].expand_as(pictures))
+    inside = [(places >= 0) & (places < side) for side, places in zip((height, width), (rows, columns))]
+    return back, inside[0][:, None, :, None] & inside[1][:, None, None, :]
+
+
+def change(clips: Tensor, moved: Tensor) -> Tensor:
+    """Mean squared difference `[B]` of neighbouring frames of clips `[B,F,3,H,W]` where both show the same, with the pixels
+    (down, right) `[B,F-1,2]` by which the picture has `moved` from each to the next; 0 for a single frame."""
+    back, inside = moved_by(clips[:, 1:].flatten(0, 1), moved.flatten(0, 1))
+    errors = ((clips[:, :-1].flatten(0, 1) - back).square() * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))
+    return errors.unflatten(0, moved.shape[:2]).sum(1) / max(moved.shape[1], 1)
 
 
 def flicker_loss(predicted: Tensor, plain: Tensor, target: Tensor, quiet: float = 1e-6) -> Tensor:
     """By how much, as a logarithm per sample `[B]`, pixels `[B,F,3,H,W]` change along the motion of the target by more than
     nine tenths of what the plain upscale does: E*_warp, for clips that only pan. 0 for others."""
-    pairs = zip(target.unbind(1)[:-1], target.unbind(1)[1:])
-    steps = [translation(first, second).tolist() for first, second in pairs]
-    losses = predicted.new_zeros(len(target))
-    for sample in range(len(target)):
-        moved = [step[sample] for step in steps]
-        if change(target[sample], moved) < quiet:
-            ours, theirs = change(predicted[sample], moved), change(plain[sample], moved)
-            losses[sample] = ((ours + quiet) / (0.9 * theirs + quiet)).log().clamp(min=0)
-    return losses
+    if target.shape[1] == 1:
+        return predicted.new_zeros(len(target))
+    pairs = (target[:, frames].flatten(0, 1) for frames in (slice(-1), slice(1, None)))
+    moved = translation(*pairs).unflatten(0, (len(target), -1))
+    ours, theirs = change(predicted, moved), change(plain, moved)
+    loss = ((ours + quiet) / (0.9 * theirs + quiet)).log().clamp(min=0)
+    return torch.where(change(target, moved) < quiet, loss, 0)

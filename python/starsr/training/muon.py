@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """The optimizer Muon (K. Jordan and others, 2024) for networks of convolutions; PyTorch's own takes matrices only."""
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -16,15 +18,15 @@ ADAMW_RMS = 0.2
 NARROW = 16
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix `[M,N]` with orthonormal rows or columns, by the Newton-Schulz iteration."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest matrices `[B,M,N]` with orthonormal rows or columns, by the Newton-Schulz iteration."""
     a, b, c = QUINTIC
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x if wide is matrix else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide is matrices else x.mT
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -50,22 +52,26 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
+            alike = defaultdict(list)
             for p in group["params"] if group["matrix"] else []:
                 if p.grad is not None:
+                    alike[p.shape].append(p)
+            for matrices in alike.values():
+                directions = torch.stack([self._direction(p) for p in matrices])
+                scale = ADAMW_RMS * max(directions.shape[1:]) ** 0.5
+                for p, update in zip(matrices, orthogonal(directions), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(self._update(p), alpha=-group["lr"])
+                    p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
                     # AdamW leaves out what has no gradient.
                     p.grad = None
         super().step()
 
-    def _update(self, p: Tensor) -> Tensor:
+    def _direction(self, p: Tensor) -> Tensor:
+        """Nesterov's momentum of a parameter, as a matrix."""
         state = self.state[p]
         if not state:
             # AdamW's names: it expects them when a state is loaded.
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p))
         state["step"] += 1
         state["exp_avg"].lerp_(p.grad, 1 - self.momentum)
-        # Nesterov's form.
-        direction = p.grad.lerp(state["exp_avg"], self.momentum).flatten(1)
-        scale = ADAMW_RMS * max(direction.shape) ** 0.5
-        return scale * orthogonal(direction).reshape(p.shape)
+        return p.grad.lerp(state["exp_avg"], self.momentum).flatten(1)

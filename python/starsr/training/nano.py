@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """Training of nano on photographs and video that are degraded on the fly."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from starsr.data import Clips
+from starsr.degradation.second_order import SCALE
 from starsr.nano.network import CHANNELS, Nano, NanoConfig, decode, encode
 from starsr.ops.torch_ops import TorchOps
 from starsr.resize import bicubic
@@ -21,6 +22,8 @@ from starsr.training.loop import TrainingError, generator_of
 
 #: One crop in so many is the flattest of as many.
 CANDIDATES = 4
+#: Frames of a clip that crops of fewer are taken from, so that they see all of a codec's kinds of frame, and most of a crop.
+CLIP_FRAMES, MAX_FRAMES = 6, 32
 #: Mean squared error, 55 dB, below which there is nothing to gain.
 QUIET = 3e-6
 #: Periods of grids in pixels, from the blocks of the codec and from the second scale, and their shares of the weight.
@@ -29,8 +32,8 @@ GRIDS = {4: 1.0, 8: 0.25}
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Clips in a batch, their frames (1 to 6) and the side of a crop in low-resolution pixels (32 or 64); clips kept for
-    crops, iterations for each new one, and processes that make them; share of the samples at the first timestep of inference;
+    """Clips in a batch, their frames (1 to 32) and the side of a crop in low-resolution pixels (32 or 64); clips kept for
+    crops, new ones for each iteration, and processes that make them; share of the samples at the first timestep of inference;
     weights of the fidelity there (0: STAR's objective there too) and of flicker beside it, of the losses on `v` elsewhere, and
     on the grid."""
 
@@ -38,7 +41,7 @@ class NanoOptions:
     frames: int = 3
     side: int = 32
     pool: int = 400
-    every: int = 4
+    fresh: float = 0.25
     workers: int = 1
     start_share: float = 0.85
     fidelity_weight: float = 1.0
@@ -48,9 +51,16 @@ class NanoOptions:
     df: DfConfig = DfConfig()
 
 
-def exact(device: torch.device) -> torch.autocast:
-    """The codec's precision is that of the pictures, also in mixed precision."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """The codec's precision is that of the pictures, also in mixed precision and on a GPU, which else has TF32."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def indices(mask: Tensor) -> Tensor:
+    """Places where `mask` `[B]` holds: an index by which a device need not wait for its result to know the size."""
+    return mask.nonzero().flatten()
 
 
 def to_latents(pixels: Tensor, deviation) -> Tensor:
@@ -75,6 +85,57 @@ def coefficient_deviation(clips: Iterable[Tensor]) -> Tensor:
     return latents.std((0, 2, 3)).clamp(min=1e-3)
 
 
+class Pool:
+    """The `count` clips that crops are taken from, on the device: pixels uint8 `low` `[count,F,h,w,3]` and `high`
+    `[count,F,4h,4w,3]`."""
+
+    def __init__(self, count: int, clips: Clips, device: torch.device) -> None:
+        self.low, self.high = (
+            torch.empty((count, clips.frames, side, side, 3), dtype=torch.uint8, device=device)
+            for side in (clips.side, SCALE * clips.side)
+        )
+
+    def put(self, index: int, low: Tensor, high: Tensor) -> None:
+        """Lets a clip take the place of the one `count` before it."""
+        place = index % len(self.low)
+        self.low[place].copy_(low, non_blocking=True)
+        self.high[place].copy_(high, non_blocking=True)
+
+    def draw(self, count: int, frames: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`count` crops, each with its axes turned round or not and its sides exchanged or not, low `[count,frames,side,side,3]`
+        and high."""
+        limits = [full - part + 1 for full, part in zip(self.low.shape[1:4], (frames, side, side), strict=True)]
+        places = torch.stack(
+            [torch.randint(limit, (count, CANDIDATES), generator=generator) for limit in (len(self.low), *limits)], -1
+        )
+        # Skies and walls, which are few, are where a grid, a shift of level and flicker are seen.
+        seeks_flat = torch.randint(CANDIDATES, (count,), generator=generator) == 0
+        turns = torch.randint(2, (count, 4), generator=generator).bool()
+        places, seeks_flat, turns = (part.to(self.low.device, non_blocking=True) for part in (places, seeks_flat, turns))
+        upright = turns.new_zeros((count * CANDIDATES, 4))
+        spread = taken(self.high, places.flatten(0, 1), upright, frames, side, SCALE, stride=SCALE).float().std((1, 2, 3, 4))
+        choice = torch.where(seeks_flat, spread.unflatten(0, (count, CANDIDATES)).argmin(1), 0)
+        places = places[torch.arange(count, device=places.device), choice]
+        return tuple(taken(part, places, turns, frames, side, scale) for part, scale in ((self.low, 1), (self.high, SCALE)))
+
+
+def taken(clips: Tensor, places: Tensor, turns: Tensor, frames: int, side: int, scale: int, stride: int = 1) -> Tensor:
+    """Crops `[N,frames,side*scale/stride,..,3]` of `clips` at `places` `[N,4]`, (clip, frame, row, column) in low-resolution
+    pixels, each `stride`-th pixel. `turns` `[N,4]` tells which of time, rows and columns are reversed, and whether rows and
+    columns are exchanged."""
+
+    def along(axis: int, start: Tensor, length: int, step: int = 1) -> Tensor:
+        steps = torch.arange(0, length, step, device=clips.device)
+        return start[:, None] + torch.where(turns[:, axis, None], length - 1 - steps, steps)
+
+    time = along(0, places[:, 1], frames)[:, :, None, None]
+    down, right = (along(axis, places[:, axis + 1] * scale, side * scale, stride) for axis in (1, 2))
+    exchanged = turns[:, 3, None, None]
+    rows = torch.where(exchanged, down[:, None, :], down[:, :, None])[:, None]
+    columns = torch.where(exchanged, right[:, :, None], right[:, None, :])[:, None]
+    return clips[places[:, 0, None, None, None], time, rows, columns]
+
+
 class NanoTask:
     """`loop.Task` of nano. Each clip costs a run of a codec, so it serves many crops: those of an iteration come from the
     `pool` clips made last, with some preference for flat ones."""
@@ -84,15 +145,16 @@ class NanoTask:
     ) -> None:
         if options.side not in (32, 64):
             raise TrainingError(f"--side is {options.side}, but must be 32 or 64")
-        if min(options.batch, options.pool, options.every) < 1:
-            given = f"--batch is {options.batch}, --pool {options.pool} and --every {options.every}"
-            raise TrainingError(f"{given}, but all must be at least 1")
+        if min(options.batch, options.pool) < 1:
+            raise TrainingError(f"--batch is {options.batch} and --pool {options.pool}, but both must be at least 1")
+        if not 0 < options.fresh <= options.pool:
+            raise TrainingError(f"--fresh is {options.fresh}, but must be above 0 and at most --pool, {options.pool}")
+        if not 1 <= options.frames <= MAX_FRAMES:
+            raise TrainingError(f"--frames is {options.frames}, but must be 1 to {MAX_FRAMES}")
         try:
-            self.clips = Clips(media, length=1 << 40, seed=seed)
+            self.clips = Clips(media, length=1 << 40, frames=max(options.frames, CLIP_FRAMES), seed=seed)
         except FileNotFoundError as e:
             raise TrainingError(str(e)) from e
-        if not 1 <= options.frames <= self.clips.frames:
-            raise TrainingError(f"--frames is {options.frames}, but must be 1 to {self.clips.frames}")
         self.options, self.seed, self.device = options, seed, device
         if init is None:
             init = Nano(config)
@@ -108,47 +170,33 @@ class NanoTask:
         if start >= end:
             return
         options = self.options
-        # In iteration n the clips are those from `n // every`.
-        first = start // options.every
+        # In iteration n the clips are those from `n * fresh`.
+        self.clips.load()
+        first, last = (int(iteration * options.fresh) for iteration in (start, end - 1))
         loader = iter(
             DataLoader(
-                Subset(self.clips, range(first, end // options.every + options.pool)),
+                Subset(self.clips, range(first, last + options.pool)),
                 batch_size=None,
                 num_workers=options.workers,
                 prefetch_factor=8 if options.workers else None,
+                pin_memory=self.device.type == "cuda",
                 worker_init_fn=lambda _: torch.set_num_threads(1),
             )
         )
-        pool: deque = deque((next(loader) for _ in range(options.pool)), maxlen=options.pool)
+        pool = Pool(options.pool, self.clips, self.device)
+        for index in range(first, first + options.pool):
+            pool.put(index, *next(loader))
         for iteration in range(start, end):
-            if iteration > start and iteration % options.every == 0:
-                pool.append(next(loader))
+            for index in range(first, int(iteration * options.fresh)):
+                pool.put(index + options.pool, *next(loader))
+            first = int(iteration * options.fresh)
             yield self.batch_of(pool, iteration)
 
-    def batch_of(self, pool: Sequence, iteration: int) -> tuple[Tensor, Tensor]:
+    def batch_of(self, pool: "Pool", iteration: int) -> tuple[Tensor, Tensor]:
         """The batch of an iteration, of crops of the clips in `pool`."""
         generator = generator_of(self.seed ^ 0x5EED, iteration)
-        pairs = [self._crop(pool, generator) for _ in range(self.options.batch)]
-        low, high = (torch.stack(part).permute(0, 1, 4, 2, 3).float() / 255 for part in zip(*pairs, strict=True))
-        return low.to(self.device), high.to(self.device)
-
-    def _crop(self, pool: Sequence, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        def below(limit: int) -> int:
-            return int(torch.randint(limit, (1,), generator=generator))
-
-        def crop() -> tuple[Tensor, Tensor]:
-            low, high = pool[below(len(pool))]
-            f, y, x = (below(full - part + 1) for full, part in zip(low.shape[:3], (frames, side, side), strict=True))
-            low = low[f : f + frames, y : y + side, x : x + side]
-            return low, high[f : f + frames, 4 * y : 4 * (y + side), 4 * x : 4 * (x + side)]
-
-        frames, side = self.options.frames, self.options.side
-        # Skies and walls, which are few, are where a grid, a shift of level and flicker are seen.
-        choice = [crop() for _ in range(CANDIDATES if below(CANDIDATES) == 0 else 1)]
-        low, high = min(choice, key=lambda pair: float(pair[1].float().std()))
-        flips = [axis for axis in (0, 1, 2) if below(2)]
-        low, high = low.flip(flips), high.flip(flips)
-        return (low.transpose(1, 2), high.transpose(1, 2)) if below(2) else (low, high)
+        crops = pool.draw(self.options.batch, self.options.frames, self.options.side, generator)
+        return tuple(part.movedim(-1, 2).float() / 255 for part in crops)
 
     def loss(self, module, batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """A share of the samples is at the first timestep of inference with the noised low-quality latents, as inference starts
@@ -159,8 +207,12 @@ class NanoTask:
         hint, clean = to_latents(plain, self.deviation), to_latents(high, self.deviation)
         at_start = torch.rand(count, generator=generator) < options.start_share
         t = torch.where(at_start, T_START, torch.randint(0, T_START + 1, (count,), generator=generator))
-        noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        at_start, t = at_start.to(self.device), t.to(self.device)
+        noise = self._noise(clean.shape, generator)
+        kinds = at_start if options.fidelity_weight else torch.zeros_like(at_start)
+        at_start, t, faithful, rest, shown = (
+            part.to(self.device, non_blocking=True)
+            for part in (at_start, t, indices(kinds), indices(~kinds), indices(at_start if at_start.any() else ~at_start))
+        )
         a, s = (table[t].reshape(-1, 1, 1, 1, 1) for table in (self.alphas, self.sigmas))
         x = a * torch.where(at_start.reshape(-1, 1, 1, 1, 1), hint, clean) + s * noise
         v = module(x, t, hint).float()
@@ -168,16 +220,19 @@ class NanoTask:
         grid = sum(share * grid_loss(pixels, high, period) for period, share in GRIDS.items())
         before, after = ((picture - high).square().mean((1, 2, 3, 4)).clamp(min=1e-7) for picture in (plain, pixels.detach()))
         gains = 10 * torch.log10(before / after)
-        figures = {"grid": grid.mean(), "gain_db": gains[at_start if at_start.any() else ...].mean()}
-        faithful = at_start if options.fidelity_weight else torch.zeros_like(at_start)
+        figures = {"grid": grid.mean(), "gain_db": gains[shown].mean()}
         losses = options.grid_weight * grid.sum()
-        if faithful.any():
+        if len(faithful):
             losses = losses + self._fidelity(pixels[faithful], plain[faithful], high[faithful], figures)
-        if not faithful.all():
-            rest = ~faithful
+        if len(rest):
             target = ((a * x - clean) / s)[rest]
             losses = losses + self._objective(v[rest], target, pixels[rest], high[rest], t[rest], s[rest].flatten(), figures)
         return losses / count, figures
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Normal noise, made on the device."""
+        own = torch.Generator(self.device).manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
+        return torch.randn(shape, generator=own, device=self.device)
 
     def _fidelity(self, pixels: Tensor, plain: Tensor, high: Tensor, figures: dict[str, Tensor]) -> Tensor:
         """Sum over samples of the logarithm of the mean squared error, so that a decibel counts the same in all clips, easy or
@@ -207,7 +262,7 @@ class NanoTask:
         plain = bicubic(low).clamp(0, 1)
         hint = to_latents(plain, self.deviation)
         t = torch.full((len(low),), T_START, device=self.device)
-        noise = torch.randn(hint.shape, generator=generator_of(self.seed, 0)).to(self.device)
+        noise = self._noise(hint.shape, generator_of(self.seed, 0))
         a, s = self.alphas[T_START], self.sigmas[T_START]
         x = a * hint + s * noise
         restored = to_pixels(a * x - s * module(x, t, hint), self.deviation)
