@@ -104,12 +104,16 @@ def test_clips_are_degraded_with_a_seed(media, tmp_path):
     assert [c[:2] for c in first] == [("kodak/18", "light"), ("kodak/18", "mild")]
     assert first[0][2].startswith("light: ") and "libx264" in first[1][2]
     assert low(1, "b") == first[:1] != low(2, "c")
+    # Only what is random is drawn again.
+    drawn = low(1, "d", "--degrade", "clean", "--draws", 2)
+    assert [c[:2] for c in drawn] == [("kodak/18", "light"), ("kodak/18 draw 2", "light"), ("kodak/18", "clean")]
+    assert drawn[0] == first[0] and drawn[1][2] != first[0][2]
 
 
 def test_summary_of_a_group_in_which_some_clips_have_no_truth():
     figures = [{"nano": {"psnr": 30.0, "gain": 0.5, "warp": 1.0}}, {"nano": {"warp": 2.0}}]
     text = cli.summary([SimpleNamespace(group="real", figures=clip) for clip in figures])
-    assert "E*warp 1.500" in text and "least gain 0.50" in text
+    assert "E*warp 1.500" in text and "gain 0.50 ±0.00" in text and "least gain 0.50" in text
 
 
 def test_results_are_used_again_until_what_made_them_changes(tmp_path):
@@ -170,6 +174,7 @@ def test_crops_show_detail_and_difference(photos):
 
 def test_errors_are_one_sentence(paired, photos, tmp_path, capsys):
     target = ["--report", tmp_path / "report", "--upscaler", "bicubic", "--metric", "none"]
+    assert "give --draws 1 or more" in refused(capsys, "--degrade", "light", "--media", photos, "--draws", 0, *target)
     assert "nothing to evaluate; name clips" in refused(capsys, *target)
     assert "with --media" in refused(capsys, "--degrade", "light", *target)
     assert "none of the photographs" in refused(capsys, "--degrade", "light", "--media", photos, *target)

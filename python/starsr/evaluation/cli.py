@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from starsr.evaluation import optional, report, sources, study, upscalers
@@ -40,10 +41,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--media", type=Path, help="folder with the photographs for --degrade, of which the held-out ones are used")
     p.add_argument("--video", type=Path, nargs="*", default=[], help="clean videos for --degrade that were not trained on")
     p.add_argument("--clips", type=int, help="at most this many clips for each --degrade")
+    p.add_argument("--draws", type=int, default=1, help="degrade each clip so many times in each random way (default: 1)")
     p.add_argument("--frames", type=int, help="frames of each clip (default: all; 8 with --degrade)")
     p.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: 0)")
-    p.add_argument("--window", type=int, nargs=2, default=(6, 1), metavar=("LENGTH", "OVERLAP"),
-                   help="windows of the seam index (default: nano's 6 1)")  # fmt: skip
+    p.add_argument("--window", type=int, nargs=2, default=(8, 2), metavar=("LENGTH", "OVERLAP"),
+                   help="windows of the seam index (default: nano's 8 2)")  # fmt: skip
     outside = ", ".join(optional.METRICS)
     p.add_argument("--metric", action="append", choices=[*optional.METRICS, "none"], metavar="NAME",
                    help=f"which outside metrics to use: {outside}, or none (default: all that work)")  # fmt: skip
@@ -60,7 +62,7 @@ def gather(options: argparse.Namespace) -> list[Source]:
         if options.media is None:
             raise SourceError("--degrade has nothing to degrade; name a folder of photographs with --media")
         found += sources.degraded(
-            options.degrade, options.media, options.video, options.clips, options.frames or 8, options.seed
+            options.degrade, options.media, options.video, options.clips, options.frames or 8, options.seed, options.draws
         )
     if not found:
         raise SourceError("there is nothing to evaluate; name clips, or use --degrade with --media")
@@ -91,12 +93,17 @@ def summary(pages: list[report.Page]) -> str:
     for group in dict.fromkeys(page.group for page in pages):
         clips = [page.figures for page in pages if page.group == group]
         for label, row in study.means(clips).items():
-            shown = [(FIGURES[name], row[name]) for name in SHOWN if row.get(name) is not None]
-            cells = [f"{f.title} {v:.{f.digits}f}" for f, v in shown]
+            cells = {
+                name: f"{FIGURES[name].title} {row[name]:.{FIGURES[name].digits}f}"
+                for name in SHOWN
+                if row.get(name) is not None
+            }
             if row.get("gain") is not None:
                 gains = [figures[label]["gain"] for figures in clips if "gain" in figures[label]]
-                cells.append(f"least gain {min(gains):.2f}")
-            lines.append(f"{group:10} {label[:32]:32} " + "  ".join(cells))
+                # The standard error: by how much another choice of clips may change the mean.
+                cells["gain"] += f" ±{np.std(gains) / len(gains) ** 0.5:.2f}"
+                cells["least"] = f"least gain {min(gains):.2f}"
+            lines.append(f"{group:10} {label[:32]:32} " + "  ".join(cells.values()))
     return "\n".join(lines)
 
 

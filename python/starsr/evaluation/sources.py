@@ -115,19 +115,28 @@ def degrade(high: np.ndarray, name: str, rng: np.random.Generator) -> tuple[np.n
     return to_bytes(recipe(clean)), f"{name}: " + ", ".join(step for step, _ in recipe.steps)
 
 
-def degraded(names: list[str], media: Path, videos: list[Path], count: int | None, frames: int, seed: int) -> list[Source]:
+def degraded(
+    names: list[str], media: Path, videos: list[Path], count: int | None, frames: int, seed: int, draws: int = 1
+) -> list[Source]:
     """At most `count` clips, evenly chosen among the held-out photographs (panned) below `media` and pieces of `videos`, each
-    degraded in the ways `names` with random numbers of `seed`."""
+    degraded in the ways `names` with random numbers of `seed`, and where those matter `draws` times."""
     if not find(media, PHOTO_SUFFIXES) and not videos:
         raise SourceError(f"{media} holds no photographs; name a folder with the training media, or clean videos with --video")
+    if draws < 1:
+        raise SourceError(f"{draws} draws of a degradation are none; give --draws 1 or more")
     found = list(clips(media, videos, frames))
     if not found:
         raise SourceError(f"none of the photographs below {media} is held out for evaluation; name clean videos with --video")
     chosen = np.unique(np.linspace(0, len(found) - 1, min(count or len(found), len(found))).round().astype(int))
 
-    def make(name: str, index: int) -> Clip:
-        title, high = found[index]
-        low, note = degrade(high, name, np.random.default_rng((seed, index)))
-        return Clip(title, name, low, Fraction(25), high, note)
+    def source(name: str, index: int, draw: int) -> Source:
+        (title, high), origin = found[index], (seed, index, draw) if draw else (seed, index)
+        label = f"{title} draw {draw + 1}" if draw else title
 
-    return [Source(found[i][0], name, lambda name=name, i=int(i): make(name, i)) for name in names for i in chosen]
+        def make() -> Clip:
+            low, note = degrade(high, name, np.random.default_rng(origin))
+            return Clip(label, name, low, Fraction(25), high, note)
+
+        return Source(label, name, make)
+
+    return [source(name, int(i), draw) for name in names for draw in range(1 if name == "clean" else draws) for i in chosen]

@@ -87,7 +87,7 @@ def manifest(version: str) -> dict:
             "height": side,
             "width": side,
         },
-        "window": {"mode": "blend", "length": 6, "overlap": 1, "minimum": 1, "maximum": 64},
+        "window": {"mode": "blend", "length": 8, "overlap": 2, "minimum": 1, "maximum": 64},
         "schedule": MANIFEST,
         "sampler": {
             "mode": "normal",
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--with", dest="others", type=Path, action="append", default=[], metavar="BUNDLE",
                         help="bundle whose weights are averaged with the checkpoint's; may be repeated")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
-    parser.add_argument("--version", default="1.2.0", help="version written into the manifest")
+    parser.add_argument("--version", default="1.3.0", help="version written into the manifest")
     options = parser.parse_args()
     try:
         model = mean([load(options.checkpoint), *map(read, options.others)])
