@@ -126,7 +126,7 @@ fn latencies() -> String {
         "| `window-mode` | `window-length` | `window-overlap` | evaluations | frames | 24 fps | 25 fps | 29.97 fps | 50 fps | 60 fps |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    let blend = [(2, 1), (4, 1), (6, 1), (8, 2), (16, 4), (32, 8)]
+    let blend = [(2, 1), (4, 1), (6, 1), (8, 3), (16, 4), (32, 8)]
         .map(|(length, overlap)| (WindowMode::Blend, length, overlap, 1));
     let wavefront = [(8, 4, 4), (16, 8, 14), (32, 16, 4), (32, 16, 14)]
         .map(|(length, overlap, steps)| (WindowMode::Wavefront, length, overlap, steps));

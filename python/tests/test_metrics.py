@@ -124,6 +124,7 @@ def test_seam_index():
     errors[4] = 2
     assert m.seam_index(errors, 5, 0) == 2
     assert m.seam_index(np.ones(4), 6, 1) is None
+    assert m.seam_index(np.where(np.arange(9) == 4, 2, 1e-27), 5, 0) is None
     with pytest.raises(ValueError, match="cannot overlap by 6"):
         m.seam_index(errors, 6, 6)
 

@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--draws", type=int, default=1, help="degrade each clip so many times in each random way (default: 1)")
     p.add_argument("--frames", type=int, help="frames of each clip (default: all; 8 with --degrade)")
     p.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: 0)")
-    p.add_argument("--window", type=int, nargs=2, default=(8, 2), metavar=("LENGTH", "OVERLAP"),
-                   help="windows of the seam index (default: nano's 8 2)")  # fmt: skip
+    p.add_argument("--window", type=int, nargs=2, default=(8, 3), metavar=("LENGTH", "OVERLAP"),
+                   help="windows of the seam index (default: nano's 8 3)")  # fmt: skip
     outside = ", ".join(optional.METRICS)
     p.add_argument("--metric", action="append", choices=[*optional.METRICS, "none"], metavar="NAME",
                    help=f"which outside metrics to use: {outside}, or none (default: all that work)")  # fmt: skip

@@ -13,6 +13,8 @@ from skimage.registration import optical_flow_ilk, phase_cross_correlation
 
 #: Side of the blocks in which the grid is looked for: periods 4 and 8 are whole bins of their spectrum.
 BLOCK = 64
+#: E*_warp, times 1000, of what does not change but for rounding: less than one level of one pixel gives.
+STILL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,14 @@ def mean_or_none(values: np.ndarray) -> float | None:
 
 def seam_index(errors: np.ndarray, length: int, overlap: int) -> float | None:
     """Mean of E*_warp `[F-1]` where a window of `length` frames hands over to the next, through all frames of their `overlap`,
-    over the mean elsewhere. None where the clip has no such border or nothing else."""
+    over the mean elsewhere. None where the clip has no such border, nothing else, or nothing that changes."""
     if not 0 <= overlap < length:
         raise ValueError(f"windows of {length} frames cannot overlap by {overlap}; choose an overlap from 0 to {length - 1}")
     border = np.zeros(len(errors), bool)
     for start in range(length - overlap, len(errors) + 1, length - overlap):
         border[start - 1 : start + overlap] = True
     at, elsewhere = mean_or_none(errors[border]), mean_or_none(errors[~border])
-    return at / elsewhere if at is not None and elsewhere else None
+    return at / elsewhere if at is not None and elsewhere is not None and elsewhere > STILL else None
 
 
 def blocks(pictures: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class Window:
     """Frames that a model sees at once, and how many neighbouring windows share."""
 
     length: int = 8
-    overlap: int = 2
+    overlap: int = 3
 
 
 @dataclass

@@ -87,7 +87,7 @@ def manifest(version: str) -> dict:
             "height": side,
             "width": side,
         },
-        "window": {"mode": "blend", "length": 8, "overlap": 2, "minimum": 1, "maximum": 64},
+        "window": {"mode": "blend", "length": 8, "overlap": 3, "minimum": 1, "maximum": 64},
         "schedule": MANIFEST,
         "sampler": {
             "mode": "normal",

@@ -19,7 +19,6 @@ from starsr.schedule import T_START, alphas_sigmas
 from starsr.training.losses import DfConfig, df_loss, df_weight, flicker_loss, grid_loss, v_loss
 from starsr.training.loop import TrainingError, generator_of
 
-
 #: One crop in so many is the flattest of as many.
 CANDIDATES = 4
 #: Frames of a clip that crops of fewer are taken from, so that they see all of a codec's kinds of frame, and most of a crop.
@@ -170,8 +169,8 @@ class NanoTask:
         if start >= end:
             return
         options = self.options
-        # In iteration n the clips are those from `n * fresh`.
         self.clips.load()
+        # In iteration n the clips are those from `n * fresh`.
         first, last = (int(iteration * options.fresh) for iteration in (start, end - 1))
         loader = iter(
             DataLoader(
@@ -192,7 +191,7 @@ class NanoTask:
             first = int(iteration * options.fresh)
             yield self.batch_of(pool, iteration)
 
-    def batch_of(self, pool: "Pool", iteration: int) -> tuple[Tensor, Tensor]:
+    def batch_of(self, pool: Pool, iteration: int) -> tuple[Tensor, Tensor]:
         """The batch of an iteration, of crops of the clips in `pool`."""
         generator = generator_of(self.seed ^ 0x5EED, iteration)
         crops = pool.draw(self.options.batch, self.options.frames, self.options.side, generator)
