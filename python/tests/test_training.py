@@ -316,12 +316,19 @@ def test_a_checkpoint_of_another_network_is_refused(photos, tmp_path, capsys):
     assert "no checkpoint of this network" in capsys.readouterr().err
 
 
-def test_nano_starts_from_a_bundle(photos, nano_folder, tmp_path, capsys):
-    arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu", "--iterations", "0"]
-    assert cli.main([*arguments, "--init", str(nano_folder)]) == 0
-    saved = torch.load(tmp_path / "n.pt", weights_only=True)
-    assert saved["average"]["weights.out__weight"].abs().max() > 0
-    assert cli.main([*arguments, "--init", str(tmp_path / "nowhere")]) == 1
-    assert "nowhere" in capsys.readouterr().err
-    assert cli.main([*arguments, "--init", str(nano_folder), "--liem", "none"]) == 1
-    assert "--liem" in capsys.readouterr().err
+def test_nano_starts_from_a_bundle_or_a_checkpoint(photos, nano_folder, tmp_path, capsys):
+    def trained(name, *init):
+        checkpoint = tmp_path / name
+        arguments = ["nano", "--data", str(photos), "--checkpoint", str(checkpoint), "--cpu", "--iterations", "0", "--init"]
+        if cli.main([*arguments, *map(str, init)]):
+            return capsys.readouterr().err
+        return torch.load(checkpoint, weights_only=True)["average"]
+
+    first = trained("a.pt", nano_folder)
+    assert first["weights.out__weight"].abs().max() > 0
+    second = trained("b.pt", tmp_path / "a.pt")
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert "nowhere" in trained("c.pt", tmp_path / "nowhere")
+    (tmp_path / "words").write_text("no checkpoint")
+    assert "words is no checkpoint of nano" in trained("c.pt", tmp_path / "words")
+    assert "--liem" in trained("c.pt", nano_folder, "--liem", "none")
