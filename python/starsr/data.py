@@ -19,6 +19,9 @@ VIDEO_SUFFIXES = {".mp4", ".mkv"}
 #: How clips are degraded for training, and how often.
 MIX = {"clean": 0.2, "first": 0.1, "light": 0.35, "heavy": 0.35}
 
+#: Factors by which photographs are shrunk for training: what is near their own size is as soft as video.
+SHRINK = (0.7, 1.6)
+
 
 def is_held_out(path: Path) -> bool:
     """Whether a photograph is kept for evaluation: the last of each numbered set."""
@@ -117,7 +120,7 @@ class Clips(Dataset):
             high = video[start : start + self.frames, y : y + size, x : x + size]
         else:
             photo = photos[rng.integers(len(photos))]
-            high = pan(photo, self.frames, (size, size), rng, rng.uniform(0.7, 1.6))
+            high = pan(photo, self.frames, (size, size), rng, rng.uniform(*SHRINK))
             if rng.random() < 0.04:
                 other = pan(photos[rng.integers(len(photos))], self.frames, (size, size), rng, 1.5)
                 cut = rng.integers(1, self.frames)

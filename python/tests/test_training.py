@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from starsr.degradation import first_order as d
@@ -27,7 +28,7 @@ from starsr.training.losses import (
     translation,
     v_loss,
 )
-from starsr.training.loop import Schedule, generator_of
+from starsr.training.loop import OPTIMIZERS, Options, Schedule, generator_of, run
 from starsr.training.nano import NanoOptions, NanoTask, Pool, to_latents
 from starsr.resize import bicubic
 
@@ -311,9 +312,39 @@ def test_a_killed_run_goes_on_as_if_unbroken(photos, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(photos, tmp_path, capsys):
     path = tmp_path / "other.pt"
     torch.save({"iteration": 1, "model": {"a": torch.zeros(1)}, "average": {}, "optimizer": {}}, path)
-    arguments = ["nano", "--data", str(photos), "--checkpoint", str(path), "--cpu", "--iterations", "1"]
-    assert cli.main(arguments) == 1
-    assert "no checkpoint of this network" in capsys.readouterr().err
+    other = path.read_bytes()
+    for content in (other, other[: len(other) // 2], b"no checkpoint", b""):
+        path.write_bytes(content)
+        arguments = ["nano", "--data", str(photos), "--checkpoint", str(path), "--cpu", "--iterations", "1"]
+        assert cli.main(arguments) == 1
+        assert "no checkpoint of this network" in capsys.readouterr().err
+
+
+class Broken:
+    """A task whose loss has no finite gradient in iterations 1 and 2."""
+
+    def __init__(self):
+        self.module = torch.nn.Conv2d(20, 32, 1)
+
+    def batches(self, start, end):
+        return iter(range(start, end))
+
+    def loss(self, module, batch, generator):
+        factor = {1: math.nan, 2: math.inf}.get(batch, 1.0)
+        return factor * module(torch.ones(1, 20, 2, 2)).square().mean(), {}
+
+    def sample(self, module):
+        return None
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_gradient_that_is_not_finite_does_no_harm(tmp_path, optimizer):
+    task = Broken()
+    before = task.module.weight.detach().clone()
+    run(task, Options(tmp_path / "a.pt", Schedule(4, 1e-2), optimizer=optimizer), Accelerator(cpu=True))
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert all(torch.isfinite(w).all() for part in ("model", "average") for w in saved[part].values())
+    assert not torch.equal(task.module.weight, before)
 
 
 def test_nano_starts_from_a_bundle_or_a_checkpoint(photos, nano_folder, tmp_path, capsys):

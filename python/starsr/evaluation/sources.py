@@ -130,11 +130,11 @@ def degraded(
     chosen = np.unique(np.linspace(0, len(found) - 1, min(count or len(found), len(found))).round().astype(int))
 
     def source(name: str, index: int, draw: int) -> Source:
-        (title, high), origin = found[index], (seed, index, draw) if draw else (seed, index)
+        title, high = found[index]
         label = f"{title} draw {draw + 1}" if draw else title
 
         def make() -> Clip:
-            low, note = degrade(high, name, np.random.default_rng(origin))
+            low, note = degrade(high, name, np.random.default_rng((seed, index, draw)))
             return Clip(label, name, low, Fraction(25), high, note)
 
         return Source(label, name, make)

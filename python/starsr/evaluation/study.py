@@ -24,8 +24,8 @@ TRUTH = "ground truth"
 class Window:
     """Frames that a model sees at once, and how many neighbouring windows share."""
 
-    length: int = 8
-    overlap: int = 3
+    length: int
+    overlap: int
 
 
 @dataclass

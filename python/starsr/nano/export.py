@@ -3,7 +3,6 @@
 
 import argparse
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import onnx
@@ -28,6 +27,7 @@ from starsr.nano.network import (
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.torch_ops import TorchOps
 from starsr.schedule import MANIFEST, T_START
+from starsr.training.checkpoint import MISFITS, reason
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 LATENTS = (FLOAT, ["B", CHANNELS, "F", "h", "w"])
@@ -141,8 +141,8 @@ def load(checkpoint: Path) -> Nano:
     model = Nano()
     try:
         model.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
-    except (KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as e:
-        raise ValueError(f"{checkpoint} is no checkpoint of nano ({str(e).splitlines()[0][:200]})") from e
+    except MISFITS as e:
+        raise ValueError(f"{checkpoint} is no checkpoint of nano ({reason(e)})") from e
     return model
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from starsr.data import MIX, PHOTO_SUFFIXES, Clips, find, is_held_out, pan, read_photo
+from starsr.data import MIX, PHOTO_SUFFIXES, SHRINK, Clips, find, is_held_out, pan, read_photo
 from starsr.degradation import second_order
 from starsr.degradation.second_order import PRESETS
 from starsr.evaluation.metrics import Motion, as_float, motion, psnr, sharpness, ssim, warping_errors
@@ -193,7 +193,7 @@ class Study:
     @cached_property
     def pool(self) -> list[tuple[Tensor, Tensor]]:
         """Training clips, the same for all runs; made once for each way to degrade them."""
-        made = zlib.crc32(repr((self.clips, MIX, PRESETS)).encode())
+        made = zlib.crc32(repr((self.clips, MIX, SHRINK, PRESETS)).encode())
         path = self.folder / f"clips-{made:08x}.pt"
         if not path.is_file():
             clips = Clips(self.media, length=self.clips, seed=1)

@@ -3,9 +3,18 @@
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
+
+#: What a file raises, as it is loaded, that is no checkpoint or one of another network.
+MISFITS = (KeyError, TypeError, ValueError, RuntimeError, EOFError, UnpicklingError)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def save(path: Path, state: dict) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from starsr.training.checkpoint import Average, save, trained
+from starsr.training.checkpoint import MISFITS, Average, reason, save, trained
 from starsr.training.muon import Muon
 
 
@@ -186,10 +186,9 @@ def resume(path: Path, module: nn.Module, average: Average, optimizer) -> int:
         average.weights = {name: state["average"][name] for name in average.weights}
         optimizer.load_state_dict(state["optimizer"])
         return int(state["iteration"])
-    except (KeyError, ValueError, RuntimeError, EOFError, OSError) as e:
-        reason = str(e).splitlines()[0][:200]
+    except (*MISFITS, OSError) as e:
         raise TrainingError(
-            f"{path} is no checkpoint of this network ({reason}): name another file, or remove it to begin anew"
+            f"{path} is no checkpoint of this network ({reason(e)}): name another file, or remove it to begin anew"
         ) from e
 
 

@@ -121,10 +121,10 @@ def moved_by(pictures: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
 
 def change(clips: Tensor, moved: Tensor) -> Tensor:
     """Mean squared difference `[B]` of neighbouring frames of clips `[B,F,3,H,W]` where both show the same, with the pixels
-    (down, right) `[B,F-1,2]` by which the picture has `moved` from each to the next; 0 for a single frame."""
+    (down, right) `[B,F-1,2]` by which the picture has `moved` from each to the next."""
     back, inside = moved_by(clips[:, 1:].flatten(0, 1), moved.flatten(0, 1))
     errors = ((clips[:, :-1].flatten(0, 1) - back).square() * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))
-    return errors.unflatten(0, moved.shape[:2]).sum(1) / max(moved.shape[1], 1)
+    return errors.unflatten(0, moved.shape[:2]).mean(1)
 
 
 def flicker_loss(predicted: Tensor, plain: Tensor, target: Tensor, quiet: float = 1e-6) -> Tensor:

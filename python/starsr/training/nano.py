@@ -170,11 +170,14 @@ class NanoTask:
             return
         options = self.options
         self.clips.load()
-        # In iteration n the clips are those from `n * fresh`.
-        first, last = (int(iteration * options.fresh) for iteration in (start, end - 1))
+
+        def first(iteration: int) -> int:
+            """The oldest clip in the pool."""
+            return int(iteration * options.fresh)
+
         loader = iter(
             DataLoader(
-                Subset(self.clips, range(first, last + options.pool)),
+                Subset(self.clips, range(first(start), first(end - 1) + options.pool)),
                 batch_size=None,
                 num_workers=options.workers,
                 prefetch_factor=8 if options.workers else None,
@@ -183,12 +186,11 @@ class NanoTask:
             )
         )
         pool = Pool(options.pool, self.clips, self.device)
-        for index in range(first, first + options.pool):
-            pool.put(index, *next(loader))
+        made = first(start)
         for iteration in range(start, end):
-            for index in range(first, int(iteration * options.fresh)):
-                pool.put(index + options.pool, *next(loader))
-            first = int(iteration * options.fresh)
+            while made < first(iteration) + options.pool:
+                pool.put(made, *next(loader))
+                made += 1
             yield self.batch_of(pool, iteration)
 
     def batch_of(self, pool: Pool, iteration: int) -> tuple[Tensor, Tensor]:
