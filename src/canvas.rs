@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, ArrayView3, Axis as Dim, s};
+use ndarray::{ArrayView3, ArrayViewMut3, Axis as Dim, s};
 
 use crate::error::{Error, Result};
 
@@ -126,9 +126,9 @@ impl Canvas {
         })
     }
 
-    /// Puts a picture `[C,h,w]` in [-1,1] (or [0,1]: white is 1 in both) on the canvas. Fails with [`Error::Input`] where its size is not
-    /// the one the canvas was made for.
-    pub fn pad(&self, picture: ArrayView3<f32>) -> Result<Array3<f32>> {
+    /// Puts a picture `[C,h,w]` in [-1,1] (or [0,1]: white is 1 in both) on the canvas `full`, `[C,H,W]`. Fails with [`Error::Input`]
+    /// where the size of either is not the one the canvas was made for.
+    pub fn pad(&self, picture: ArrayView3<f32>, full: &mut ArrayViewMut3<f32>) -> Result<()> {
         let (channels, height, width) = picture.dim();
         if (height, width) != (self.picture_height, self.picture_width) {
             return Err(size_error(
@@ -136,7 +136,13 @@ impl Canvas {
                 format!("it is for {}x{}, not {width}x{height}", self.picture_width, self.picture_height),
             ));
         }
-        let mut full = Array3::from_elem((channels, self.height, self.width), 1.0);
+        if full.dim() != (channels, self.height, self.width) {
+            let reason = format!("it is {channels}x{}x{}, not {:?}", self.height, self.width, full.shape());
+            return Err(size_error("canvas", reason));
+        }
+        if (height, width) != (self.height, self.width) {
+            full.fill(1.0);
+        }
         full.slice_mut(s![.., self.rows(), self.columns()]).assign(&picture);
         if self.padding == Padding::Edge {
             for mut plane in full.axis_iter_mut(Dim(0)) {
@@ -148,11 +154,11 @@ impl Canvas {
                 empty.axis_iter_mut(Dim(0)).for_each(|mut row| row.assign(&filled.row(height - 1)));
             }
         }
-        Ok(full)
+        Ok(())
     }
 
     /// The picture's part of something on the canvas, `[C,H,W]`. Fails with [`Error::Input`] where its size is not the canvas's.
-    pub fn crop<'a>(&self, full: &'a Array3<f32>) -> Result<ArrayView3<'a, f32>> {
+    pub fn crop<'a>(&self, full: ArrayView3<'a, f32>) -> Result<ArrayView3<'a, f32>> {
         let (_, height, width) = full.dim();
         if (height, width) != (self.height, self.width) {
             return Err(size_error(
@@ -160,7 +166,7 @@ impl Canvas {
                 format!("it is {}x{}, not {width}x{height}", self.width, self.height),
             ));
         }
-        Ok(full.slice(s![.., self.rows(), self.columns()]))
+        Ok(full.slice_move(s![.., self.rows(), self.columns()]))
     }
 
     fn rows(&self) -> Range<usize> {
@@ -174,6 +180,8 @@ impl Canvas {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array3;
+
     use super::*;
 
     const ROWS: Axis = Axis { multiple: 64, offset: 16, minimum: 720 };
@@ -213,14 +221,15 @@ mod tests {
         let picture = Array3::from_shape_fn((3, 5, 6), |(c, y, x)| (c * 100 + y * 10 + x) as f32 / 400.0);
         for padding in [Padding::Edge, Padding::White, Padding::Official] {
             let canvas = Canvas::new(5, 6, axis, axis, padding).unwrap();
-            let full = canvas.pad(picture.view()).unwrap();
-            assert_eq!(full.dim(), (3, 8, 8));
-            assert_eq!(canvas.crop(&full).unwrap(), picture);
+            let mut full = Array3::zeros((3, 8, 8));
+            canvas.pad(picture.view(), &mut full.view_mut()).unwrap();
+            assert_eq!(canvas.crop(full.view()).unwrap(), picture);
             let corner = if padding == Padding::Edge { picture[[1, 4, 5]] } else { 1.0 };
             assert_eq!(full[[1, 7, 7]], corner);
             assert_eq!(full[[1, 4, 7]] == picture[[1, 4, 5]], padding == Padding::Edge);
-            assert!(canvas.pad(full.view()).is_err());
-            assert!(canvas.crop(&picture).is_err());
+            assert!(canvas.pad(full.view(), &mut full.clone().view_mut()).is_err());
+            assert!(canvas.pad(picture.view(), &mut picture.clone().view_mut()).is_err());
+            assert!(canvas.crop(picture.view()).is_err());
         }
         assert!(Canvas::new(0, 6, axis, axis, Padding::Edge).is_err());
     }

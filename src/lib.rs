@@ -15,6 +15,7 @@ pub mod color;
 pub mod diffusion;
 pub mod error;
 pub mod model;
+pub mod parallel;
 pub mod runtime;
 pub mod scene;
 pub mod text;

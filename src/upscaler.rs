@@ -144,15 +144,7 @@ impl Upscaler {
         if settings.posterior == Posterior::Sample && !model.has_deviation() {
             return Err(no_deviation());
         }
-        let picture = Picture::new(
-            manifest,
-            (width, height),
-            settings.model_scale(manifest),
-            (settings.tile_size, settings.tile_overlap),
-            settings.posterior,
-            settings.color_fix.unwrap_or(manifest.sampler.color_fix),
-            settings.strength(manifest)?,
-        )?;
+        let picture = Picture::new(manifest, settings, (width, height))?;
         let (latency, progress) = match windows.mode() {
             WindowMode::Blend => (
                 windows.latency(sampler.evaluations()),

@@ -230,6 +230,17 @@ fn the_seed_chooses_the_noise() {
 }
 
 #[test]
+fn threads_do_not_change_the_result() {
+    for mode in [WindowMode::Blend, WindowMode::Wavefront] {
+        let [one, many] = [1, 5].map(|threads| {
+            let settings = Settings { threads, ..windows(mode, 6, 2, 3) };
+            run(&mut rig(&settings).upscaler, 0..9, 1)
+        });
+        assert_eq!(one, many, "{mode:?}");
+    }
+}
+
+#[test]
 fn tiles_give_nearly_the_whole_picture() {
     // The stand-in works pixel by pixel, so that tiles must agree but for rounding: noise and canvas are those of the whole.
     for mode in [WindowMode::Blend, WindowMode::Wavefront] {

@@ -11,18 +11,25 @@ use super::solver::Solver;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Denoiser};
+use crate::parallel::Threads;
 
 /// A solver and a guidance: all that turns low-quality latents into restored ones, but for the model and the noise.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     solver: Solver,
     guidance: Guidance,
+    threads: Threads,
 }
 
 impl Sampler {
     /// Fails with [`Error::Setting`] where `plan` is not one of `schedule`'s.
     pub fn new(schedule: &Schedule, plan: &Plan, guidance: Guidance) -> Result<Self> {
-        Ok(Self { solver: Solver::new(schedule, plan)?, guidance })
+        Ok(Self { solver: Solver::new(schedule, plan)?, guidance, threads: Threads::default() })
+    }
+
+    /// Works with so many threads, in place of one for each core. They do not change the result.
+    pub fn with_threads(self, threads: Threads) -> Self {
+        Self { threads, ..self }
     }
 
     /// The solver.
@@ -54,37 +61,20 @@ impl Sampler {
         let timestep = self.solver.timestep(i);
         let guided = self.guidance.guides(i, self.evaluations());
         let mut v = self.guidance.velocity(model, input.view(), timestep, hint, conditioning, guided)?;
-        let values = v.as_slice_mut().expect("standard layout");
-        self.solver.denoised(i, input.as_slice().expect("standard layout"), values);
-        if !values.iter().all(|v| v.is_finite()) {
-            return Err(Error::Inference {
-                graph: "denoiser".into(),
-                reason: format!(
-                    "its prediction at timestep {timestep} is not finite; try a build of higher precision"
-                ),
-            });
-        }
-        Ok(v)
-    }
-
-    /// Gives each frame its start state, the frames shared out among the processor's cores: noise is costly to make.
-    fn start(&self, states: &mut [f32], hints: &[f32], frames: &[u64], noise: &dyn Noise) {
-        let size = states.len() / frames.len();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let share = frames.len().div_ceil(cores);
-        let start = |states: &mut [f32], hints: &[f32], frames: &[u64]| {
-            for ((x, hint), &frame) in states.chunks_exact_mut(size).zip(hints.chunks_exact(size)).zip(frames)
-            {
-                noise.fill(frame, 0, x);
-                self.solver.start(hint, x);
-            }
+        let inputs = input.as_slice().expect("standard layout");
+        let size = inputs.len().div_ceil(v.dim().0.max(1)).max(1);
+        let frames = inputs.chunks(size).zip(v.as_slice_mut().expect("standard layout").chunks_mut(size));
+        let denoise = |(input, v): (&[f32], &mut [f32])| {
+            self.solver.denoised(i, input, v);
+            if v.iter().fold(true, |finite, v| finite & v.is_finite()) { Ok(()) } else { Err(()) }
         };
-        let parts = states.chunks_mut(share * size).zip(hints.chunks(share * size)).zip(frames.chunks(share));
-        std::thread::scope(|scope| {
-            for ((states, hints), frames) in parts {
-                scope.spawn(move || start(states, hints, frames));
-            }
-        });
+        self.threads.map(frames, denoise).map_err(|()| Error::Inference {
+            graph: "denoiser".into(),
+            reason: format!(
+                "its prediction at timestep {timestep} is not finite; try a build of higher precision"
+            ),
+        })?;
+        Ok(v)
     }
 
     /// Restores one window on its own.
@@ -116,26 +106,34 @@ impl Sampler {
 
         let mut x = Array4::zeros(hint.raw_dim());
         let state = x.as_slice_mut().expect("standard layout");
-        self.start(state, hints, frames, noise);
+        let starts = state.chunks_exact_mut(size).zip(hints.chunks_exact(size)).zip(frames);
+        self.threads.for_each(starts, |((x, hint), &frame)| {
+            noise.fill(frame, 0, x);
+            self.solver.start(hint, x);
+        });
 
         let mut input = Array4::zeros(x.raw_dim());
-        let mut drawn = vec![0.0; size];
         let mut previous: Option<Array4<f32>> = None;
         for i in 0..self.evaluations() {
             cancel.check()?;
             let state = x.as_slice_mut().expect("standard layout");
-            self.solver.scale_model_input(i, state, input.as_slice_mut().expect("standard layout"));
+            let inputs = input.as_slice_mut().expect("standard layout").chunks_exact_mut(size);
+            self.threads.for_each(inputs.zip(state.chunks_exact(size)), |(input, x)| {
+                self.solver.scale_model_input(i, x, input);
+            });
             let denoised = self.denoise(model, i, input.view(), hint.view(), conditioning)?;
             if i + 1 == self.evaluations() {
                 return Ok(denoised);
             }
             let predicted = denoised.as_slice().expect("standard layout");
             let before = previous.as_ref().map(|p| p.as_slice().expect("standard layout"));
-            for (f, (x, d)) in state.chunks_exact_mut(size).zip(predicted.chunks_exact(size)).enumerate() {
+            let steps = state.chunks_exact_mut(size).zip(predicted.chunks_exact(size)).enumerate();
+            self.threads.for_each(steps, |(f, (x, d))| {
+                let mut drawn = vec![0.0; size];
                 noise.fill(frames[f], i as u32 + 1, &mut drawn);
                 let p = before.map(|p| &p[f * size..(f + 1) * size]);
                 self.solver.step(i, x, d, p, &drawn);
-            }
+            });
             previous = Some(denoised);
         }
         Ok(x)

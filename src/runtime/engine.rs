@@ -17,6 +17,7 @@ use crate::bundle::{Bundle, Manifest, Role};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::model::{Condition, Denoiser, Embedding, Model, no_deviation};
+use crate::parallel::Threads;
 use crate::text::Ids;
 
 /// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns, so that they take the memory of one.
@@ -69,7 +70,8 @@ impl Engine {
         let root = std::fs::canonicalize(bundle.root()).unwrap_or_else(|_| bundle.root().to_path_buf());
         let key = (root, bundle.manifest().clone(), chosen.key());
         let shared = shared(key, || Graphs::load(bundle, library, &chosen, cancel))?;
-        Ok(Self { shared, chosen, version: &library.version, runner: Runner::new(cancel)? })
+        let runner = Runner::new(cancel, Threads::new(chosen.threads))?;
+        Ok(Self { shared, chosen, version: &library.version, runner })
     }
 
     /// The provider that runs the graphs, never [`Provider::Auto`].

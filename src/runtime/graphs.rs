@@ -18,6 +18,7 @@ use crate::bundle::{Bundle, Latent, MANIFEST, Role, Vae};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::Condition;
+use crate::parallel::Threads;
 
 /// One session for each graph.
 ///
@@ -131,7 +132,7 @@ impl Graphs {
     }
 
     fn decode_group(&mut self, latents: ArrayView4<f32>, runner: &Runner) -> Result<DynValue> {
-        let input = input(Role::VaeDecoder, self.pixels[1], latents)?;
+        let input = input(Role::VaeDecoder, self.pixels[1], latents, runner.threads)?;
         let output = runner.run(Role::VaeDecoder, |options| {
             let inputs = ort::inputs!["latents" => input];
             self.decoder.session.run_with_options(inputs, options).map(|mut o| o.remove("pixels"))
@@ -159,7 +160,7 @@ impl Graphs {
         }
         let group = self.vae.frames_per_encode;
         for (k, from) in pixels.axis_chunks_iter(Axis(0), group).enumerate() {
-            let input = input(Role::VaeEncoder, self.pixels[0], from)?;
+            let input = input(Role::VaeEncoder, self.pixels[0], from, runner.threads)?;
             let outputs = runner.run(Role::VaeEncoder, |options| {
                 let inputs = ort::inputs!["pixels" => input];
                 let mut outputs = self.encoder.session.run_with_options(inputs, options)?;
@@ -168,7 +169,7 @@ impl Graphs {
             let place = Slice::from(k * group..k * group + from.dim().0);
             for ((result, output), name) in results.iter_mut().zip(outputs).zip(names) {
                 let output = output.ok_or_else(|| fail(Role::VaeEncoder, format!("gave no {name}")))?;
-                fetch(Role::VaeEncoder, &output, result, place)?;
+                fetch(Role::VaeEncoder, &output, result, place, runner.threads)?;
             }
         }
         Ok(results)
@@ -210,7 +211,7 @@ impl Graphs {
         for (k, from) in latents.axis_chunks_iter(Axis(0), group).enumerate() {
             let output = self.decode_group(from, runner)?;
             let place = Slice::from(k * group..k * group + from.dim().0);
-            fetch(Role::VaeDecoder, &output, &mut pixels, place)?;
+            fetch(Role::VaeDecoder, &output, &mut pixels, place, runner.threads)?;
         }
         Ok(pixels)
     }
@@ -220,17 +221,28 @@ fn fail(role: Role, reason: impl Into<String>) -> Error {
     Error::Inference { graph: role.to_string(), reason: reason.into() }
 }
 
-fn input(role: Role, element: TensorElementType, samples: ArrayView4<f32>) -> Result<DynValue> {
+fn input(
+    role: Role,
+    element: TensorElementType,
+    samples: ArrayView4<f32>,
+    threads: Threads,
+) -> Result<DynValue> {
     let mut tensor = Input::new(element, samples.shape()).map_err(|e| failure(role, &e))?;
     let samples = samples.as_standard_layout();
-    tensor.fill(samples.as_slice().expect("the standard layout is contiguous"));
+    tensor.fill(samples.as_slice().expect("the standard layout is contiguous"), threads);
     Ok(tensor.into_dyn())
 }
 
 /// Copies an output to the frames `place` of a result.
-fn fetch(role: Role, output: &DynValue, result: &mut Array4<f32>, place: Slice) -> Result<()> {
+fn fetch(
+    role: Role,
+    output: &DynValue,
+    result: &mut Array4<f32>,
+    place: Slice,
+    threads: Threads,
+) -> Result<()> {
     let mut to = result.slice_axis_mut(Axis(0), place);
     let shape = to.shape().to_vec();
     let to = to.as_slice_mut().expect("whole frames of a new array are contiguous");
-    tensor::fetch(output, &shape, to).map_err(|reason| fail(role, reason))
+    tensor::fetch(output, &shape, to, threads).map_err(|reason| fail(role, reason))
 }

@@ -70,7 +70,7 @@ pub(super) struct Chosen {
     /// The better ones that could not be had, and why.
     pub passed_over: Vec<(Provider, String)>,
     dispatches: Vec<ExecutionProviderDispatch>,
-    threads: usize,
+    pub threads: usize,
     device: u32,
     cache_dir: Option<PathBuf>,
 }

@@ -17,6 +17,7 @@ use super::providers::Chosen;
 use crate::bundle::{Bundle, Role};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use crate::parallel::Threads;
 
 /// What one dimension of a declared tensor must be.
 #[derive(Debug, Clone, Copy)]
@@ -195,6 +196,8 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Runs graphs so that they stop when `cancel` is set, and counts their time.
 pub(super) struct Runner {
+    /// For copies into and out of tensors.
+    pub threads: Threads,
     cancel: Cancel,
     options: Arc<RunOptions>,
     requests: Arc<AtomicU64>,
@@ -202,7 +205,7 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub fn new(cancel: &Cancel) -> Result<Self> {
+    pub fn new(cancel: &Cancel, threads: Threads) -> Result<Self> {
         let options = RunOptions::new()
             .map_err(|e| Error::Inference { graph: "ONNX Runtime".into(), reason: one_line(&e) })?;
         let options = Arc::new(options);
@@ -219,7 +222,7 @@ impl Runner {
             }
             true
         });
-        Ok(Self { cancel: cancel.clone(), options, requests, stats: Stats::default() })
+        Ok(Self { threads, cancel: cancel.clone(), options, requests, stats: Stats::default() })
     }
 
     /// What engines share, once no other one works with it. Fails with [`Error::Cancelled`] when asked to stop meanwhile.

@@ -12,6 +12,7 @@ use super::tensor::{self, Input};
 use crate::bundle::Role;
 use crate::error::{Error, Result};
 use crate::model::{Condition, Embedding};
+use crate::parallel::Threads;
 use crate::text::CONTEXT;
 
 /// ControlNet and denoiser, with what their tensors are made of.
@@ -84,11 +85,11 @@ impl Predictor {
             Some(step) if step.shape == shape => step,
             _ => self.new_step(shape, B).map_err(at_controlnet)?,
         };
-        step.x.fill_channels_first(x);
-        step.hint.fill_channels_first(hint);
+        step.x.fill_channels_first(x, runner.threads);
+        step.hint.fill_channels_first(hint, runner.threads);
         step.t.extract_tensor_mut().1.fill(t);
         if let Some(element) = self.embedding {
-            step.bind_text(element, &conditions)?;
+            step.bind_text(element, &conditions, runner.threads)?;
         }
 
         // Bound anew each time: to a device, binding is what copies.
@@ -121,7 +122,7 @@ impl Predictor {
         let fail = |reason| Error::Inference { graph: Role::Denoiser.to_string(), reason };
         let v = v.ok_or_else(|| fail("gave no v".to_string()))?;
         let mut results = std::array::from_fn(|_| Array4::zeros(shape));
-        tensor::fetch_latents(&v, &mut results).map_err(fail)?;
+        tensor::fetch_latents(&v, &mut results, runner.threads).map_err(fail)?;
         self.steps[B - 1] = Some(step);
         Ok(results)
     }
@@ -129,7 +130,12 @@ impl Predictor {
 
 impl Step {
     /// Binds the embeddings of `conditions` unless they are bound already.
-    fn bind_text(&mut self, element: TensorElementType, conditions: &[Condition]) -> Result<()> {
+    fn bind_text(
+        &mut self,
+        element: TensorElementType,
+        conditions: &[Condition],
+        threads: Threads,
+    ) -> Result<()> {
         let embeddings = conditions.iter().map(|c| c.cloned()).collect::<Option<Vec<Embedding>>>();
         let embeddings = embeddings.ok_or_else(|| Error::Input {
             what: "a prediction".into(),
@@ -149,7 +155,7 @@ impl Step {
         let values: Vec<f32> = embeddings.iter().flat_map(|e| e.values().into_iter().copied()).collect();
         let mut bind = || {
             let mut tensor = Input::new(element, &[embeddings.len(), CONTEXT, widths[0]])?;
-            tensor.fill(&values);
+            tensor.fill(&values, threads);
             tensor.bind(&mut self.controlnet, "embedding")?;
             tensor.bind(&mut self.denoiser, "embedding")
         };

@@ -10,8 +10,13 @@ use ndarray::{Array4, ArrayView4};
 use ort::session::IoBinding;
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 
+use crate::parallel::Threads;
+
+/// Samples that a thread copies at a time.
+const PART: usize = 1 << 16;
+
 /// An element type of samples.
-trait Sample: PrimitiveTensorElementType + Debug + Copy + Default + 'static {
+trait Sample: PrimitiveTensorElementType + Debug + Copy + Default + Send + Sync + 'static {
     fn store(from: &[f32], to: &mut [Self]);
     fn fetch(from: &[Self], to: &mut [f32]);
 }
@@ -56,18 +61,18 @@ impl Input {
     }
 
     /// Fills the tensor with samples that are already in its order.
-    pub fn fill(&mut self, samples: &[f32]) {
+    pub fn fill(&mut self, samples: &[f32], threads: Threads) {
         match self {
-            Self::F32(tensor) => f32::store(samples, tensor.extract_tensor_mut().1),
-            Self::F16(tensor) => f16::store(samples, tensor.extract_tensor_mut().1),
+            Self::F32(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
+            Self::F16(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
         }
     }
 
     /// Fills each part of the tensor `[B,C,F,h,w]` with the same latents `[F,C,h,w]`.
-    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>) {
+    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: Threads) {
         match self {
-            Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1),
-            Self::F16(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1),
+            Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
+            Self::F16(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
         }
     }
 
@@ -86,46 +91,57 @@ impl Input {
     }
 }
 
-fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T]) {
+fn store<T: Sample>(from: &[f32], to: &mut [T], threads: Threads) {
+    threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::store(from, to));
+}
+
+fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T], threads: Threads) {
     let (frames, channels, height, width) = latents.dim();
     let latents = latents.as_standard_layout();
     let from = latents.as_slice().expect("the standard layout is contiguous");
     let plane = height * width;
-    let places = pairs(channels, frames);
-    for to in to.chunks_exact_mut(from.len()) {
-        for (to, (c, f)) in to.chunks_exact_mut(plane).zip(places.clone()) {
-            let at = (f * channels + c) * plane;
-            T::store(&from[at..at + plane], to);
-        }
-    }
+    threads.for_each(to.chunks_exact_mut(plane).enumerate(), |(place, to)| {
+        let (c, f) = (place / frames % channels, place % frames);
+        let at = (f * channels + c) * plane;
+        T::store(&from[at..at + plane], to);
+    });
 }
 
-fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>) {
+fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads: Threads) {
     let (frames, channels, height, width) = latents.dim();
     let to = latents.as_slice_mut().expect("a new array is contiguous");
     let plane = height * width;
-    for (from, (c, f)) in from.chunks_exact(plane).zip(pairs(channels, frames)) {
-        let at = (f * channels + c) * plane;
-        T::fetch(from, &mut to[at..at + plane]);
-    }
-}
-
-fn pairs(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
-    (0..outer).flat_map(move |o| (0..inner).map(move |i| (o, i)))
+    threads.for_each(to.chunks_exact_mut(plane).enumerate(), |(place, to)| {
+        let (f, c) = (place / channels, place % channels);
+        let at = (c * frames + f) * plane;
+        T::fetch(&from[at..at + plane], to);
+    });
 }
 
 /// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when the tensor has
 /// another shape or holds values that are not finite.
-pub(super) fn fetch(value: &DynValue, shape: &[usize], samples: &mut [f32]) -> Result<(), String> {
-    match element(value)? {
-        TensorElementType::Float16 => f16::fetch(checked(value, shape)?, samples),
-        _ => f32::fetch(checked(value, shape)?, samples),
+pub(super) fn fetch(
+    value: &DynValue,
+    shape: &[usize],
+    samples: &mut [f32],
+    threads: Threads,
+) -> Result<(), String> {
+    fn copy<T: Sample>(from: &[T], to: &mut [f32], threads: Threads) {
+        threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::fetch(from, to));
     }
-    finite(samples)
+    match element(value)? {
+        TensorElementType::Float16 => copy::<f16>(checked(value, shape)?, samples, threads),
+        _ => copy::<f32>(checked(value, shape)?, samples, threads),
+    }
+    finite(samples, threads)
 }
 
 /// As [`fetch`], from an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`.
-pub(super) fn fetch_latents(value: &DynValue, results: &mut [Array4<f32>]) -> Result<(), String> {
+pub(super) fn fetch_latents(
+    value: &DynValue,
+    results: &mut [Array4<f32>],
+    threads: Threads,
+) -> Result<(), String> {
     let Some(latents) = results.first() else { return Ok(()) };
     let (frames, channels, height, width) = latents.dim();
     let size = latents.len();
@@ -133,14 +149,14 @@ pub(super) fn fetch_latents(value: &DynValue, results: &mut [Array4<f32>]) -> Re
     match element(value)? {
         TensorElementType::Float16 => {
             let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
-            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents));
+            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
         }
         _ => {
             let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
-            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents));
+            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
         }
     }
-    results.iter().try_for_each(|latents| finite(latents.as_slice().unwrap_or_default()))
+    results.iter().try_for_each(|latents| finite(latents.as_slice().unwrap_or_default(), threads))
 }
 
 fn element(value: &DynValue) -> Result<TensorElementType, String> {
@@ -156,12 +172,12 @@ fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T
     }
 }
 
-fn finite(samples: &[f32]) -> Result<(), String> {
-    // Without an early end inside a run, so that it compiles to vector code.
-    let sound = |run: &[f32]| run.iter().fold(true, |sound, v| sound & v.is_finite());
-    if samples.chunks(1024).all(sound) {
-        Ok(())
-    } else {
-        Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle".into())
-    }
+fn finite(samples: &[f32], threads: Threads) -> Result<(), String> {
+    // Without an early end, so that it compiles to vector code.
+    let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
+    let check = |part: &[f32]| if sound(part) { Ok(()) } else { Err(()) };
+    threads.map(samples.chunks(PART), check).map(|_| ()).map_err(|()| {
+        "gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle"
+            .into()
+    })
 }

@@ -95,7 +95,8 @@ impl Text {
         let width = shape.and_then(|shape| shape.last()).and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
         let mut values = Array2::zeros((CONTEXT, width));
         let samples = values.as_slice_mut().expect("a new array is contiguous");
-        tensor::fetch(&output, &[1, CONTEXT, width], samples).map_err(|reason| gave_none(&reason))?;
+        tensor::fetch(&output, &[1, CONTEXT, width], samples, runner.threads)
+            .map_err(|reason| gave_none(&reason))?;
         Ok(Embedding::new(values))
     }
 }

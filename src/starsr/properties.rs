@@ -195,7 +195,7 @@ pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| 
             .mutable_playing()
             .build(),
         choice::<OnError>("on-error", "On error", "What happens to a window for which the model fails"),
-        uint("threads", "Threads", "CPU threads for model and conversion; 0: one a core", 1024),
+        uint("threads", "Threads", "CPU threads for the model and all work on pixels; 0: one a core", 1024),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(

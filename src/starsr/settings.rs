@@ -184,6 +184,7 @@ impl Settings {
             strength: (self.strength >= 0.0).then_some(self.strength),
             tile_size: (self.tile_size > 0).then_some(self.tile_size as usize),
             tile_overlap: usize::try_from(self.tile_overlap).ok(),
+            threads: self.threads as usize,
         })
     }
 

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, Array4, ArrayView3, Axis, Slice, Zip, s};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Slice, Zip, s};
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
@@ -14,9 +14,10 @@ use crate::diffusion::noise::{Noise, POSTERIOR_STEP};
 use crate::diffusion::tiled::Tiled;
 use crate::error::Result;
 use crate::model::Model;
+use crate::parallel::Threads;
 
 use super::groups::Group;
-use super::settings::Posterior;
+use super::settings::{Posterior, Settings};
 
 /// The way of a frame of one size to the model and back.
 pub(super) struct Picture {
@@ -36,22 +37,20 @@ pub(super) struct Picture {
     posterior: Posterior,
     color_fix: ColorFix,
     strength: f32,
+    threads: Threads,
 }
 
 impl Picture {
-    /// For frames of `width` x `height` pixels enlarged by `scale`. `None` for size or overlap of tiles leaves it to the bundle.
+    /// For frames of `width` x `height` pixels.
     pub(super) fn new(
         manifest: &Manifest,
+        settings: &Settings,
         (width, height): (usize, usize),
-        scale: usize,
-        (tile_size, tile_overlap): (Option<usize>, Option<usize>),
-        posterior: Posterior,
-        color_fix: ColorFix,
-        strength: f32,
     ) -> Result<Self> {
         let rules = &manifest.canvas;
-        let tile_size = tile_size.unwrap_or(rules.tile);
-        let overlap = tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
+        let scale = settings.model_scale(manifest);
+        let tile_size = settings.tile_size.unwrap_or(rules.tile);
+        let overlap = settings.tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
         let canvas = Canvas::new(height * scale, width * scale, rules.height, rules.width, rules.padding)?;
         let legal = [rules.height, rules.width];
         let grid = Grid::new((canvas.height, canvas.width), tile_size, overlap, legal)?;
@@ -59,15 +58,16 @@ impl Picture {
             latent_grid: grid.shrunk(manifest.latent.spatial_factor),
             grid,
             legal,
-            tile_overlap: tile_overlap.unwrap_or(rules.tile_overlap),
+            tile_overlap: settings.tile_overlap.unwrap_or(rules.tile_overlap),
             canvas,
             scale,
             interpolation: rules.upscale,
             factor: manifest.latent.spatial_factor,
             frames_per_encode: manifest.vae.frames_per_encode,
-            posterior,
-            color_fix,
-            strength,
+            posterior: settings.posterior,
+            color_fix: settings.color_fix.unwrap_or(manifest.sampler.color_fix),
+            strength: settings.strength(manifest)?,
+            threads: Threads::new(settings.threads),
         })
     }
 
@@ -123,52 +123,57 @@ impl Picture {
         Ok(plain)
     }
 
-    /// A frame `[3,h,w]` in [0,1] on the canvas, in [-1,1].
-    pub(super) fn prepare(&self, low: ArrayView3<f32>, cancel: &Cancel) -> Result<Array3<f32>> {
-        cancel.check()?;
-        let mut plain = self.enlarge(low)?;
-        plain.mapv_inplace(|v| 2.0 * v - 1.0);
-        if (self.canvas.height, self.canvas.width) == (plain.dim().1, plain.dim().2) {
-            return Ok(plain);
-        }
-        self.canvas.pad(plain.view())
+    /// Frames `[3,h,w]` in [0,1] on the canvas, `[F,3,H,W]` in [-1,1].
+    pub(super) fn prepare<'a>(
+        &self,
+        frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
+        cancel: &Cancel,
+    ) -> Result<Array4<f32>> {
+        let mut prepared = Array4::zeros((frames.len(), 3, self.canvas.height, self.canvas.width));
+        self.threads.map(prepared.outer_iter_mut().zip(frames), |(mut to, low)| {
+            cancel.check()?;
+            let mut plain = self.enlarge(low.view())?;
+            plain.mapv_inplace(|v| 2.0 * v - 1.0);
+            self.canvas.pad(plain.view(), &mut to)
+        })?;
+        Ok(prepared)
     }
 
-    /// Latents `[F,C,h,w]` of the whole canvas of prepared frames with the given `numbers`.
+    /// Latents `[F,C,h,w]` of prepared frames `[F,3,H,W]` with the given `numbers`.
     pub(super) fn encode(
         &self,
         model: &mut dyn Model,
-        prepared: &[Array3<f32>],
+        prepared: ArrayView4<f32>,
         numbers: &[u64],
         noise: &dyn Noise,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
         let factor = self.factor;
         let mut groups = Vec::new();
-        let frames = prepared.chunks(self.frames_per_encode).zip(numbers.chunks(self.frames_per_encode));
+        let frames = prepared.axis_chunks_iter(Axis(0), self.frames_per_encode);
+        let frames = frames.zip(numbers.chunks(self.frames_per_encode));
         for (group, numbers) in frames {
             let tile = |rows: Range<usize>, columns: Range<usize>| {
                 cancel.check()?;
                 let place = s![
                     ..,
+                    ..,
                     factor * rows.start..factor * rows.end,
                     factor * columns.start..factor * columns.end
                 ];
-                let pixels: Vec<_> = group.iter().map(|frame| frame.slice(place)).collect();
-                Ok(ndarray::stack(Axis(0), &pixels).unwrap_or_default())
+                Ok(group.slice(place))
             };
             groups.push(match self.posterior {
                 Posterior::Mean => {
-                    let [mean] = self.latent_grid.blend(|rows, columns| {
-                        let pixels = tile(rows, columns)?;
-                        model.encode(pixels.view()).map(|mean| [mean])
-                    })?;
+                    let [mean] = self
+                        .latent_grid
+                        .blend(|rows, columns| model.encode(tile(rows, columns)?).map(|mean| [mean]))?;
                     mean
                 }
                 Posterior::Sample => {
                     let [mean, deviation] = self
                         .latent_grid
-                        .blend(|rows, columns| model.encode_posterior(tile(rows, columns)?.view()))?;
+                        .blend(|rows, columns| model.encode_posterior(tile(rows, columns)?))?;
                     draw(mean, &deviation, numbers, noise)
                 }
             });
@@ -176,44 +181,51 @@ impl Picture {
         Ok(join(groups))
     }
 
-    /// The frames `[3,H,W]` on the canvas that `groups` keep of latents `[F,C,h,w]`, decoded.
+    /// The frames on the canvas `[F,3,H,W]` that `group` keeps of latents `[F,C,h,w]`, decoded.
     pub(super) fn decode(
         &self,
         model: &mut dyn Model,
-        latents: &Array4<f32>,
-        groups: impl Iterator<Item = Group>,
+        latents: ArrayView4<f32>,
+        Group { decoded, kept }: &Group,
         cancel: &Cancel,
-    ) -> Result<Vec<Array3<f32>>> {
+    ) -> Result<Array4<f32>> {
         let factor = self.factor;
-        let mut canvases = Vec::new();
-        for Group { decoded, kept } in groups {
-            let before = kept.start - decoded.start;
-            let [pixels] = self.grid.blend(|rows, columns| {
-                cancel.check()?;
-                let place = s![
-                    decoded.clone(),
-                    ..,
-                    rows.start / factor..rows.end / factor,
-                    columns.start / factor..columns.end / factor
-                ];
-                let mut pixels = model.decode(latents.slice(place))?;
-                pixels.slice_axis_inplace(Axis(0), Slice::from(before..before + kept.len()));
-                Ok([pixels])
-            })?;
-            canvases.extend(pixels.outer_iter().map(|frame| frame.to_owned()));
-        }
+        let before = kept.start - decoded.start;
+        let [canvases] = self.grid.blend(|rows, columns| {
+            cancel.check()?;
+            let place = s![
+                decoded.clone(),
+                ..,
+                rows.start / factor..rows.end / factor,
+                columns.start / factor..columns.end / factor
+            ];
+            let mut pixels = model.decode(latents.slice(place))?;
+            pixels.slice_axis_inplace(Axis(0), Slice::from(before..before + kept.len()));
+            Ok([pixels])
+        })?;
         Ok(canvases)
     }
 
-    /// The finished frame `[3,H,W]` in [0,1] of a decoded canvas and the frame `[3,h,w]` that it came from.
-    pub(super) fn finish(
+    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames `[3,h,w]` that they came from.
+    pub(super) fn finish<'a>(
         &self,
-        canvas: Array3<f32>,
+        canvases: ArrayView4<f32>,
+        frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
+        cancel: &Cancel,
+    ) -> Result<Vec<Array3<f32>>> {
+        self.threads.map(canvases.outer_iter().zip(frames), |(canvas, low)| {
+            cancel.check()?;
+            self.finish_frame(canvas, low.view(), cancel)
+        })
+    }
+
+    fn finish_frame(
+        &self,
+        canvas: ArrayView3<f32>,
         low: ArrayView3<f32>,
         cancel: &Cancel,
     ) -> Result<Array3<f32>> {
-        cancel.check()?;
-        let picture = self.canvas.crop(&canvas)?;
+        let picture = self.canvas.crop(canvas)?;
         let mut result = Array3::zeros(picture.raw_dim());
         Zip::from(&mut result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
         self.color_fix.apply(&mut result, low)?;

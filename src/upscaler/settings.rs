@@ -8,6 +8,7 @@ use crate::diffusion::guidance::{Batching, Guidance};
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::schedule::{SamplerMode, Schedule};
 use crate::error::{Error, Result};
+use crate::parallel::Threads;
 use crate::window::{WindowMode, Windows};
 
 /// Which latents of the encoder's posterior are used.
@@ -61,6 +62,8 @@ pub struct Settings {
     pub tile_size: Option<usize>,
     /// Pixels shared by neighbouring tiles.
     pub tile_overlap: Option<usize>,
+    /// CPU threads for work on pixels and latents; 0 is one for each core.
+    pub threads: usize,
 }
 
 impl Settings {
@@ -90,7 +93,7 @@ impl Settings {
             self.steps.unwrap_or(defaults.steps),
             self.noise_level.unwrap_or(manifest.schedule.noise_level),
         )?;
-        Sampler::new(&schedule, &plan, guidance)
+        Ok(Sampler::new(&schedule, &plan, guidance)?.with_threads(Threads::new(self.threads)))
     }
 
     /// The layout of the windows, within the bundle's limits.

@@ -76,15 +76,12 @@ impl Upscaler {
         let frames = window.start - self.first..window.end - self.first;
         let clock = Instant::now();
         let numbers: Vec<u64> = self.pending.range(frames.clone()).map(|p| p.number).collect();
-        let prepared = self
-            .pending
-            .range(frames.clone())
-            .map(|p| self.picture.prepare(p.low.view(), &self.cancel))
-            .collect::<Result<Vec<_>>>()?;
+        let low = || self.pending.range(frames.clone()).map(|p| &p.low);
+        let prepared = self.picture.prepare(low(), &self.cancel)?;
         let mut clock = lap(&mut self.stats.prepare, clock);
 
         let (model, noise, cancel) = (self.model.as_mut(), self.noise.as_ref(), &self.cancel);
-        let hint = self.picture.encode(model, &prepared, &numbers, noise, cancel)?;
+        let hint = self.picture.encode(model, prepared.view(), &numbers, noise, cancel)?;
         drop(prepared);
         clock = lap(&mut self.stats.encode, clock);
         let mut denoiser = self.picture.denoiser(model, cancel);
@@ -93,15 +90,15 @@ impl Upscaler {
         drop(hint);
         self.stats.windows += 1;
         clock = lap(&mut self.stats.sample, clock);
-        let canvases = self.picture.decode(model, &restored, self.groups.all(numbers.len()), cancel)?;
+        let mut results = Vec::with_capacity(numbers.len());
+        for group in self.groups.all(numbers.len()) {
+            let canvases = self.picture.decode(model, restored.view(), &group, cancel)?;
+            clock = lap(&mut self.stats.decode, clock);
+            let low = low().skip(group.kept.start).take(group.kept.len());
+            results.extend(self.picture.finish(canvases.view(), low, cancel)?);
+            clock = lap(&mut self.stats.finish, clock);
+        }
         drop(restored);
-        clock = lap(&mut self.stats.decode, clock);
-
-        let finished = canvases.into_iter().zip(self.pending.range(frames));
-        let finish =
-            |(canvas, pending): (_, &Pending)| self.picture.finish(canvas, pending.low.view(), &self.cancel);
-        let results = finished.map(finish);
-        let results = results.collect::<Result<Vec<_>>>()?;
         if let Progress::Blend { closed, .. } = &mut self.progress {
             closed.pop_front();
         }
@@ -150,9 +147,9 @@ impl Upscaler {
         let mut worked = false;
         for pending in self.pending.range(*encoded..) {
             let clock = Instant::now();
-            let prepared = [self.picture.prepare(pending.low.view(), &self.cancel)?];
+            let prepared = self.picture.prepare([&pending.low].into_iter(), cancel)?;
             let clock = lap(&mut self.stats.prepare, clock);
-            let hint = self.picture.encode(model, &prepared, &[pending.number], noise, cancel)?;
+            let hint = self.picture.encode(model, prepared.view(), &[pending.number], noise, cancel)?;
             wavefront.push(pending.number, hint.index_axis_move(Axis(0), 0))?;
             lap(&mut self.stats.encode, clock);
             *encoded += 1;
@@ -171,14 +168,13 @@ impl Upscaler {
             let frames = group.kept.len();
             let forgotten = group.kept.end.saturating_sub(self.groups.overlap());
             let latents = stack(restored.range(..group.decoded.end));
-            let groups = std::iter::once(group.clone());
-            let canvases = self.picture.decode(model, &latents, groups, cancel)?;
+            let canvases = self.picture.decode(model, latents.view(), &group, cancel)?;
             restored.drain(..forgotten);
             *context = group.kept.end - forgotten;
             clock = lap(&mut self.stats.decode, clock);
-            for (canvas, pending) in canvases.into_iter().zip(self.pending.drain(..frames)) {
-                self.ready.push_back(self.picture.finish(canvas, pending.low.view(), &self.cancel)?);
-            }
+            let low = self.pending.range(..frames).map(|p| &p.low);
+            self.ready.extend(self.picture.finish(canvases.view(), low, cancel)?);
+            self.pending.drain(..frames);
             clock = lap(&mut self.stats.finish, clock);
             *encoded -= frames;
             self.first += frames;
