@@ -243,7 +243,8 @@ def test_flat_crops_are_preferred(photos):
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--pool", 0), ("--fresh", 0.0), ("--batch", 0), ("--frames", 0), ("--frames", 33), ("--side", 0)]
+    "option, value",
+    [("--pool", 0), ("--fresh", 0.0), ("--batch", 0), ("--frames", 0), ("--frames", 33), ("--side", 0), ("--flicker", -1.0)],
 )
 def test_sizes_that_cannot_be_are_refused(photos, tmp_path, capsys, option, value):
     arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu", option, str(value)]

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=32, help="side of a crop in low-resolution pixels (%(default)s)")
     add("--pool", type=int, default=400, help="clips kept for crops (%(default)s)")
     add("--fresh", type=float, default=0.25, help="new clips for each iteration (%(default)s)")
+    add("--flicker", type=float, default=0.2, help="weight of the loss on flicker, larger for steadier video (%(default)s)")
     add = result.add_argument_group("star").add_argument
     add("--vae", default=VAE, help="autoencoder: a folder or a repository of the hub (%(default)s)")
     add("--text-encoder", default=TEXT_ENCODER, help="a file, folder or repository (%(default)s)")
@@ -84,7 +85,8 @@ def task_of(options: argparse.Namespace, device: torch.device, star_config: Star
     }
     common = given(batch=options.batch, frames=options.frames, workers=options.workers, df=df)
     if options.network == "nano":
-        chosen = NanoOptions(**common, side=options.side, pool=options.pool, fresh=options.fresh)
+        own = {"side": options.side, "pool": options.pool, "fresh": options.fresh, "flicker_weight": options.flicker}
+        chosen = NanoOptions(**common, **own)
         if options.init is not None and NanoConfig(**liem) != NanoConfig():
             raise TrainingError("what --init names has LIEM at position i in both transformers: leave --liem out, or --init")
         init = None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """Training of nano on photographs and video that are degraded on the fly."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ class NanoTask:
             raise TrainingError(f"--fresh is {options.fresh}, but must be above 0 and at most --pool, {options.pool}")
         if not 1 <= options.frames <= MAX_FRAMES:
             raise TrainingError(f"--frames is {options.frames}, but must be 1 to {MAX_FRAMES}")
+        if not 0 <= options.flicker_weight < math.inf:
+            raise TrainingError(f"--flicker is {options.flicker_weight}, but must be at least 0")
         try:
             self.clips = Clips(media, length=1 << 40, frames=max(options.frames, CLIP_FRAMES), seed=seed)
         except FileNotFoundError as e:
