@@ -213,30 +213,33 @@ impl Picture {
         frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
         cancel: &Cancel,
     ) -> Result<Vec<Array3<f32>>> {
-        self.threads.map(canvases.outer_iter().zip(frames), |(canvas, low)| {
-            cancel.check()?;
-            self.finish_frame(canvas, low.view(), cancel)
-        })
+        // Made here, since what many threads allocate is scattered over as many heaps.
+        let size = (canvases.dim().1, self.canvas.picture_height, self.canvas.picture_width);
+        let mut results: Vec<_> = canvases.outer_iter().map(|_| Array3::zeros(size)).collect();
+        self.threads
+            .map(results.iter_mut().zip(canvases.outer_iter()).zip(frames), |((result, canvas), low)| {
+                self.finish_frame(canvas, low.view(), result, cancel)
+            })?;
+        Ok(results)
     }
 
     fn finish_frame(
         &self,
         canvas: ArrayView3<f32>,
         low: ArrayView3<f32>,
+        result: &mut Array3<f32>,
         cancel: &Cancel,
-    ) -> Result<Array3<f32>> {
+    ) -> Result<()> {
+        cancel.check()?;
         let picture = self.canvas.crop(canvas)?;
-        let mut result = Array3::zeros(picture.raw_dim());
-        Zip::from(&mut result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
-        self.color_fix.apply(&mut result, low)?;
+        Zip::from(&mut *result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
+        self.color_fix.apply(result, low)?;
         if self.strength < 1.0 {
             cancel.check()?;
             let plain = self.enlarge(low)?;
-            Zip::from(&mut result)
-                .and(&plain)
-                .for_each(|to, &from| *to = from + self.strength * (*to - from));
+            Zip::from(result).and(&plain).for_each(|to, &from| *to = from + self.strength * (*to - from));
         }
-        Ok(result)
+        Ok(())
     }
 }
 
