@@ -77,7 +77,7 @@ pub struct Args {
     /// 0 gives the plain upscale, 1 the model's picture
     #[arg(long, value_name = "X", help_heading = "Model")]
     strength: Option<String>,
-    /// Threads of the model on the CPU
+    /// CPU threads for the model and all work on pixels
     #[arg(long, value_name = "N", help_heading = "Model")]
     threads: Option<String>,
     /// Set any other property of starsr; may be repeated
