@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,17 +15,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "python"))
 
 
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skips a test for which something is missing; in continuous integration, where nothing may be, it fails."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
 def place(variable: str, default: str) -> Path:
     """Where a folder outside the project is: as an environment variable says, or beside the checkout."""
     return Path(os.environ.get(variable, ROOT.parent / "shared" / default))
 
 
 def folder(variable: str, default: str) -> Path:
-    """As `place`; where it is missing the test is skipped, and fails in continuous integration."""
+    """As `place`; where it is missing the test is left by `skip_or_fail`."""
     path = place(variable, default)
     if not path.is_dir():
-        leave = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        leave(f"{path} is missing: set {variable} to the folder with the reference files")
+        skip_or_fail(f"{path} is missing: set {variable} to the folder with the reference files")
     return path
 
 

@@ -12,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from conftest import skip_or_fail
 from PIL import Image
 
 from starsr.data import pan, read_photo
@@ -54,7 +55,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not shutil.which("chromedriver"):
-        pytest.skip("the page is not tested, as chromedriver is missing: apt-get install chromium chromium-driver")
+        skip_or_fail("the page is not tested, as chromedriver is missing: run tools/install-system browser")
     log = tmp_path_factory.mktemp("browser") / "log"
     with log.open("w") as file:
         driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=file, stderr=subprocess.STDOUT)

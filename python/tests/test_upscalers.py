@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
 
-import os
 import shlex
 import shutil
 import sys
@@ -8,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, skip_or_fail
 
 from starsr.data import pan, read_photo
 from starsr.degradation.pairs import write_lossless
@@ -21,10 +20,6 @@ from starsr.noise import chacha8, frame_noise
 def clip(photos):
     """`[3,30,40,3]`, smooth enough for all scalers to agree about it."""
     return pan(read_photo(photos / "photo0.png"), 3, (30, 40), np.random.default_rng(0), 4.0)
-
-
-def skip_or_fail(reason):
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 def test_clips_survive_files(clip, tmp_path):
