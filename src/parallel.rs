@@ -6,6 +6,9 @@ use std::thread;
 
 use parking_lot::Mutex;
 
+/// Values of a long array that a thread takes at a time where each is worked on alone.
+pub const PART: usize = 1 << 16;
+
 /// How many threads work at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Threads(usize);
@@ -54,6 +57,13 @@ impl Threads {
         self.for_each(results.iter_mut().zip(items), |(result, item)| *result = Some(work(item)));
         results.into_iter().flatten().collect()
     }
+
+    /// Whether all of `values` are finite numbers.
+    pub fn all_finite(self, values: &[f32]) -> bool {
+        // Without an early end, so that it compiles to vector code.
+        let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
+        self.map(values.chunks(PART), |part| if sound(part) { Ok(()) } else { Err(()) }).is_ok()
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +80,19 @@ mod tests {
             assert_eq!(doubled, (0..100).map(|n| 2 * n).collect::<Vec<_>>());
             assert!(threads.map(0..0_usize, Ok::<_, usize>).unwrap().is_empty());
             assert_eq!(threads.map(0..100_usize, |n| if n % 10 == 7 { Err(n) } else { Ok(n) }), Err(7));
+        }
+    }
+
+    #[test]
+    fn one_value_that_is_not_finite_is_found() {
+        let mut values = vec![0.5; 2 * PART + 3];
+        for threads in [1, 3].map(Threads::new) {
+            assert!(threads.all_finite(&values) && threads.all_finite(&[]));
+            for (place, wrong) in [(0, f32::NAN), (PART, f32::INFINITY), (2 * PART + 2, f32::NEG_INFINITY)] {
+                values[place] = wrong;
+                assert!(!threads.all_finite(&values));
+                values[place] = 0.5;
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use super::solver::Solver;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::{Conditioning, Denoiser};
-use crate::parallel::Threads;
+use crate::parallel::{PART, Threads};
 
 /// A solver and a guidance: all that turns low-quality latents into restored ones, but for the model and the noise.
 #[derive(Debug, Clone)]
@@ -62,18 +62,18 @@ impl Sampler {
         let guided = self.guidance.guides(i, self.evaluations());
         let mut v = self.guidance.velocity(model, input.view(), timestep, hint, conditioning, guided)?;
         let inputs = input.as_slice().expect("standard layout");
-        let size = inputs.len().div_ceil(v.dim().0.max(1)).max(1);
-        let frames = inputs.chunks(size).zip(v.as_slice_mut().expect("standard layout").chunks_mut(size));
-        let denoise = |(input, v): (&[f32], &mut [f32])| {
+        let values = v.as_slice_mut().expect("standard layout");
+        self.threads.for_each(inputs.chunks(PART).zip(values.chunks_mut(PART)), |(input, v)| {
             self.solver.denoised(i, input, v);
-            if v.iter().fold(true, |finite, v| finite & v.is_finite()) { Ok(()) } else { Err(()) }
-        };
-        self.threads.map(frames, denoise).map_err(|()| Error::Inference {
-            graph: "denoiser".into(),
-            reason: format!(
-                "its prediction at timestep {timestep} is not finite; try a build of higher precision"
-            ),
-        })?;
+        });
+        if !self.threads.all_finite(values) {
+            return Err(Error::Inference {
+                graph: "denoiser".into(),
+                reason: format!(
+                    "its prediction at timestep {timestep} is not finite; try a build of higher precision"
+                ),
+            });
+        }
         Ok(v)
     }
 

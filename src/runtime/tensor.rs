@@ -10,10 +10,7 @@ use ndarray::{Array4, ArrayView4};
 use ort::session::IoBinding;
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 
-use crate::parallel::Threads;
-
-/// Samples that a thread copies at a time.
-const PART: usize = 1 << 16;
+use crate::parallel::{PART, Threads};
 
 /// An element type of samples.
 trait Sample: PrimitiveTensorElementType + Debug + Copy + Default + Send + Sync + 'static {
@@ -173,11 +170,9 @@ fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T
 }
 
 fn finite(samples: &[f32], threads: Threads) -> Result<(), String> {
-    // Without an early end, so that it compiles to vector code.
-    let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
-    let check = |part: &[f32]| if sound(part) { Ok(()) } else { Err(()) };
-    threads.map(samples.chunks(PART), check).map(|_| ()).map_err(|()| {
-        "gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle"
-            .into()
-    })
+    if threads.all_finite(samples) {
+        Ok(())
+    } else {
+        Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle".into())
+    }
 }
