@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The file-to-file program, run as users run it. Cargo builds it with the other examples when it runs all tests.
+//! `starsr upscale`, run as users run it.
+//! Needs ONNX Runtime and nano beside the program: `make build`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,17 +17,10 @@ mod media;
 
 use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
 
-/// The program, quiet and with a fast encoder.
+/// `starsr upscale`, quiet.
 fn upscale() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join("examples/upscale");
-    assert!(
-        program.is_file(),
-        "{} is missing: run `make test-rust`, or `cargo test` without --test",
-        program.display()
-    );
-    let mut command = Command::new(program);
-    command.arg("--quiet");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    command.args(["upscale", "--quiet"]);
     command
 }
 
@@ -51,7 +45,7 @@ fn assert_refused(result: &Output, words: &[&str]) {
     let error = String::from_utf8_lossy(&result.stderr);
     assert_eq!(result.status.code(), Some(1), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
-    assert!(error.starts_with("upscale: "), "{error}");
+    assert!(error.starts_with("starsr: "), "{error}");
     for word in words {
         assert!(error.contains(word), "{word:?} is not in: {error}");
     }
@@ -76,12 +70,29 @@ fn assert_upscaled(input: &Path, output: &Path) {
 }
 
 #[test]
-fn help_tells_options_and_examples() {
+fn help_lists_options_and_examples() {
     let result = run(&[OsStr::new("--help")]);
     assert_done(&result);
     let help = String::from_utf8(result.stdout).unwrap();
     for word in ["--force", "--window-overlap", "--set", "--deinterlace", "Examples:", "Exit status"] {
         assert!(help.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn man_pages_and_completions_are_written() {
+    let folder = TempDir::new().unwrap();
+    let program = env!("CARGO_BIN_EXE_starsr");
+    assert_done(&Command::new(program).arg("documentation").arg(folder.path()).output().unwrap());
+    for (file, word) in [
+        ("man/starsr.1", "STAR"),
+        ("man/starsr-upscale.1", "window\\-overlap"),
+        ("completions/starsr.bash", "--window-overlap"),
+        ("completions/_starsr", "--window-overlap"),
+        ("completions/starsr.fish", "window-overlap"),
+    ] {
+        let text = fs::read_to_string(folder.path().join(file)).unwrap();
+        assert!(text.contains(word), "{word} is not in {file}");
     }
 }
 
@@ -380,7 +391,7 @@ fn a_full_disk_leaves_nothing() {
     let result = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
         .arg(program)
-        .args(["--quiet", "--quality", "0"])
+        .args(["upscale", "--quiet", "--quality", "0"])
         .args([&input, &output])
         .output()
         .unwrap();

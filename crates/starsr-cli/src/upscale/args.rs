@@ -4,27 +4,26 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
 use gst::glib;
 use gst::prelude::*;
 
 const EXAMPLES: &str = "\
 Examples:
-  upscale old.mp4 new.mp4
-  upscale --steps 4 --quality 15 --preset slow old.mkv new.mkv
-  upscale --model ~/models/star-light --prompt 'a panda plays the guitar' old.mp4 new.mp4
-  upscale --deinterlace --model ~/models/star-light --provider cuda tape.mpg tape.mkv
-  upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
-  upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
+  starsr upscale old.mp4 new.mp4
+  starsr upscale --steps 4 --quality 15 --preset slow old.mkv new.mkv
+  starsr upscale --model ~/models/star-light --prompt 'a panda plays the guitar' old.mp4 new.mp4
+  starsr upscale --deinterlace --model ~/models/star-light --provider cuda tape.mpg tape.mkv
+  starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
+  starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
 
 OUTPUT appears under its name only when it is complete; until then it is a hidden file beside it.
 The extension of OUTPUT selects the container: .mp4, .m4v, .mov or .mkv; .mkv holds nearly every kind of audio and subtitles.
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 All properties of the element are listed by `gst-inspect-1.0 starsr`.";
 
-/// Upscales the video of a file with the GStreamer element starsr. Audio and subtitles are passed through as they are.
-#[derive(Debug, Parser)]
-#[command(name = "upscale", version, after_help = EXAMPLES)]
+/// Upscale the video of a file; audio and subtitles pass through unchanged
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Any file that GStreamer can read
     pub input: PathBuf,

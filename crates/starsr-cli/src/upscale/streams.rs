@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 
-use crate::pipeline::make;
+use super::pipeline::make;
 
 /// The output's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use gst::prelude::*;
 use parking_lot::Mutex;
 
-use crate::args::{Args, set_property};
-use crate::streams::{Container, Kind, always_pad, passage};
+use super::args::{Args, set_property};
+use super::streams::{Container, Kind, always_pad, passage};
 
 /// Name of the message that tells that all streams of the input are known.
 pub const STREAMS_KNOWN: &str = "streams-known";
