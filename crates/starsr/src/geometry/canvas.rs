@@ -44,7 +44,7 @@ impl Axis {
     }
 
     /// The largest legal size that is at most `size`, if there is one.
-    fn fit_within(&self, size: usize) -> Option<usize> {
+    pub(super) fn fit_within(&self, size: usize) -> Option<usize> {
         let least = self.fit(1).ok()?;
         (size >= least).then(|| least + (size - least) / self.multiple * self.multiple)
     }
