@@ -46,7 +46,7 @@ test-python: $(VENV)/requirements ## run the Python tests, with pytest's argumen
 	$(PYTHON) -m pytest python/tests $(ARGS)
 
 small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE
-	@$(PYTHON) -m starsr.star.small --output $(CACHE)/small
+	@$(PYTHON) python/tests/small_star.py --output $(CACHE)/small
 
 .PHONY: build
 build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model bundle nano beside it
@@ -81,22 +81,28 @@ fuzz: build $(FUZZ) ## look for inputs that break the element: TARGETS ("manifes
 	tools/fuzz $(FUZZ) $(RUNTIME) $(CACHE)/fuzz $(or $(SECONDS),600) $(or $(TARGETS),manifest caps events frames)
 
 .PHONY: lint
-lint: system ## check format, lints and the commands in README.md
+lint: system lint-python ## check format, lints and the commands in README.md
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	@$(MAKE) --no-print-directory build
 	tools/check-readme
 
+.PHONY: lint-python
+lint-python: $(VENV)/requirements ## check the format, lints and types of the Python package
+	$(VENV)/bin/ruff format --check python
+	$(VENV)/bin/ruff check python
+	$(VENV)/bin/mypy --config-file python/pyproject.toml python/src python/tests
+
 .PHONY: nano
 nano: $(VENV)/requirements ## train on the media in MEDIA, with starsr-train's options in ARGS, and export the bundle to models/nano
 	@[[ -n "$(MEDIA)" ]] || { echo "make nano MEDIA=folder-with-photographs-and-video [ARGS=...]" >&2; exit 2; }
 	$(VENV)/bin/starsr-train nano --data "$(MEDIA)" --checkpoint $(CACHE)/nano.pt $(ARGS)
-	$(PYTHON) -m starsr.nano.export --checkpoint $(CACHE)/nano.pt --output models/nano
+	$(VENV)/bin/starsr-export-nano --checkpoint $(CACHE)/nano.pt --output models/nano
 
 .PHONY: ablations
 ablations: $(VENV)/requirements ## train the paper's ablations on the media in MEDIA, for hours, and write docs/ablations.md, with options in ARGS
 	@[[ -n "$(MEDIA)" ]] || { echo "make ablations MEDIA=folder-with-photographs-and-video [ARGS=...]" >&2; exit 2; }
-	$(PYTHON) -m starsr.training.ablation --media "$(MEDIA)" --folder $(CACHE)/ablations --results docs/ablations.json \
+	$(VENV)/bin/starsr-ablations --media "$(MEDIA)" --folder $(CACHE)/ablations --results docs/ablations.json \
 	  --output docs/ablations.md $(ARGS)
 
 .PHONY: eval
@@ -108,7 +114,7 @@ export: $(VENV)/requirements ## convert STAR's released weights into a model bun
 	$(VENV)/bin/starsr-export $(ARGS)
 
 rehearse: $(VENV)/requirements ## convert and run random weights of STAR's true size (12 GB of disk), with options in ARGS
-	$(PYTHON) -m starsr.star.rehearse $(ARGS)
+	$(VENV)/bin/starsr-rehearse $(ARGS)
 
 .PHONY: install uninstall
 install: build ## install into GStreamer's plugin folder (below DESTDIR)
@@ -140,9 +146,9 @@ $(FUZZ):
 $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(RUNTIME)
 
-$(VENV)/requirements: python/requirements.txt python/pyproject.toml | system
-	@echo "installing the Python packages of python/requirements.txt"
+$(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
+	@echo "installing the Python packages of python/requirements.lock"
 	@python3 -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.txt
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.lock
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable python
 	@touch $@
