@@ -165,6 +165,6 @@ $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.lock"
 	@python3 -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.lock
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --requirement python/requirements.lock
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable python
 	@touch $@
