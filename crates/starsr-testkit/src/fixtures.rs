@@ -96,7 +96,8 @@ pub fn without_text_encoder() -> TempDir {
     copy
 }
 
-/// The ONNX Runtime that the tests run on: `ORT_DYLIB_PATH`, or a file beside the test's executable or above it.
+/// The ONNX Runtime that the tests run on: `ORT_DYLIB_PATH`, or a file beside the test's executable
+/// or above it.
 pub fn onnx_runtime() -> PathBuf {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
         return fs::canonicalize(&path).unwrap_or_else(|e| panic!("ORT_DYLIB_PATH is {path:?}: {e}"));
@@ -114,8 +115,8 @@ pub fn onnx_runtime() -> PathBuf {
     );
 }
 
-/// A file or folder of the media beside the references, which are in `STARSR_REFERENCE` or beside the
-/// checkout. Where there are no such media the test is skipped, see [`skip`].
+/// A file or folder of the media beside the references, which are in `STARSR_REFERENCE` or beside
+/// the checkout. Where there are no such media the test is skipped, see [`skip`].
 pub fn media(name: &str) -> Option<PathBuf> {
     let beside = || repository("../shared/star");
     let references = std::env::var_os("STARSR_REFERENCE").map_or_else(beside, PathBuf::from);
@@ -139,8 +140,8 @@ extern "C" fn report_skipped() {
     let _ = writeln!(std::io::stderr(), "skipped in all: {skipped} for want of references");
 }
 
-/// Reports that the calling test is skipped and why, and at the end of the process how many were. Fails
-/// where `STARSR_REQUIRE_REFERENCES` is 1.
+/// Reports that the calling test is skipped and why, and at the end of the process how many were.
+/// Fails where `STARSR_REQUIRE_REFERENCES` is 1.
 pub fn skip(reason: &str) {
     let required = std::env::var("STARSR_REQUIRE_REFERENCES").is_ok_and(|value| value == "1");
     assert!(!required, "{reason}, but STARSR_REQUIRE_REFERENCES is 1");

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What stand-in models share: an autoencoder that only rearranges, the manifest of nano for small frames,
-//! and ways to run models and upscalers.
+//! What stand-in models share: an autoencoder that only rearranges, the manifest of nano for small
+//! frames, and ways to run models and upscalers.
 
 use ndarray::{Array3, Array4, ArrayView4};
 use starsr::bundle::Manifest;
-use starsr::model::{Condition, Denoiser, Query};
+use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
+use starsr::model::{Condition, Denoiser, Model, Query};
 use starsr::{Received, Result, Upscaler};
 
 use crate::fixtures::repository;
@@ -37,6 +38,31 @@ pub fn velocity(
 ) -> Result<Array4<f32>> {
     let query = Query { x, t, hint, conditions: &[condition] };
     query.ask(model).map(|mut velocities| velocities.remove(0))
+}
+
+/// A model whose prediction is the low-quality frame itself, so that an upscaler gives the plain
+/// upscale but for rounding. For bundles with 48 channels, 4 x 4 pixels for each latent, and the
+/// default schedule.
+pub struct Plain;
+
+impl Denoiser for Plain {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let schedule = Schedule::new(&ScheduleConfig::default())?;
+        let t = query.t as usize;
+        let (a, s) = (schedule.alphas()[t] as f32, schedule.sigmas()[t] as f32);
+        let v = (&query.x * a - query.hint) / s;
+        Ok(vec![v; query.conditions.len()])
+    }
+}
+
+impl Model for Plain {
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
+        Ok(to_latents(pixels))
+    }
+
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+        Ok(to_pixels(latents))
+    }
 }
 
 /// The manifest of nano, for a canvas of any multiple of 16.

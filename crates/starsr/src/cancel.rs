@@ -17,12 +17,14 @@ struct Inner {
     hooks: Mutex<Vec<Hook>>,
 }
 
-/// A flag shared between the thread that works and the threads that may stop it. Clones share one state.
+/// A flag shared between the thread that works and the threads that may stop it. Clones share one
+/// state.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<Inner>);
 
 impl Cancel {
-    /// Sets (`true`) or clears (`false`) the request and calls every hook. Never blocks on running work.
+    /// Sets (`true`) or clears (`false`) the request and calls every hook. Never blocks on running
+    /// work.
     pub fn set(&self, cancelled: bool) {
         let mut hooks = self.0.hooks.lock();
         self.0.cancelled.store(cancelled, Ordering::SeqCst);
@@ -47,8 +49,9 @@ impl Cancel {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Registers a hook that is called with each change, and at once with the present state. It must
-    /// return quickly and must not call back into this object. It is kept while it returns `true`.
+    /// Registers a hook that is called with each change, and at once with the present state. It
+    /// must return quickly and must not call back into this object. It is kept while it returns
+    /// `true`.
     pub fn on_change(&self, hook: impl Fn(bool) -> bool + Send + Sync + 'static) {
         let mut hooks = self.0.hooks.lock();
         if hook(self.is_set()) {

@@ -133,8 +133,8 @@ pub trait Model: Denoiser + Send {
         Err(Error::setting(Setting::Prompt, "this model has no text condition"))
     }
 
-    /// Lets `cancel` stop the model's runs from now on, in place of the one before. [`Upscaler::new`]
-    /// calls it, so that one `Cancel` stops all that the upscaler does.
+    /// Lets `cancel` stop the model's runs from now on, in place of the one before.
+    /// [`Upscaler::new`] calls it, so that one `Cancel` stops all that the upscaler does.
     ///
     /// [`Upscaler::new`]: crate::Upscaler::new
     ///

@@ -100,7 +100,9 @@ mod tests {
         for wanted in [1, 2, 5] {
             // Each waits for the others, so that this ends only if all work at once.
             let all = Barrier::new(wanted);
-            Threads::new(wanted).for_each(0..wanted, |_| drop(all.wait()));
+            Threads::new(wanted).for_each(0..wanted, |_| {
+                all.wait();
+            });
         }
     }
 }

@@ -11,7 +11,8 @@ const ROWS: usize = 36;
 const COLUMNS: usize = 64;
 /// Bins of a thumbnail's histogram.
 const BINS: usize = 16;
-/// Variance of luma below which a thumbnail counts as flat, and of the noise that does not count as structure.
+/// Variance of luma below which a thumbnail counts as flat, and of the noise that does not count as
+/// structure.
 const FLAT: f32 = 4e-4;
 /// Frames that a new one is compared with: a flash of up to one frame less is no cut.
 const REFERENCES: usize = 3;
@@ -23,20 +24,22 @@ const RATE: f32 = 0.25;
 
 /// Says of each frame whether a new scene begins with it, from that frame and those before.
 ///
-/// It compares small versions of the frames: how far their structure correlates, whatever the brightness, and, where it does not,
-/// how much of their histogram has moved. A change that is much larger than those of late is a cut, so flashes and fades are not
-/// cuts. A flat frame, black for instance, belongs to the scene before it.
+/// It compares small versions of the frames: how far their structure correlates, whatever the
+/// brightness, and, where it does not, how much of their histogram has moved. A change that is much
+/// larger than those of late is a cut, so flashes and fades are not cuts. A flat frame, black for
+/// instance, belongs to the scene before it.
 #[derive(Debug, Clone, Default)]
 pub struct SceneDetector {
     references: VecDeque<Thumbnail>,
-    /// Moving average of the changes, each counted up to what would be a cut. It starts with the first change, or every frame of
-    /// a restless clip would be a cut until the average has risen.
+    /// Moving average of the changes, each counted up to what would be a cut. It starts with the
+    /// first change, or every frame of a restless clip would be a cut until the average has risen.
     usual: Option<f32>,
 }
 
 impl SceneDetector {
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]; gives whether it is the first of a new scene. The first two frames are not, as
-    /// there is nothing to judge them by. Frames may differ in size. Costs one pass over the pixels.
+    /// Takes the next frame, `[3,h,w]` RGB in [0,1]; gives whether it is the first of a new scene.
+    /// The first two frames are not, as there is nothing to judge them by. Frames may differ in
+    /// size. Costs one pass over the pixels.
     pub fn is_cut(&mut self, frame: ArrayView3<f32>) -> bool {
         let Some(thumbnail) = Thumbnail::new(frame) else { return false };
         if thumbnail.variance < FLAT {

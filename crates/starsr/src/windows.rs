@@ -43,9 +43,9 @@ impl Window {
 /// [`Windows::anchored`]: part of a video has the windows that it has in the whole, except for its
 /// first and last window, which end with it.
 ///
-/// `Blend`: there is a further window while some frame lies in no window; the last one may be shorter.
-/// `Wavefront` (docs/star.md, A.5, `make_chunks`): the last window holds all that is left, up to 1.25
-/// lengths.
+/// `Blend`: there is a further window while some frame lies in no window; the last one may be
+/// shorter. `Wavefront` (docs/star.md, A.5, `make_chunks`): the last window holds all that is left,
+/// up to 1.25 lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Windows {
     mode: WindowMode,
@@ -79,9 +79,9 @@ impl Windows {
         Ok(Self { mode, length, overlap, missing: 0 })
     }
 
-    /// The same layout for a clip whose first frame has the absolute number `number`. Of all windows
-    /// on the grid that start no later than that frame, window 0 is the last, without the frames before
-    /// the clip; more than `overlap` frames of it remain.
+    /// The same layout for a clip whose first frame has the absolute number `number`. Of all
+    /// windows on the grid that start no later than that frame, window 0 is the last, without the
+    /// frames before the clip; more than `overlap` frames of it remain.
     pub fn anchored(self, number: u64) -> Self {
         Self { missing: (number % self.stride() as u64) as usize, ..self }
     }
@@ -148,9 +148,9 @@ impl Windows {
         windows
     }
 
-    /// The frames of window `k` whose prediction is used in `Wavefront` mode: neighbours are cut in the
-    /// middle of what they share, an odd frame going to the later one. The kept ranges of a clip follow
-    /// each other without a gap.
+    /// The frames of window `k` whose prediction is used in `Wavefront` mode: neighbours are cut in
+    /// the middle of what they share, an odd frame going to the later one. The kept ranges of a
+    /// clip follow each other without a gap.
     pub fn kept(&self, k: usize, window: Window, last: bool) -> Window {
         let middle = self.overlap / 2;
         Window {
@@ -159,8 +159,9 @@ impl Windows {
         }
     }
 
-    /// Weight of window `k` in frame `frame` of the clip, in `Blend` mode; window `k-1` has the rest. The
-    /// weight is 1 outside what they share, and a smooth step strictly within (0,1) inside it.
+    /// Weight of window `k` in frame `frame` of the clip, in `Blend` mode; window `k-1` has the
+    /// rest. The weight is 1 outside what they share, and a smooth step strictly within (0,1)
+    /// inside it.
     pub fn weight(&self, k: usize, frame: usize) -> f32 {
         let position = frame.saturating_sub(self.start(k));
         if k == 0 || position >= self.overlap {
@@ -204,8 +205,9 @@ impl Planner {
         self.windows
     }
 
-    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if
-    /// there is one. `number` is its absolute number; that of a clip's first frame anchors the windows.
+    /// Counts one more frame; gives the window that it completes (`Blend`) or settles
+    /// (`Wavefront`), if there is one. `number` is its absolute number; that of a clip's first
+    /// frame anchors the windows.
     pub fn push(&mut self, number: u64) -> Option<Window> {
         if self.frames == 0 {
             self.windows = self.windows.anchored(number);
@@ -223,8 +225,8 @@ impl Planner {
         })
     }
 
-    /// Ends the clip; gives the last window unless all frames have been covered. Another clip may then
-    /// begin.
+    /// Ends the clip; gives the last window unless all frames have been covered. Another clip may
+    /// then begin.
     pub fn finish(&mut self) -> Option<Window> {
         let k = self.closed;
         let covered = match self.windows.mode {
@@ -238,8 +240,8 @@ impl Planner {
     }
 }
 
-/// Mixes `next` into `frame` with `weight`: `frame + weight (next - frame)`, exact where both are equal.
-/// For planar pixels `[3,H,W]`.
+/// Mixes `next` into `frame` with `weight`: `frame + weight (next - frame)`, exact where both are
+/// equal. For planar pixels `[3,H,W]`.
 ///
 /// # Errors
 /// [`Error::Input`] where the shapes differ.

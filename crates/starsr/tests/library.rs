@@ -35,7 +35,8 @@ fn child() {
     }
 }
 
-/// All that `child` printed under the given environment, with no library to be found but in the places named.
+/// All that `child` printed under the given environment, with no library to be found but in the
+/// places named.
 fn output_of_child(environment: &[(&str, &Path)]) -> String {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Embeddings of prompts that come with a bundle: a safetensors file with `tokens` and `embeddings`.
+//! Embeddings of prompts that come with a bundle: a safetensors file with `tokens` and
+//! `embeddings`.
 
 use std::path::Path;
 

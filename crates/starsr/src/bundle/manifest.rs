@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The manifest `bundle.toml`: its keys, their meaning and their limits. `models/README.md` describes it
-//! for users.
+//! The manifest `bundle.toml`: its keys, their meaning and their limits. `models/README.md`
+//! describes it for users.
 
 use std::fmt;
 use std::path::{Component, Path};
@@ -66,7 +66,8 @@ pub struct Scale {
     pub maximum: u32,
 }
 
-/// Shape of the latents: `C x H/spatial_factor x W/spatial_factor` for each frame of `H x W` pixels.
+/// Shape of the latents: `C x H/spatial_factor x W/spatial_factor` for each frame of `H x W`
+/// pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latent {
@@ -74,8 +75,8 @@ pub struct Latent {
     pub channels: usize,
     /// Output pixels along each side of a latent, 1..=64.
     pub spatial_factor: usize,
-    /// Factor between the autoencoder's latents and the diffusion's. The graphs apply it; here it only
-    /// informs.
+    /// Factor between the autoencoder's latents and the diffusion's. The graphs apply it; here it
+    /// only informs.
     pub scaling_factor: f64,
 }
 
@@ -92,15 +93,15 @@ pub struct CanvasSpec {
     pub height: LegalSizes,
     /// Legal widths.
     pub width: LegalSizes,
-    /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0 processes
-    /// whole frames.
+    /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0
+    /// processes whole frames.
     #[serde(default)]
     pub tile: usize,
     /// Output pixels that neighbouring tiles share, less than `tile` unless that is 0.
     #[serde(default)]
     pub tile_overlap: usize,
-    /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0 where
-    /// that is not known.
+    /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0
+    /// where that is not known.
     #[serde(default)]
     pub tile_memory: u64,
 }
@@ -205,8 +206,8 @@ pub struct Vae {
     pub frames_per_encode: usize,
     /// Frames in one run of `vae_decoder`.
     pub frames_per_decode: usize,
-    /// Frames on either side of such a run whose result is discarded, as the neighbouring runs decode
-    /// them too; `2 * decode_overlap < frames_per_decode`.
+    /// Frames on either side of such a run whose result is discarded, as the neighbouring runs
+    /// decode them too; `2 * decode_overlap < frames_per_decode`.
     #[serde(default)]
     pub decode_overlap: usize,
 }
@@ -426,7 +427,8 @@ fn above_zero(field: &str, value: f64) -> Result<(), Fault> {
     }
 }
 
-/// A file name must be a plain relative path which stays in the folder; a hash 64 hexadecimal digits.
+/// A file name must be a plain relative path which stays in the folder; a hash 64 hexadecimal
+/// digits.
 fn check_file(field: &str, file: &str, sha256: &str) -> Result<(), Fault> {
     let mut components = Path::new(file).components().peekable();
     let plain = components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)));

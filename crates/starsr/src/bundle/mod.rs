@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Model bundles: a folder with the manifest `bundle.toml` and the ONNX graphs it names (`models/README.md`).
+//! Model bundles: a folder with the manifest `bundle.toml` and the ONNX graphs it names
+//! (`models/README.md`).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -16,6 +17,8 @@ use crate::text::Ids;
 mod embeddings;
 mod manifest;
 
+pub use crate::diffusion::schedule::ScheduleConfig;
+pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
 pub use manifest::{
     CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Manifest, Prediction, PromptsSpec,
@@ -135,8 +138,8 @@ impl Bundle {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
     }
 
-    /// The prompts, as tokens, whose embeddings `[77,D]` come with the bundle, all of one `D`; empty
-    /// without `prompts.embeddings`.
+    /// The prompts, as tokens, whose embeddings `[77,D]` come with the bundle, all of one `D`;
+    /// empty without `prompts.embeddings`.
     ///
     /// # Errors
     /// [`Error::Bundle`], which names the tensor.
@@ -154,7 +157,8 @@ pub(crate) fn user_data_dir() -> Option<PathBuf> {
     absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
 }
 
-/// The error of a file that cannot be opened or read; `missing` is the reason where it does not exist.
+/// The error of a file that cannot be opened or read; `missing` is the reason where it does not
+/// exist.
 fn unreadable(path: &Path, field: &str, missing: &str, e: std::io::Error) -> Error {
     let reason = match e.kind() {
         ErrorKind::NotFound => missing.to_string(),

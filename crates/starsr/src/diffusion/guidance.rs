@@ -33,8 +33,9 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// `scale` is `g` in `v_u + g (v_c - v_u)`; 1 uses `v_c` alone and never asks for `v_u`. `rescale`
-    /// in 0..=1 is how far the standard deviation is brought back to that of `v_c`. STAR: 7.5 and 0.2.
+    /// `scale` is `g` in `v_u + g (v_c - v_u)`; 1 uses `v_c` alone and never asks for `v_u`.
+    /// `rescale` in 0..=1 is how far the standard deviation is brought back to that of `v_c`. STAR:
+    /// 7.5 and 0.2.
     ///
     /// # Errors
     /// [`Error::Setting`] for values out of range.
@@ -51,8 +52,8 @@ impl Guidance {
         Ok(Self { scale, rescale, interval, batching, separated: false })
     }
 
-    /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c` alone
-    /// (arXiv 2404.07724).
+    /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c`
+    /// alone (arXiv 2404.07724).
     ///
     /// # Errors
     /// [`Error::Setting`] unless `0 <= low <= high <= 1`.
@@ -86,8 +87,8 @@ impl Guidance {
         self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
     }
 
-    /// The velocity `[F,C,h,w]` for a window, in standard layout. `query` has the prompt as its only
-    /// condition, or the prompt and the negative prompt for a guided prediction.
+    /// The velocity `[F,C,h,w]` for a window, in standard layout. `query` has the prompt as its
+    /// only condition, or the prompt and the negative prompt for a guided prediction.
     ///
     /// # Errors
     /// As [`Query::ask`], and [`Error::Input`] where the negative prompt is missing.
@@ -128,8 +129,8 @@ impl Guidance {
         Ok(guided)
     }
 
-    /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and pool
-    /// over the whole window.
+    /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and
+    /// pool over the whole window.
     pub fn mix(&self, positive: &[f32], negative: &mut [f32]) {
         debug_assert_eq!(positive.len(), negative.len());
         for (u, &c) in negative.iter_mut().zip(positive) {

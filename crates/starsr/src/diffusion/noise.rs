@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Noise as a function of the place where it is used, so that a frame gets the same noise however a video is cut, seeked or
-//! spread over machines.
+//! Noise as a function of the place where it is used, so that a frame gets the same noise however a
+//! video is cut, seeked or spread over machines.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -11,17 +11,19 @@ pub const POSTERIOR_STEP: u32 = u32::MAX;
 
 /// A source of N(0,1) noise.
 pub trait Noise: Send + Sync {
-    /// Fills `out`, a frame's latents `[C,h,w]`, for the absolute frame number `frame`. Step 0 is the start noise, step i+1 the
-    /// solver's noise after evaluation i, and [`POSTERIOR_STEP`] the noise with which latents are drawn from the encoder's
-    /// posterior. The same arguments always give the same values.
+    /// Fills `out`, a frame's latents `[C,h,w]`, for the absolute frame number `frame`. Step 0 is
+    /// the start noise, step i+1 the solver's noise after evaluation i, and [`POSTERIOR_STEP`] the
+    /// noise with which latents are drawn from the encoder's posterior. The same arguments always
+    /// give the same values.
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]);
 }
 
 /// Seeded noise: element `e` is a pure function of (seed, frame, step, e).
 ///
-/// ChaCha8 in counter mode, keyed by seed, frame and step, feeds a Box-Muller transform in single precision, whose extreme values are
-/// +-6.66. It uses integer operations and the IEEE 754 operations +, -, * and square root alone, never the platform's
-/// mathematical library, so that the bits are the same on every machine.
+/// ChaCha8 in counter mode, keyed by seed, frame and step, feeds a Box-Muller transform in single
+/// precision, whose extreme values are +-6.66. It uses integer operations and the IEEE 754
+/// operations +, -, * and square root alone, never the platform's mathematical library, so that the
+/// bits are the same on every machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameNoise {
     seed: u64,
@@ -70,7 +72,8 @@ fn normals(bytes: &[u8; 4 * BLOCK], out: &mut [f32; BLOCK]) {
     for i in 0..PAIRS {
         let (first, second) = (word(i), word(PAIRS + i));
         let radius = (-2.0 * ln((first >> 1) as i32)).sqrt();
-        // The angle is a quarter turn either side of 0; the bit that the radius leaves over gives the other half circle.
+        // The angle is a quarter turn either side of 0; the bit that the radius leaves over gives
+        // the other half circle.
         let turned = f32::from_bits(radius.to_bits() | (first << 31));
         let (sine, cosine) = sin_cos(second as i32);
         cosines[i] = turned * cosine;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! STAR's sampler on one window of frames (docs/star.md, A.5). [`super::wavefront`] joins windows at
-//! every step.
+//! STAR's sampler on one window of frames (docs/star.md, A.5). [`super::wavefront`] joins windows
+//! at every step.
 
 use ndarray::{Array4, ArrayView4};
 
@@ -15,8 +15,8 @@ use crate::model::{Conditioning, Denoiser, Query};
 use crate::names::Role;
 use crate::parallel::{PART, Threads};
 
-/// A solver and a guidance: all that turns low-quality latents into restored ones, but for the model
-/// and the noise.
+/// A solver and a guidance: all that turns low-quality latents into restored ones, but for the
+/// model and the noise.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     solver: Solver,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The noise schedule and the timesteps at which the model is evaluated (docs/star.md, A.4 and A.5).
+//! The noise schedule and the timesteps at which the model is evaluated (docs/star.md, A.4 and
+//! A.5).
 
 use crate::names::Setting;
 use crate::error::{Error, Result};
@@ -61,8 +62,8 @@ pub struct Schedule {
 /// Where the model is evaluated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Noise-to-signal ratios `k = sigma/alpha`, strictly decreasing, one more than evaluations; the
-    /// last is 0. The first is infinite where sampling starts from pure noise.
+    /// Noise-to-signal ratios `k = sigma/alpha`, strictly decreasing, one more than evaluations;
+    /// the last is 0. The first is infinite where sampling starts from pure noise.
     pub k: Vec<f64>,
     /// The model's timestep at each evaluation; the first is `noise_level - 1`.
     pub t: Vec<i64>,
@@ -127,7 +128,8 @@ impl Schedule {
         &self.sigmas
     }
 
-    /// `k = sigma/alpha` at the real-valued timestep `t`, interpolated log-linearly; infinite where alpha is 0.
+    /// `k = sigma/alpha` at the real-valued timestep `t`, interpolated log-linearly; infinite where
+    /// alpha is 0.
     fn k(&self, t: f64) -> f64 {
         let last = self.log_k.len() - 1;
         let low = (t.max(0.0).floor() as usize).min(last);
@@ -140,14 +142,14 @@ impl Schedule {
 
     /// The evaluations of a run that starts at timestep `noise_level - 1` (STAR: 900 levels).
     ///
-    /// [`SamplerMode::Normal`] spaces `steps` evaluations evenly. [`SamplerMode::Fast`] ignores `steps`
-    /// and makes 14: four down to the middle of the schedule and ten below it; where the noise level is
-    /// under 9/10 of the schedule the middle comes down in proportion. Both are `trailing` spacings
-    /// whose last positive level is dropped.
+    /// [`SamplerMode::Normal`] spaces `steps` evaluations evenly. [`SamplerMode::Fast`] ignores
+    /// `steps` and makes 14: four down to the middle of the schedule and ten below it; where the
+    /// noise level is under 9/10 of the schedule the middle comes down in proportion. Both are
+    /// `trailing` spacings whose last positive level is dropped.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0 steps, a noise level outside 1..=timesteps, and more evaluations than
-    /// the noise level has room for.
+    /// [`Error::Setting`] for 0 steps, a noise level outside 1..=timesteps, and more evaluations
+    /// than the noise level has room for.
     pub fn plan(&self, mode: SamplerMode, steps: u32, noise_level: u32) -> Result<Plan> {
         let levels = self.log_k.len();
         if noise_level == 0 || noise_level as usize > levels {
@@ -170,8 +172,8 @@ impl Schedule {
                 SamplerMode::Fast if j < 4 => start - j as f64 * ((start - middle + 1.0) / 4.0),
                 SamplerMode::Fast => middle - (j - 4) as f64 * ((middle + 1.0) / 11.0),
             };
-            // Single precision as in the reference: it makes exact halves exact again before they are
-            // rounded to even.
+            // Single precision as in the reference: it makes exact halves exact again before they
+            // are rounded to even.
             f64::from(time.clamp(0.0, start) as f32)
         });
         let (mut k, t): (Vec<f64>, Vec<i64>) =

@@ -61,7 +61,8 @@ impl Solver {
             return Err(Error::input("plan", "it does not fit the schedule"));
         }
         let k = &plan.k;
-        // k = inf is pure noise: the state is then kept unscaled, and all factors have finite limits.
+        // k = inf is pure noise: the state is then kept unscaled, and all factors have finite
+        // limits.
         let scale = if k[0].is_finite() { k[0] } else { 1.0 };
         let mut steps = Vec::with_capacity(count);
         let mut previous_h = f64::INFINITY;
@@ -120,8 +121,8 @@ impl Solver {
     }
 
     /// Moves the state `x` from `k_i` to `k_{i+1}`. `denoised` is evaluation `i`'s prediction,
-    /// `previous` the one before it (`None` at `i = 0`), `noise` is N(0,1). After the last evaluation
-    /// `x` is `denoised`.
+    /// `previous` the one before it (`None` at `i = 0`), `noise` is N(0,1). After the last
+    /// evaluation `x` is `denoised`.
     pub fn step(&self, i: usize, x: &mut [f32], denoised: &[f32], previous: Option<&[f32]>, noise: &[f32]) {
         debug_assert!(x.len() == denoised.len() && x.len() == noise.len());
         let s = self.steps[i];
@@ -146,7 +147,8 @@ mod tests {
     use super::super::schedule::{SamplerMode, ScheduleConfig};
     use super::*;
 
-    /// With a perfect model (x0 known) and no noise in the steps every path ends on x0, also from pure noise.
+    /// With a perfect model (x0 known) and no noise in the steps every path ends on x0, also from
+    /// pure noise.
     #[test]
     fn perfect_model() {
         let schedule = Schedule::new(&ScheduleConfig::default()).unwrap();

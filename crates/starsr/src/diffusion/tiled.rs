@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Predictions of a large canvas from overlapping tiles, blended at every evaluation (MultiDiffusion,
-//! arXiv 2302.08113), so that the tile bounds the memory a model takes.
+//! Predictions of a large canvas from overlapping tiles, blended at every evaluation
+//! (MultiDiffusion, arXiv 2302.08113), so that the tile bounds the memory a model takes.
 
 use ndarray::{Array4, s};
 
@@ -11,11 +11,11 @@ use crate::geometry::Grid;
 use crate::model::{Denoiser, Query};
 
 /// A denoiser of whole canvases that asks another one for each tile. What is blended are the
-/// velocities; as `x0` depends linearly on them, and the weights sum to 1, blended `x0` would be the
-/// same. With a single tile it passes the query on.
+/// velocities; as `x0` depends linearly on them, and the weights sum to 1, blended `x0` would be
+/// the same. With a single tile it passes the query on.
 ///
-/// Guidance belongs around it: standard deviations are then those of the whole canvas, and no tile is
-/// rescaled by another factor than its neighbour.
+/// Guidance belongs around it: standard deviations are then those of the whole canvas, and no tile
+/// is rescaled by another factor than its neighbour.
 pub struct Tiled<'a> {
     model: &'a mut dyn Denoiser,
     /// In latents.

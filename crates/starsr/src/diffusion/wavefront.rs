@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! STAR's sampling of a long video, whose windows' predictions are merged at every step (docs/star.md,
-//! A.5, "chunks"), on an endless stream.
+//! STAR's sampling of a long video, whose windows' predictions are merged at every step
+//! (docs/star.md, A.5, "chunks"), on an endless stream.
 //!
-//! Evaluation i of window k needs the states after evaluation i-1 of the frames in window k, and nothing
-//! else. So instead of keeping the whole video and making one evaluation after the other, pairs (i, k)
-//! are run in the order of i + k.
+//! Evaluation i of window k needs the states after evaluation i-1 of the frames in window k, and
+//! nothing else. So instead of keeping the whole video and making one evaluation after the other,
+//! pairs (i, k) are run in the order of i + k.
 
 use std::collections::VecDeque;
 
@@ -103,24 +103,17 @@ impl Wavefront {
         self.done.clear();
     }
 
-    /// Arrays of a frame's latents held at the moment: hints, states and predictions.
-    pub fn held(&self) -> usize {
-        let states: usize =
-            self.evaluations.iter().flat_map(|e| &e.states).map(|s| 1 + usize::from(s.previous.is_some())).sum();
-        self.hints.len() + states + self.done.len()
-    }
-
     /// The sampler.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
     }
 
-    /// Takes the low-quality latents `[C,h,w]` of the clip's next frame. `frame` is its absolute number,
-    /// which selects its noise.
+    /// Takes the low-quality latents `[C,h,w]` of the clip's next frame. `frame` is its absolute
+    /// number, which selects its noise.
     ///
     /// # Errors
-    /// [`Error::Input`] where the shape differs from the clip's or the clip has been finished and not
-    /// yet given out.
+    /// [`Error::Input`] where the shape differs from the clip's or the clip has been finished and
+    /// not yet given out.
     pub fn push(&mut self, frame: u64, hint: Array3<f32>) -> Result<()> {
         let refuse = |reason: String| Err(Error::input(format!("latents of frame {frame}"), reason));
         if self.finished {
@@ -140,19 +133,20 @@ impl Wavefront {
         Ok(())
     }
 
-    /// Ends the clip: [`Self::advance`] gives out all that is left, and then a new clip may be pushed.
+    /// Ends the clip: [`Self::advance`] gives out all that is left, and then a new clip may be
+    /// pushed.
     pub fn finish(&mut self) {
         self.finished = true;
         self.closed.extend(self.planner.finish().map(Closed::new));
     }
 
     /// Runs every evaluation whose frames are there and gives the restored latents `[C,h,w]` of the
-    /// frames that became ready, in order. A window is restored under the `conditioning` of its first
-    /// evaluation.
+    /// frames that became ready, in order. A window is restored under the `conditioning` of its
+    /// first evaluation.
     ///
     /// # Errors
-    /// As [`Sampler::denoise`], and [`Error::Cancelled`] (checked before each evaluation). Nothing is
-    /// lost then, and the call may be repeated.
+    /// As [`Sampler::denoise`], and [`Error::Cancelled`] (checked before each evaluation). Nothing
+    /// is lost then, and the call may be repeated.
     pub fn advance(
         &mut self,
         model: &mut dyn Denoiser,
@@ -266,5 +260,73 @@ impl Wavefront {
         self.closed.drain(..oldest.window - self.first_window);
         self.first_window = oldest.window;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guidance::Guidance;
+    use super::super::noise::FrameNoise;
+    use super::super::schedule::{SamplerMode, Schedule, ScheduleConfig};
+    use super::*;
+    use crate::model::Query;
+
+    struct StandIn;
+
+    impl Denoiser for StandIn {
+        fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+            Ok(vec![&query.x * 0.4 - query.hint; query.conditions.len()])
+        }
+    }
+
+    /// Arrays of a frame's latents held at the moment: hints, states and predictions.
+    fn held(wavefront: &Wavefront) -> usize {
+        let states = wavefront.evaluations.iter().flat_map(|e| &e.states);
+        let states: usize = states.map(|s| 1 + usize::from(s.previous.is_some())).sum();
+        wavefront.hints.len() + states + wavefront.done.len()
+    }
+
+    /// On an endless stream what is held is bounded. No frame waits longer than the layout's
+    /// latency, and some frame waits that long.
+    #[test]
+    fn endless_streams() {
+        let schedule = Schedule::new(&ScheduleConfig::default()).unwrap();
+        let (noise, conditioning) = (FrameNoise::new(0), Conditioning::default());
+        for (length, overlap, steps) in
+            [(8, 4, 15), (8, 2, 5), (32, 16, 14), (5, 3, 4), (6, 5, 3), (4, 0, 6), (1, 0, 3)]
+        {
+            let plan = schedule.plan(SamplerMode::Normal, steps, 900).unwrap();
+            let guidance = Guidance::new(1.0, 0.0).unwrap();
+            let sampler = Sampler::new(&schedule, &plan, guidance).unwrap();
+            let mut wavefront = Wavefront::new(sampler, length, overlap).unwrap();
+            let latency = wavefront.planner.windows().latency(steps as usize);
+            let advance = |wavefront: &mut Wavefront| {
+                let cancel = Cancel::default();
+                wavefront.advance(&mut StandIn, &noise, &conditioning, &cancel).unwrap()
+            };
+            let mut pending = VecDeque::new();
+            let (mut most_early, mut most_late, mut longest) = (0, 0, 0);
+            let frames = 1200;
+            for f in 0..frames {
+                let hint = Array3::from_elem((2, 2, 3), (f % 13) as f32 / 6.0 - 1.0);
+                wavefront.push(f as u64, hint).unwrap();
+                pending.push_back(f);
+                for _ in advance(&mut wavefront) {
+                    longest = longest.max(f - pending.pop_front().unwrap());
+                }
+                assert!(pending.front().is_none_or(|&first| f - first < latency || length == 1));
+                let most = if f < frames / 2 { &mut most_early } else { &mut most_late };
+                *most = held(&wavefront).max(*most);
+            }
+            assert_eq!(longest, latency, "{length} {overlap} {steps}");
+            assert_eq!(most_late, most_early, "{length} {overlap} {steps}");
+            // A hint for every frame that waits; a state and a prediction for those in an
+            // evaluation's window and the next.
+            let bound = latency + 1 + steps as usize * 2 * 2 * length;
+            assert!(most_late <= bound, "{length} {overlap} {steps}: {most_late} over {bound}");
+            wavefront.finish();
+            assert_eq!(advance(&mut wavefront).len(), pending.len());
+            assert_eq!(held(&wavefront), 0);
+        }
     }
 }

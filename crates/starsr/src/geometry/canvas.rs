@@ -92,8 +92,8 @@ impl Canvas {
     /// The canvas for a picture, where `rows` are the legal heights and `columns` the legal widths.
     ///
     /// # Errors
-    /// [`Error::Input`] where an axis admits no size, and where the picture is empty or beyond 65536
-    /// pixels a side.
+    /// [`Error::Input`] where an axis admits no size, and where the picture is empty or beyond
+    /// 65536 pixels a side.
     pub fn new(
         picture: Size,
         rows: LegalSizes,

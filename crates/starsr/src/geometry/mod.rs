@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Sizes that a model can process, the way to them and back: enlarging, padding and cropping, spatial
-//! tiles.
+//! Sizes that a model can process, the way to them and back: enlarging, padding and cropping,
+//! spatial tiles.
 
 mod canvas;
 mod resize;

@@ -38,9 +38,9 @@ impl Interpolation {
     }
 }
 
-/// Enlarges `source` `[C,h,w]` by an integer `factor` to `[C,H,W]`, with pixel centres on the grid of
-/// `align_corners=False`, edges replicated, without antialiasing. The result is not clamped: bicubic
-/// may leave the range of its input by about a tenth.
+/// Enlarges `source` `[C,h,w]` by an integer `factor` to `[C,H,W]`, with pixel centres on the grid
+/// of `align_corners=False`, edges replicated, without antialiasing. The result is not clamped:
+/// bicubic may leave the range of its input by about a tenth.
 ///
 /// # Errors
 /// [`Error::Input`] where `factor` is 0 or a side would be longer than 65536 pixels.
@@ -137,8 +137,8 @@ fn weighted_rows<'a>(out: &mut [f32], mut rows: impl Iterator<Item = (f32, &'a [
     }
 }
 
-/// Resizes `source` `[C,h,w]` bilinearly to `[C,H,W]` of the given size, `align_corners=False`, edges
-/// replicated, without antialiasing: meant for enlarging.
+/// Resizes `source` `[C,h,w]` bilinearly to `[C,H,W]` of the given size, `align_corners=False`,
+/// edges replicated, without antialiasing: meant for enlarging.
 ///
 /// # Errors
 /// [`Error::Input`] where `source` is empty or a side is longer than 65536 pixels.

@@ -16,13 +16,14 @@ use crate::names::Setting;
 struct Tile {
     /// Pixels of the canvas.
     range: Range<usize>,
-    /// Weight of each of these pixels. The weights rise and fall smoothly over what tiles share; for
-    /// each pixel of the canvas they sum to 1.
+    /// Weight of each of these pixels. The weights rise and fall smoothly over what tiles share;
+    /// for each pixel of the canvas they sum to 1.
     weights: Vec<f32>,
 }
 
 impl Tile {
-    /// The same stretch counted in steps of `factor` pixels, of which start and length are multiples.
+    /// The same stretch counted in steps of `factor` pixels, of which start and length are
+    /// multiples.
     fn shrunk(&self, factor: usize) -> Self {
         let mean = |weights: &[f32]| weights.iter().sum::<f32>() / weights.len() as f32;
         Self {
@@ -44,8 +45,8 @@ impl Grid {
     /// (0: the whole canvas). Neighbours share at least `overlap` pixels.
     ///
     /// # Errors
-    /// [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room to
-    /// advance, and [`Error::Input`] where the canvas is not of legal size.
+    /// [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room
+    /// to advance, and [`Error::Input`] where the canvas is not of legal size.
     pub fn new(
         size: Size,
         tile: usize,
@@ -72,8 +73,8 @@ impl Grid {
     }
 
     /// Whole frames `[F,C,H,W]`, blended from the arrays `[F,C,h,w]` that `work` gives for the rows
-    /// and columns of each tile. `work` may give several arrays, and as many come out. The arrays of
-    /// a single tile come out as they are.
+    /// and columns of each tile. `work` may give several arrays, and as many come out. The arrays
+    /// of a single tile come out as they are.
     ///
     /// # Errors
     /// As `work`, and [`Error::Input`] where an array and its tile differ in size.
@@ -108,9 +109,9 @@ impl Grid {
 }
 
 /// Covers one axis of a canvas of legal `size` with tiles of one legal size, at most `tile` pixels
-/// long, neighbours sharing at least `overlap`: as few tiles as that takes, and no longer than needed.
-/// All start on multiples of `legal.multiple`. 0 for `tile`, or a tile that holds it all, gives the
-/// whole axis. Fails as [`Grid::new`].
+/// long, neighbours sharing at least `overlap`: as few tiles as that takes, and no longer than
+/// needed. All start on multiples of `legal.multiple`. 0 for `tile`, or a tile that holds it all,
+/// gives the whole axis. Fails as [`Grid::new`].
 fn tiles(size: usize, tile: usize, overlap: usize, legal: LegalSizes) -> Result<Vec<Tile>> {
     if legal.fit(size)? != size {
         return Err(Error::input("tiles", format!("{size} is not a size the model takes")));
@@ -143,8 +144,8 @@ fn tiles(size: usize, tile: usize, overlap: usize, legal: LegalSizes) -> Result<
     let room = room(length);
     let starts: Vec<usize> = (0..=gaps).map(|i| i * room / gaps * legal.multiple).collect();
 
-    // Rises over all that two tiles share, with no bend at either end: a tile knows least next to its
-    // edge.
+    // Rises over all that two tiles share, with no bend at either end: a tile knows least next to
+    // its edge.
     let rise = |place: usize, shared: usize| {
         let u = ((place as f64 + 0.5) / shared.max(1) as f64).min(1.0);
         if shared == 0 { 1.0 } else { u * u * (3.0 - 2.0 * u) }

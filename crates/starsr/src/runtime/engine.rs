@@ -24,8 +24,8 @@ use crate::names::{Provider, Role};
 use crate::parallel::Threads;
 use crate::text::Ids;
 
-/// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns, so that
-/// together they take the memory of one.
+/// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns,
+/// so that together they take the memory of one.
 pub struct Engine {
     shared: Arc<Shared>,
     chosen: Chosen,
@@ -47,14 +47,14 @@ struct Shared {
     threads: Threads,
 }
 
-/// What engines that share graphs have in common: the bundle's folder and manifest, with the hashes of all
-/// files, and how it is run.
+/// What engines that share graphs have in common: the bundle's folder and manifest, with the hashes
+/// of all files, and how it is run.
 type BundleKey = (PathBuf, Manifest, ProviderKey);
 
 static SHARED: Mutex<Vec<(BundleKey, Weak<Shared>)>> = Mutex::new(Vec::new());
 
-/// The graphs of `key`, loaded unless another engine has them. Whoever asks meanwhile waits, so that
-/// nothing is loaded twice.
+/// The graphs of `key`, loaded unless another engine has them. Whoever asks meanwhile waits, so
+/// that nothing is loaded twice.
 fn shared(key: BundleKey, load: impl FnOnce() -> Result<Shared>) -> Result<Arc<Shared>> {
     let mut all = SHARED.lock();
     all.retain(|(_, shared)| shared.strong_count() > 0);
@@ -68,9 +68,10 @@ fn shared(key: BundleKey, load: impl FnOnce() -> Result<Shared>) -> Result<Arc<S
 }
 
 impl Engine {
-    /// Loads ONNX Runtime, unless this process has loaded it, and the bundle's graphs, unless another
-    /// engine has them, and checks their tensors against the manifest and each other. `cancel` stops the
-    /// loading between two graphs, and later any run, see [`Model::cancel_with`].
+    /// Loads ONNX Runtime, unless this process has loaded it, and the bundle's graphs, unless
+    /// another engine has them, and checks their tensors against the manifest and each other.
+    /// `cancel` stops the loading between two graphs, and later any run, see
+    /// [`Model::cancel_with`].
     ///
     /// # Errors
     /// * [`LibraryMissing`], [`LibraryVersion`], [`LibraryInUse`]: there is no usable ONNX Runtime.

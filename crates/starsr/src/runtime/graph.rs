@@ -138,7 +138,8 @@ impl Graph {
         let fits = shape.len() == dims.len()
             && shape.iter().zip(dims).all(|(&found, dim)| match *dim {
                 Dim::Free(_) => found < 0,
-                // ONNX Runtime may not know a size of an output; what comes out is checked at each run.
+                // ONNX Runtime may not know a size of an output; what comes out is checked at each
+                // run.
                 Dim::Fixed(size) => usize::try_from(found) == Ok(size) || (side == "output" && found < 0),
                 Dim::Any => true,
             });

@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 /// The variable that names the library where the caller does not.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// The library in use and its environment. A process can have only one environment, so this one is never
-/// dropped.
+/// The library in use and its environment. A process can have only one environment, so this one is
+/// never dropped.
 pub(super) struct Library {
     /// The file, or the name that the system loader resolved.
     pub path: PathBuf,
@@ -69,9 +69,9 @@ pub type Logger = fn(Level, &str);
 
 static LOGGER: RwLock<Option<(Level, Logger)>> = RwLock::new(None);
 
-/// Sends the messages of ONNX Runtime of `threshold` and more important to `logger`. Without a logger they
-/// are dropped: failures are reported as errors in any case. May be called at any time; sessions keep the
-/// threshold that they began with.
+/// Sends the messages of ONNX Runtime of `threshold` and more important to `logger`. Without a
+/// logger they are dropped: failures are reported as errors in any case. May be called at any time;
+/// sessions keep the threshold that they began with.
 pub fn set_logger(threshold: Level, logger: Logger) {
     *LOGGER.write() = Some((threshold, logger));
     if let Some(library) = LIBRARY.get() {
@@ -90,9 +90,10 @@ fn log(level: LogLevel, _category: &str, _id: &str, _location: &str, message: &s
     }
 }
 
-/// The library, found and opened at the first call. Looked for, in this order: `named`, the variable
-/// `ORT_DYLIB_PATH`, the folders `near`, the folder `starsr` in the user's data folder, the system's
-/// loader. A library that is named by the caller or the variable must work; the others are tried in turn.
+/// The library, found and opened at the first call. Looked for, in this order: `named`, the
+/// variable `ORT_DYLIB_PATH`, the folders `near`, the folder `starsr` in the user's data folder,
+/// the system's loader. A library that is named by the caller or the variable must work; the others
+/// are tried in turn.
 pub(super) fn load(named: Option<&Path>, near: &[PathBuf]) -> Result<&'static Library> {
     let library = LIBRARY.get_or_try_init(|| find(named, near).and_then(open))?;
     if let Some(named) = named
@@ -126,7 +127,8 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
     Err(Error::LibraryMissing { reason })
 }
 
-/// The files in a folder that are named like the library, the plain name first, then the highest version.
+/// The files in a folder that are named like the library, the plain name first, then the highest
+/// version.
 fn libraries_in(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(Vec<u32>, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -187,10 +189,11 @@ fn needed() -> String {
     format!("1.{}", ort::MINOR_VERSION)
 }
 
-/// Opens a library and asks for its version. ort panics where a library is not what it should be, so it
-/// only gets one that passed here.
+/// Opens a library and asks for its version. ort panics where a library is not what it should be,
+/// so it only gets one that passed here.
 fn check(path: &Path) -> Result<Candidate, Unfit> {
-    // SAFETY: the user chose this library or put it in a place for it; loading it runs its initialisers.
+    // SAFETY: the user chose this library or put it in a place for it; loading it runs its
+    // initialisers.
     let handle = unsafe { libloading::Library::new(path) }.map_err(|e| Unfit::Unusable(chain(&e)))?;
     // SAFETY: the signature is the one in onnxruntime_c_api.h, unchanged since version 1.
     let entry = unsafe {

@@ -19,8 +19,8 @@ use crate::text::CONTEXT;
 
 /// ControlNet and denoiser, with what their tensors are made of.
 ///
-/// They are joined by bindings, so that the controls never leave the device; on the CPU they are not
-/// copied at all. Memory for a window is kept until a window of another size comes.
+/// They are joined by bindings, so that the controls never leave the device; on the CPU they are
+/// not copied at all. Memory for a window is kept until a window of another size comes.
 pub(super) struct Predictor {
     controlnet: Graph,
     denoiser: Graph,
@@ -54,7 +54,8 @@ struct Bindings {
 
 const BATCH: Dim = Dim::Free("B");
 
-/// Controls only pass from one graph to the other, so that they may have a type that nothing here reads.
+/// Controls only pass from one graph to the other, so that they may have a type that nothing here
+/// reads.
 const CONTROLS: &[TensorElementType] =
     &[TensorElementType::Float32, TensorElementType::Float16, TensorElementType::Bfloat16];
 
@@ -259,7 +260,8 @@ fn controls_of(controlnet: &Graph) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Checks that the denoiser takes just the controls that the ControlNet gives, in their types and shapes.
+/// Checks that the denoiser takes just the controls that the ControlNet gives, in their types and
+/// shapes.
 fn check_controls(controlnet: &Graph, denoiser: &Graph, names: &[String]) -> Result<()> {
     let inputs = denoiser.session.inputs();
     let known = |name: &str| names.iter().any(|known| known == name);

@@ -140,7 +140,8 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
         let reason = format!("{} is not the number of a GPU; the first is 0", options.device);
         Error::setting(Setting::Device, reason)
     })?;
-    // No search for convolution algorithms by timing: its outcome, and with it the last bits, would vary.
+    // No search for convolution algorithms by timing: its outcome, and with it the last bits, would
+    // vary.
     let cuda = || {
         ep::CUDA::default()
             .with_device_id(device)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Running graphs so that they can be cancelled, counting their time, and turning errors of ort into
-//! this crate's.
+//! Running graphs so that they can be cancelled, counting their time, and turning errors of ort
+//! into this crate's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::names::Role;
 use crate::parallel::Threads;
 
-/// Time spent inside ONNX Runtime, by role. Clones share the counters, so that one can be kept to watch a
-/// running engine.
+/// Time spent inside ONNX Runtime, by role. Clones share the counters, so that one can be kept to
+/// watch a running engine.
 #[derive(Debug, Clone, Default)]
 pub struct GraphTimes(Arc<[Counter; Role::ALL.len()]>);
 
@@ -93,8 +93,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Locks what engines share as soon as no other one works with it. Fails with [`Error::Cancelled`]
-    /// when asked to stop meanwhile.
+    /// Locks what engines share as soon as no other one works with it. Fails with
+    /// [`Error::Cancelled`] when asked to stop meanwhile.
     pub fn lock<'a, T>(&self, shared: &'a Mutex<T>) -> Result<MutexGuard<'a, T>> {
         loop {
             self.cancel.check()?;

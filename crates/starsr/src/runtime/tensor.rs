@@ -116,8 +116,8 @@ fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads:
     });
 }
 
-/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when the
-/// tensor has another shape or holds values that are not finite.
+/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when
+/// the tensor has another shape or holds values that are not finite.
 pub(super) fn fetch(
     value: &DynValue,
     shape: &[usize],
@@ -138,8 +138,8 @@ pub(super) fn fetch(
         .into())
 }
 
-/// Copies an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`, be they finite or not. Fails with a sentence
-/// when the tensor has another shape.
+/// Copies an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`, be they finite or not. Fails with a
+/// sentence when the tensor has another shape.
 pub(super) fn fetch_latents(
     value: &DynValue,
     results: &mut [Array4<f32>],

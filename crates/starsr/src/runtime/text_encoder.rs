@@ -28,8 +28,8 @@ pub(super) struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads and checks the graph. All embeddings must have the width that the graphs in `takers` take,
-    /// where it is fixed.
+    /// Loads and checks the graph. All embeddings must have the width that the graphs in `takers`
+    /// take, where it is fixed.
     pub fn load(loader: &Loader, takers: &[&Graph]) -> Result<Self> {
         let graph = loader.graph(Role::TextEncoder)?;
         let known = loader.bundle.embeddings()?;

@@ -60,8 +60,9 @@ impl BlendWindows {
         Ok(())
     }
 
-    /// Cross-fades the `results` of the first closed window with the window before, and lets out what no
-    /// further window shares; gives the number of those frames. `plain` results are not the model's.
+    /// Cross-fades the `results` of the first closed window with the window before, and lets out
+    /// what no further window shares; gives the number of those frames. `plain` results are not the
+    /// model's.
     fn settle(
         &mut self,
         results: Vec<Array3<f32>>,

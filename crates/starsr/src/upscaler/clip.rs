@@ -181,8 +181,8 @@ impl Clip {
         Ok(restored)
     }
 
-    /// The finished frames that `group` keeps of restored latents `[F,C,h,w]`, the first of which is at
-    /// `place` of the clip.
+    /// The finished frames that `group` keeps of restored latents `[F,C,h,w]`, the first of which
+    /// is at `place` of the clip.
     pub(super) fn decode(
         &mut self,
         latents: ArrayView4<f32>,

@@ -16,8 +16,9 @@ pub(super) struct DecodeGroup {
     pub(super) kept: Range<usize>,
 }
 
-/// Groups that follow each other: each decodes `overlap` frames more on either side than it keeps, as far
-/// as the sequence reaches. Without overlap they are those of the official program (docs/star.md, A.2).
+/// Groups that follow each other: each decodes `overlap` frames more on either side than it keeps,
+/// as far as the sequence reaches. Without overlap they are those of the official program
+/// (docs/star.md, A.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DecodeGroups {
     kept: usize,
@@ -63,8 +64,8 @@ impl DecodeGroups {
         (0..frames).step_by(self.kept).map(move |start| self.group(start, frames))
     }
 
-    /// The group that keeps the frames from `start` on, if `frames` frames are enough to know it: more
-    /// may follow unless `ended`.
+    /// The group that keeps the frames from `start` on, if `frames` frames are enough to know it:
+    /// more may follow unless `ended`.
     pub(super) fn next(&self, start: usize, frames: usize, ended: bool) -> Option<DecodeGroup> {
         let whole = start + self.kept + self.overlap <= frames;
         (whole || (ended && start < frames)).then(|| self.group(start, frames))

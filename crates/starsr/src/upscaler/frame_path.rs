@@ -99,8 +99,8 @@ impl FramePath {
         self.scale
     }
 
-    /// Goes on in tiles of half the size, or of the smallest legal one; gives that size, `None` where
-    /// nothing smaller is legal.
+    /// Goes on in tiles of half the size, or of the smallest legal one; gives that size, `None`
+    /// where nothing smaller is legal.
     pub(super) fn reduce_tiles(&mut self) -> Option<usize> {
         let Size { width, height } = self.tile_size();
         let present = width.max(height);
@@ -197,16 +197,16 @@ impl FramePath {
         one(canvases)
     }
 
-    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames `[3,h,w]`
-    /// that they came from.
+    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames
+    /// `[3,h,w]` that they came from.
     pub(super) fn finish<'a>(
         &self,
         canvases: ArrayView4<f32>,
         frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
         cancel: &Cancel,
     ) -> Result<Vec<Array3<f32>>> {
-        // Allocated by the calling thread: frames that the pool's threads allocate would be scattered
-        // over a heap for each of them.
+        // Allocated by the calling thread: frames that the pool's threads allocate would be
+        // scattered over a heap for each of them.
         let Size { width, height } = self.canvas.picture;
         let new = |_| Array3::zeros((canvases.dim().1, height, width));
         let mut results: Vec<_> = (0..frames.len()).map(new).collect();
@@ -239,8 +239,8 @@ impl FramePath {
     }
 }
 
-/// Draws latents `[F,C,h,w]` from a posterior of the given mean, whose place they take, and standard
-/// deviation.
+/// Draws latents `[F,C,h,w]` from a posterior of the given mean, whose place they take, and
+/// standard deviation.
 fn draw(mean: &mut Array4<f32>, std: &Array4<f32>, numbers: &[u64], noise: &dyn Noise) {
     for ((mut latents, std), &number) in mean.outer_iter_mut().zip(std.outer_iter()).zip(numbers) {
         let mut drawn = Array3::zeros(latents.raw_dim());

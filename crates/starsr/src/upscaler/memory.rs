@@ -11,10 +11,12 @@ use crate::windows::{WindowMode, Windows};
 /// Bytes of a number.
 const NUMBER: u64 = 4;
 
-/// Arrays of a window's latents that sampling holds: hint, state, the model's input and its prediction.
+/// Arrays of a window's latents that sampling holds: hint, state, the model's input and its
+/// prediction.
 const SAMPLING: u64 = 4;
 
-/// Arrays of a tile's latents that a run of the denoiser takes and gives: input, hint and prediction.
+/// Arrays of a tile's latents that a run of the denoiser takes and gives: input, hint and
+/// prediction.
 const RUN: u64 = 3;
 
 /// Bytes of all frames and latents of a clip while a window is restored, at most. `latency` is the
@@ -57,8 +59,8 @@ pub(super) fn of_arrays(
     }
 }
 
-/// Bytes of memory that this process may use: the machine's, or its control group's where that is less;
-/// `None` where the system reports neither.
+/// Bytes of memory that this process may use: the machine's, or its control group's where that is
+/// less; `None` where the system reports neither.
 pub fn memory_of_this_machine() -> Option<u64> {
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());

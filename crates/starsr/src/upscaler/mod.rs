@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade put
-//! together.
+//! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade
+//! put together.
 
 mod blend;
 mod clip;
@@ -17,16 +17,21 @@ use ndarray::Array3;
 
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
-use crate::diffusion::noise::{FrameNoise, Noise};
+use crate::diffusion::noise::FrameNoise;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::model::{Conditioning, Model, no_std};
 use crate::names::Setting;
 use crate::parallel::Threads;
 use crate::text::{Prompts, tokenize};
-use crate::windows::{WindowMode, Windows};
+use crate::windows::Windows;
 
 use blend::BlendWindows;
+pub use crate::color::ColorFix;
+pub use crate::diffusion::guidance::Batching;
+pub use crate::diffusion::noise::Noise;
+pub use crate::diffusion::schedule::SamplerMode;
+pub use crate::windows::WindowMode;
 pub use clip::StageTimes;
 use clip::{Clip, WindowJoin, lap};
 use decode_groups::DecodeGroups;
@@ -69,12 +74,12 @@ pub struct Upscaler {
 }
 
 impl Upscaler {
-    /// Prepares for clips of frames of `size`. `cancel` stops a running [`Self::receive_frame`] and what
-    /// the model runs in it, with [`Error::Cancelled`].
+    /// Prepares for clips of frames of `size`. `cancel` stops a running [`Self::receive_frame`] and
+    /// what the model runs in it, with [`Error::Cancelled`].
     ///
     /// # Errors
-    /// [`Error::Setting`] where a setting contradicts the bundle, and [`Error::Input`] where the frames
-    /// are empty or too large.
+    /// [`Error::Setting`] where a setting contradicts the bundle, and [`Error::Input`] where the
+    /// frames are empty or too large.
     pub fn new(
         mut model: Box<dyn Model>,
         manifest: &Manifest,
@@ -114,12 +119,12 @@ impl Upscaler {
         self
     }
 
-    /// Restores under `conditioning` from the next window on; windows at work keep theirs. A bundle with
-    /// text condition needs a conditioning before its first window.
+    /// Restores under `conditioning` from the next window on; windows at work keep theirs. A bundle
+    /// with text condition needs a conditioning before its first window.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the bundle has no text condition, and where the negative half is missing
-    /// though guidance needs it.
+    /// [`Error::Setting`] where the bundle has no text condition, and where the negative half is
+    /// missing though guidance needs it.
     pub fn set_conditioning(&mut self, conditioning: Conditioning) -> Result<()> {
         if self.manifest.prompts.is_none() && conditioning != Conditioning::default() {
             let reason = format!("the bundle {} has no text condition", self.manifest.name);
@@ -134,8 +139,8 @@ impl Upscaler {
         Ok(())
     }
 
-    /// [`Self::set_conditioning`] with the embeddings of `prompts`; the negative one only where guidance
-    /// needs it. Gives the numbers of tokens that did not fit.
+    /// [`Self::set_conditioning`] with the embeddings of `prompts`; the negative one only where
+    /// guidance needs it. Gives the numbers of tokens that did not fit.
     ///
     /// # Errors
     /// As [`Model::embed`], and [`Error::Setting`] where a text is given but the bundle has no text
@@ -189,8 +194,8 @@ impl Upscaler {
         self.clip.times
     }
 
-    /// Whether memory was too short for both halves of a guided prediction together, so that they are
-    /// computed separately.
+    /// Whether memory was too short for both halves of a guided prediction together, so that they
+    /// are computed separately.
     pub fn is_guidance_separated(&self) -> bool {
         self.join.sampler().guidance().is_separated()
     }
@@ -205,13 +210,13 @@ impl Upscaler {
         self.clip.model.busy()
     }
 
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects its
-    /// noise. The number of a clip's first frame also decides where windows start, see
-    /// [`Windows::anchored`]. Cheap: [`Self::receive_frame`] does the work.
+    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects
+    /// its noise. The number of a clip's first frame also decides where windows start: they lie on
+    /// a grid of absolute frame numbers. Cheap: [`Self::receive_frame`] does the work.
     ///
     /// # Errors
-    /// [`Error::Input`] where the frame has another size than the clip, or after [`Self::flush`] until
-    /// all frames have been received.
+    /// [`Error::Input`] where the frame has another size than the clip, or after [`Self::flush`]
+    /// until all frames have been received.
     pub fn send_frame(&mut self, number: u64, pixels: Array3<f32>) -> Result<()> {
         let refuse = |reason: String| Err(Error::input(format!("frame {number}"), reason));
         let Size { width, height } = self.input_size();
@@ -227,14 +232,14 @@ impl Upscaler {
         Ok(())
     }
 
-    /// Gives the next finished frame, running the model when a window is complete. Blocks for as long as
-    /// that takes. Where memory is too short the window is restored in smaller tiles, see
+    /// Gives the next finished frame, running the model when a window is complete. Blocks for as
+    /// long as that takes. Where memory is too short the window is restored in smaller tiles, see
     /// [`Self::reduced_tile_size`].
     ///
     /// # Errors
     /// As the model, [`Error::Memory`] where memory is too short for the smallest tiles, and
-    /// [`Error::Cancelled`]. Call [`Self::bypass`] then, or the clip is lost and [`Self::reset`] begins
-    /// another.
+    /// [`Error::Cancelled`]. Call [`Self::bypass`] then, or the clip is lost and [`Self::reset`]
+    /// begins another.
     pub fn receive_frame(&mut self) -> Result<Received> {
         loop {
             if let Some(frame) = self.clip.ready.pop_front() {
@@ -252,9 +257,9 @@ impl Upscaler {
         }
     }
 
-    /// Does the next piece of work; false where all that is left needs further frames. Where memory is
-    /// too short for it, in smaller tiles: a window begins anew then, while a wavefront goes on with the
-    /// latents it has.
+    /// Does the next piece of work; false where all that is left needs further frames. Where memory
+    /// is too short for it, in smaller tiles: a window begins anew then, while a wavefront goes on
+    /// with the latents it has.
     fn advance(&mut self) -> Result<bool> {
         loop {
             let result = self.join.advance(&mut self.clip);
@@ -272,9 +277,9 @@ impl Upscaler {
         }
     }
 
-    /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with
-    /// its neighbours like any other. With `Wavefront` all frames inside come out so, and what follows
-    /// is a new clip. Gives the number of frames that leave so. Also possible after
+    /// Finishes the next window without the model: its frames are the plain upscale, cross-faded
+    /// with its neighbours like any other. With `Wavefront` all frames inside come out so, and what
+    /// follows is a new clip. Gives the number of frames that leave so. Also possible after
     /// [`Self::receive_frame`] has failed.
     ///
     /// # Errors
@@ -312,14 +317,15 @@ impl Upscaler {
         self.join.next_window().filter(|_| self.clip.ready.is_empty())
     }
 
-    /// Side in pixels of the tiles that short memory has led to; `None` while those of the settings fit.
+    /// Side in pixels of the tiles that short memory has led to; `None` while those of the settings
+    /// fit.
     pub fn reduced_tile_size(&self) -> Option<usize> {
         self.reduced
     }
 
-    /// The most bytes that a clip is estimated to take while a window is restored: frames, latents, and
-    /// what the graphs need for a tile according to the bundle, where they compute in main memory. The
-    /// graphs' weights come on top.
+    /// The most bytes that a clip is estimated to take while a window is restored: frames, latents,
+    /// and what the graphs need for a tile according to the bundle, where they compute in main
+    /// memory. The graphs' weights come on top.
     pub fn memory_estimate(&self) -> u64 {
         let main = self.clip.model.uses_main_memory();
         let graphs = if main { self.manifest.canvas.tile_memory } else { 0 };
@@ -332,8 +338,8 @@ impl Upscaler {
         memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
     }
 
-    /// Goes over to smaller tiles while [`Self::memory_estimate`] is more than `available` bytes, unless
-    /// their size was set; see [`Self::reduced_tile_size`].
+    /// Goes over to smaller tiles while [`Self::memory_estimate`] is more than `available` bytes,
+    /// unless their size was set; see [`Self::reduced_tile_size`].
     ///
     /// # Errors
     /// [`Error::Setting`] where frames and latents alone are more.

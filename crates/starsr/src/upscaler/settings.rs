@@ -41,8 +41,8 @@ pub struct Settings {
     pub guidance_scale: Option<f32>,
     /// Guidance rescale, 0..=1.
     pub guidance_rescale: Option<f32>,
-    /// The part of the evaluations that is guided, within 0 to 1, see [`Guidance::within`]; `None` is
-    /// all of them.
+    /// The part of the evaluations that is guided: evaluations `i` of `n` with `low <= i / n <
+    /// high`, `0 <= low <= high <= 1`. `None` is all of them.
     pub guidance_interval: Option<(f32, f32)>,
     /// How the two halves of a guided prediction are computed.
     pub guidance_batching: Batching,
@@ -52,8 +52,8 @@ pub struct Settings {
     pub seed: u64,
     /// Which latents of the encoder's posterior are used.
     pub posterior: Posterior,
-    /// Frames on either side of a run of the decoder whose result is discarded; less than half of the
-    /// bundle's `frames_per_decode`.
+    /// Frames on either side of a run of the decoder whose result is discarded; less than half of
+    /// the bundle's `frames_per_decode`.
     pub decode_overlap: Option<usize>,
     /// Colour correction against the input.
     pub color_fix: Option<ColorFix>,
@@ -69,7 +69,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The factor that the model enlarges by: of those that the bundle allows, the nearest to the one set.
+    /// The factor that the model enlarges by: of those that the bundle allows, the nearest to the
+    /// one set.
     pub fn model_scale(&self, manifest: &Manifest) -> usize {
         let scale = &manifest.scale;
         self.scale.unwrap_or(scale.default).clamp(scale.minimum, scale.maximum) as usize

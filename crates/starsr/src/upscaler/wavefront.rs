@@ -18,7 +18,8 @@ use crate::windows::Windows;
 pub(super) struct WavefrontWindows {
     wavefront: Wavefront,
     layout: Windows,
-    /// Restored latents: those that later groups need as context, then those that wait to be decoded.
+    /// Restored latents: those that later groups need as context, then those that wait to be
+    /// decoded.
     restored: VecDeque<Array3<f32>>,
     /// Frames that have been encoded, counted from the first that has not come out.
     encoded: usize,
@@ -34,7 +35,8 @@ impl WavefrontWindows {
 }
 
 impl WindowJoin for WavefrontWindows {
-    // Frames are encoded one by one when there is time for work, and the wavefront counts them then.
+    // Frames are encoded one by one when there is time for work, and the wavefront counts them
+    // then.
     fn push(&mut self, _number: u64) {}
 
     fn flush(&mut self) {}

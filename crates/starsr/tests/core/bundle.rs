@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Opening bundles: what a good one gives, and one sentence for everything that can be wrong with one.
+//! Opening bundles: what a good one gives, and one sentence for everything that can be wrong with
+//! one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -330,7 +331,8 @@ fn locates_bundles() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever is done to the text of a manifest, reading it gives a manifest or an error, and never a panic.
+    /// Whatever is done to the text of a manifest, reading it gives a manifest or an error, and
+    /// never a panic.
     #[test]
     fn mutated_manifests_do_not_panic(
         cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..5_u8), 1..6),

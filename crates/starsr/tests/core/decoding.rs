@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Groups of frames for the decoder, over a stand-in whose frames show their neighbours in the group.
+//! Groups of frames for the decoder, over a stand-in whose frames show their neighbours in the
+//! group.
 
 use starsr::geometry::{Interpolation, upscale};
 use starsr::color::ColorFix;
@@ -12,7 +13,8 @@ use starsr_testkit::stand_in;
 use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 
 
-/// Predicts `x0 = hint`; decodes each frame with 0.1 of the frame before it in its group and 0.01 of the one behind.
+/// Predicts `x0 = hint`; decodes each frame with 0.1 of the frame before it in its group and 0.01
+/// of the one behind.
 struct Neighbours(Schedule);
 
 impl Denoiser for Neighbours {

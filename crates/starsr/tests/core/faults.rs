@@ -97,7 +97,8 @@ fn short_memory_leads_to_smaller_tiles() {
         trouble.limit.store(16 * 16, Ordering::SeqCst);
         let out = run(&mut upscaler, 0..20, frame, 1);
         assert_eq!(upscaler.reduced_tile_size(), Some(64));
-        // A window begins anew; a wavefront keeps latents that were encoded before, which agree but for rounding.
+        // A window begins anew; a wavefront keeps latents that were encoded before, which agree but
+        // for rounding.
         let limit = if mode == WindowMode::Blend { 0.0 } else { 1e-5 };
         let same = |(a, b): (&Array3<f32>, &Array3<f32>)| (a - b).iter().all(|d| d.abs() <= limit);
         assert!(out.len() == expected.len() && out.iter().zip(&expected).all(same), "{mode:?}");
@@ -237,7 +238,8 @@ fn the_memory_needed_is_known_before() {
     for mode in MODES {
         let settings = settings(mode);
         let small = of(&settings, (64, 64)).memory_estimate();
-        // 256x256 pixels of three floats, twice for each of six frames; a wavefront holds latents, which have as many numbers.
+        // 256x256 pixels of three floats, twice for each of six frames; a wavefront holds latents,
+        // which have as many numbers.
         assert!((2 * 6 * 786_432..300 * 786_432).contains(&small), "{mode:?}: {small}");
         let longer = Settings { window_length: Some(12), ..settings.clone() };
         assert!(of(&longer, (64, 64)).memory_estimate() > small);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Prompts, guidance and the encoder's posterior in the upscaler, over a stand-in that notes what it is asked.
+//! Prompts, guidance and the encoder's posterior in the upscaler, over a stand-in that notes what
+//! it is asked.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,8 @@ use starsr_testkit::stand_in;
 use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Zip};
 
 
-/// A question for predictions: the first frame of the window, the timestep, and the texts asked for.
+/// A question for predictions: the first frame of the window, the timestep, and the texts asked
+/// for.
 #[derive(Debug, Clone, PartialEq)]
 struct Asked {
     frame: usize,
@@ -33,7 +35,8 @@ struct Notes {
     embedded: Vec<Ids>,
 }
 
-/// Predicts `x0 = (1 + contrast embedding) hint + embedding`, where an embedding is the text's first token over 65536 in every place.
+/// Predicts `x0 = (1 + contrast embedding) hint + embedding`, where an embedding is the text's
+/// first token over 65536 in every place.
 struct StandIn {
     schedule: Schedule,
     contrast: f32,
@@ -274,7 +277,8 @@ fn a_batch_that_does_not_fit_is_asked_for_separately_from_then_on() {
 
 #[test]
 fn tiles_are_rescaled_by_the_standard_deviation_of_the_whole_canvas() {
-    // Flat on the left, busy on the right: tiles on their own would be rescaled by factors of their own.
+    // Flat on the left, busy on the right: tiles on their own would be rescaled by factors of their
+    // own.
     let half = |number: u64| {
         Array3::from_shape_fn((3, 8, 16), |(c, y, x)| {
             let busy = if x < 8 { 0.0 } else { ((7 * c + 5 * y + 3 * x) as f32).sin() };

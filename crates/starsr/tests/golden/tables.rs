@@ -19,7 +19,8 @@ pub fn schedule(path: &Path, report: &mut Report) {
         let ours: Array1<f32> = ours.iter().map(|&v| v as f32).collect();
         report.difference(name, max_difference(ours.view(), tensors.array(name).view()), 1e-4);
     }
-    // Relative, and for the levels in use: the reference's single precision cancels towards the last ones.
+    // Relative, and for the levels in use: the reference's single precision cancels towards the
+    // last ones.
     let k: Array1<f32> = tensors.array("k_sigmas");
     let worst = (0..900)
         .map(|t| (ours.sigmas()[t] / ours.alphas()[t] / f64::from(k[t]) - 1.0).abs())

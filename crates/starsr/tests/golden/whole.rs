@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The whole upscaler over ONNX Runtime against the reference program, on bundles of small networks.
+//! The whole upscaler over ONNX Runtime against the reference program, on bundles of small
+//! networks.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Text conditions on ONNX Runtime: embeddings, both halves in one batch, the posterior, and what can be
-//! missing.
+//! Text conditions on ONNX Runtime: embeddings, both halves in one batch, the posterior, and what
+//! can be missing.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Running bundles on ONNX Runtime: exact results, cancelling, and one sentence for everything that can be wrong.
+//! Running bundles on ONNX Runtime: exact results, cancelling, and one sentence for everything that
+//! can be wrong.
 
 use std::fs;
 use std::path::Path;

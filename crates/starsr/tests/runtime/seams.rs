@@ -64,8 +64,9 @@ fn steps(frames: &[Array3<f32>]) -> Vec<f64> {
     sums.iter().map(|sum| sum / (frames.len() * channels * height) as f64).collect()
 }
 
-/// How much larger the steps across `borders` are than those elsewhere, each in proportion to the same columns of the whole picture:
-/// content and the grid of the latents, whose columns alone are compared, then do not count.
+/// How much larger the steps across `borders` are than those elsewhere, each in proportion to the
+/// same columns of the whole picture: content and the grid of the latents, whose columns alone are
+/// compared, then do not count.
 fn seam(tiled: &[Array3<f32>], whole: &[Array3<f32>], borders: &[usize]) -> f64 {
     let (tiled, whole) = (steps(tiled), steps(whole));
     let near = |column: usize| borders.iter().any(|border| border.abs_diff(column) <= 8);
