@@ -4,9 +4,9 @@
 
 use gst::prelude::*;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::pipelines;
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 /// Frames of a window, and of them those that it shares with the next.
 const LENGTH: u64 = 4;

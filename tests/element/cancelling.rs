@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 type Flow = Result<gst::FlowSuccess, gst::FlowError>;
 

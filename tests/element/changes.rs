@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use gst::prelude::*;
 
 use super::pipelines::{make_clip, pipeline, run, times, wait_for_end, watch};
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 fn sizes(seen: &super::pipelines::Seen) -> Vec<(i32, i32)> {
     let size = |caps: &gst::Caps| {

@@ -4,8 +4,8 @@
 
 use gst::prelude::*;
 
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
 /// The one error that starting `element` gives.
 pub fn start_error(element: &gst::Element) -> String {

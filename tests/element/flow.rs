@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 #[track_caller]
 fn check_frames(rig: &Rig, count: u64) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 /// The fields of each progress message so far.
 fn progress(rig: &Rig) -> Vec<gst::Structure> {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use gst::prelude::*;
 
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
 /// Plays to the end and returns to NULL.
 #[track_caller]

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::matrix::{CLIP, check, row};
 use super::pipelines::{pipeline, run, run_with, times, watch};
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 // What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer 1.22 that is `avenc_mpeg2video`, which
 // asks libavcodec for 1000000000 frames a second and is refused; `avimux` and `oggmux` straight into their demuxers, of which the one

@@ -4,12 +4,12 @@
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gststarsr::scene::SceneDetector;
+use starsr::scene::SceneDetector;
 use ndarray::Array3;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::pipelines;
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 /// The first frames of the scenes of `hr/bikes.mp4`, found by looking at all of its 250 frames.
 const CUTS_OF_BIKES: [usize; 5] = [30, 76, 137, 187, 242];

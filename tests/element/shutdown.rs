@@ -10,8 +10,8 @@ use gst::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
 /// What stopping may take. Single nodes of the graphs here take less than a millisecond.
 const LIMIT: Duration = Duration::from_millis(200);

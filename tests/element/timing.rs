@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 type Segment = gst::FormattedSegment<gst::ClockTime>;
 

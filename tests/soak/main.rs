@@ -6,12 +6,7 @@
 
 use std::process::{Command, Output};
 
-#[path = "../fixtures/mod.rs"]
-mod fixtures;
 mod leaks;
-#[allow(dead_code)]
-#[path = "../element/rig.rs"]
-mod rig;
 mod seeks;
 mod times;
 
