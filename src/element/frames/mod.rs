@@ -217,7 +217,7 @@ fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {
 
 /// The picture of a frame.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct RgbFrame {
     /// `[3,h,w]` RGB in [0,1].
     pub(super) pixels: Array3<f32>,
     /// `[1,h,w]` in [0,1], where the format has an alpha.
@@ -248,7 +248,7 @@ impl Reader {
     }
 
     /// The picture of `buffer`.
-    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<Picture, glib::BoolError> {
+    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<RgbFrame, glib::BoolError> {
         layout::check(buffer, &self.info)?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             glib::bool_error!(
@@ -303,7 +303,7 @@ impl Reader {
                 f32::from(u16::from_ne_bytes([word[0], word[1]]) >> (16 - depth)) / most
             })
         });
-        Ok(Picture { pixels, alpha })
+        Ok(RgbFrame { pixels, alpha })
     }
 }
 
@@ -347,7 +347,7 @@ impl Writer {
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
         let size =
-            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("Picture size {v} is too large"));
+            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("RgbFrame size {v} is too large"));
         let working = working_info(info, size(width)?, size(height)?)?;
         Ok(Self {
             info: info.clone(),
@@ -362,10 +362,10 @@ impl Writer {
     /// Writes `picture`, clamped to [0,1], into `buffer`; opaque where it has no alpha.
     pub(super) fn write(
         &mut self,
-        picture: &Picture,
+        picture: &RgbFrame,
         buffer: &mut gst::BufferRef,
     ) -> Result<(), glib::BoolError> {
-        let Picture { pixels, alpha } = picture;
+        let RgbFrame { pixels, alpha } = picture;
         let working = self.scratch.info();
         let (width, height) = (working.width() as usize, working.height() as usize);
         if pixels.dim() != (3, height, width) {
