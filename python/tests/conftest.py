@@ -12,7 +12,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "python"))
+sys.path.insert(0, str(ROOT / "python" / "src"))
 
 
 def skip_or_fail(reason: str) -> NoReturn:
@@ -56,7 +56,7 @@ def media() -> Path:
 @pytest.fixture(scope="session")
 def golden_networks():
     """Weights of the reference's small networks and autoencoder, and their sizes."""
-    from starsr.star.small import read_networks
+    from small_star import read_networks
 
     return read_networks(folder("STARSR_REFERENCE", "star"))
 

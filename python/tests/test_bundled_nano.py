@@ -6,8 +6,8 @@ import hashlib
 import numpy as np
 
 from starsr.evaluation import metrics, sources, upscalers
-from starsr.nano.export import manifest
-from starsr.reference import Bundle
+from starsr.export.nano import manifest
+from starsr.bundle.reader import Bundle
 
 
 def test_files_are_those_of_the_manifest(nano_folder):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from starsr.data import pan, read_photo
+from starsr.data.clips import pan
+from starsr.data.media import from_bytes, read_photo, to_bytes
 from starsr.degradation import codecs, kernels
 from starsr.degradation.second_order import (
     PRESETS,
@@ -18,12 +19,10 @@ from starsr.degradation.second_order import (
     draw_noise,
     draw_resize,
     drift,
-    from_bytes,
     interlace,
     old_film,
-    to_bytes,
 )
-from starsr.resize import bicubic
+from starsr.data.resize import bicubic
 
 
 def clip_of(photos, frames=6, size=(128, 160), seed=0):

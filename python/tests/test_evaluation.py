@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from starsr.data import pan, read_photo
-from starsr.degradation.pairs import write_lossless, write_pair
-from starsr.evaluation import cli, metrics, report, sources, study, video
+from starsr.data.clips import pan
+from starsr.data.media import read_photo, read_video, write_lossless
+from starsr.data.pairs import write_pair
+from starsr.evaluation import cli, metrics, report, sources, study
 from starsr.evaluation.upscalers import Upscaler, make
 
 
@@ -85,9 +86,9 @@ def test_figures_of_the_report_are_those_of_the_results(paired, tmp_path):
     target = tmp_path / "report"
     assert run(paired, "--report", target, "--upscaler", "bicubic", "--metric", "none", "--frames", 4) == 0
     figures = json.loads((target / "report.json").read_text())["clips"][0]["figures"]["bicubic"]
-    truth, _ = video.read(paired / "gt" / "clip 0.mkv", 4)
-    result = make("bicubic")(video.read(paired / "lq" / "clip 0.mkv", 4)[0])
-    assert np.array_equal(video.read(target / "results" / "bicubic" / "pairs-clip-0.mkv")[0], result)
+    truth, _ = read_video(paired / "gt" / "clip 0.mkv", 4)
+    result = make("bicubic")(read_video(paired / "lq" / "clip 0.mkv", 4)[0])
+    assert np.array_equal(read_video(target / "results" / "bicubic" / "pairs-clip-0.mkv")[0], result)
     assert figures["psnr"] == pytest.approx(metrics.fidelity(result, truth)["psnr"], abs=1e-9)
     assert figures["sharpness"] == pytest.approx(metrics.sharpness(result, truth), abs=1e-9)
     assert figures["seam"] is None and figures["grid4"] <= 1

@@ -6,9 +6,9 @@ import torch
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from starsr.data import read_photo
+from starsr.data.media import read_photo
 from starsr.evaluation import metrics as m
-from starsr.resize import bicubic
+from starsr.data.resize import bicubic
 
 
 @pytest.fixture

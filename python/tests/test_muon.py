@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from starsr.nano.network import Nano
+from starsr.models.nano.network import Nano
 from starsr.training.checkpoint import trained
 from starsr.training.muon import ADAMW_RMS, Muon, is_matrix, orthogonal
 

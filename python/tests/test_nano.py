@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from starsr.nano.network import CHANNELS, CORE, LEVEL_CORE, Nano, controlnet, cored, decode, denoiser, encode
+from starsr.models.nano.network import CHANNELS, CORE, LEVEL_CORE, Nano, controlnet, cored, decode, denoiser, encode
 from starsr.ops.torch_ops import TorchOps
-from starsr.schedule import T_START, alphas_sigmas
+from starsr.models.schedule import T_START, alphas_sigmas
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import onnx
 import pytest
 import torch
 
-from starsr import bundle
-from starsr.nano import export
-from starsr.nano.network import Nano
+from starsr.bundle import writer as bundle
+from starsr.export import nano as export
+from starsr.models.nano.network import Nano
+from starsr.models.nano.weights import mean, read
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +68,17 @@ def test_written_bundle_is_complete_and_hashed(tmp_path, built):
 
 def test_an_exported_bundle_can_be_read_back(tmp_path, model, built):
     bundle.write(tmp_path / "nano", export.manifest("1"), built, {})
-    again = export.read(tmp_path / "nano").state_dict()
+    again = read(tmp_path / "nano").state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-6)
 
 
 def test_a_mean_of_networks(model):
     other = Nano()
-    result = export.mean([model, other]).state_dict()
+    result = mean([model, other]).state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(result[name], (value + other.state_dict()[name]) / 2)
-    alone = export.mean([model]).state_dict()
+    alone = mean([model]).state_dict()
     assert all(torch.equal(value, alone[name]) for name, value in model.state_dict().items())
 
 

@@ -15,9 +15,10 @@ import pytest
 from conftest import skip_or_fail
 from PIL import Image
 
-from starsr.data import pan, read_photo
-from starsr.degradation.pairs import write_pair
-from starsr.evaluation import cli, sources, video
+from starsr.data.clips import pan
+from starsr.data.media import read_photo, read_video
+from starsr.data.pairs import write_pair
+from starsr.evaluation import cli, sources
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 RIGHT, HOME, TAB = "\ue014", "\ue011", "\ue004"
@@ -167,7 +168,7 @@ def test_light_and_dark_are_legible_and_nothing_overflows(browser, page, dark):
 
 
 def test_pictures_are_without_loss(report):
-    result, _ = video.read(report / "results" / "bicubic" / "a-set-more-clip.mkv")
+    result, _ = read_video(report / "results" / "bicubic" / "a-set-more-clip.mkv")
     picture = np.asarray(Image.open(report / "images" / "a-set-more-clip-bicubic.webp"))
     assert np.array_equal(picture, result[2])
     piece = np.asarray(Image.open(report / "images" / "a-set-more-clip-bicubic-xt.webp"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from starsr.schedule import alphas_sigmas
+from starsr.models.schedule import alphas_sigmas
 
 
 def test_published_values():

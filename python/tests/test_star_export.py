@@ -19,14 +19,15 @@ from conftest import reference_cases
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
-from starsr import bundle
-from starsr.star import export, network, text
-from starsr.star.graphs import star_graphs, vae_graphs
-from starsr.star.network import StarConfig
-from starsr.star.rehearse import CHECKPOINT, write_random_sources
-from starsr.star.text import TextConfig
-from starsr.star.vae import VaeConfig
-from starsr.star.weights import Arrays
+from starsr.bundle import writer as bundle
+from starsr.export import star as export
+from starsr.models.star import network, text
+from starsr.export.graphs import star_graphs, vae_graphs
+from starsr.models.star.network import StarConfig
+from starsr.export.rehearse import CHECKPOINT, write_random_sources
+from starsr.models.star.text import TextConfig
+from starsr.models.star.vae import VaeConfig
+from starsr.models.weights import Arrays
 
 STAR = StarConfig(dim=32, head_dim=16, context_dim=32)
 VAE = VaeConfig((32, 32, 64, 64))
@@ -239,7 +240,7 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(sources, tmp
     partial = tmp_path / ".bundle.partial"
     code = (
         "import sys, test_star_export as t\n"
-        "from starsr.star import export\n"
+        "from starsr.export import star as export\n"
         "export.write_embeddings = lambda *_: (print('written', flush=True), __import__('time').sleep(60))\n"
         "export.main(sys.argv[1:], t.STAR)\n"
     )
@@ -338,7 +339,7 @@ def test_too_little_space_is_noticed_before_writing(sources, tmp_path, capsys, m
 def test_a_full_disk_is_reported_and_cleaned_up(sources, tmp_path):
     code = (
         "import resource, signal, sys, test_star_export as t\n"
-        "from starsr.star import export\n"
+        "from starsr.export import star as export\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))\n"
         "sys.exit(export.main(sys.argv[1:], t.STAR))\n"

@@ -10,7 +10,7 @@ from conftest import reference_cases
 from safetensors.torch import load_file
 
 from starsr.ops.torch_ops import TorchOps
-from starsr.star.network import CONTROLNET, Star, StarConfig, controlnet, declared_parameters, denoiser, load_official
+from starsr.models.star.network import CONTROLNET, Star, StarConfig, controlnet, declared_parameters, denoiser, load_official
 
 TINY = StarConfig(dim=32, head_dim=16, context_dim=24)
 

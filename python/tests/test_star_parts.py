@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from starsr.ops.torch_ops import TorchOps
-from starsr.star import text, vae
-from starsr.star.text import TextConfig, encode_text, tokenize
+from starsr.models.star import text, vae
+from starsr.models.star.text import TextConfig, encode_text, tokenize
 
 
 def test_full_size_vae_has_the_official_names_and_shapes(reference):

@@ -9,7 +9,7 @@ import torch
 from conftest import reference_cases
 from safetensors.torch import load_file
 
-from starsr.star.pipeline import (
+from starsr.models.star.pipeline import (
     Noise,
     Pipeline,
     Sampling,
@@ -21,7 +21,7 @@ from starsr.star.pipeline import (
     official_padding,
     sample,
 )
-from starsr.star.small import noise_of, sampling_of, scaled
+from small_star import noise_of, sampling_of, scaled
 
 
 def read(path):

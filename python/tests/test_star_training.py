@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from starsr.data import read_video
+from starsr.data.media import read_clip, write_lossless
 from starsr.degradation import cli as degrade_cli
-from starsr.degradation.pairs import pairs_in, write_lossless
-from starsr.star.network import CONTROLNET, Star, StarConfig, declared_parameters
-from starsr.star.rehearse import write_random_sources
-from starsr.star.text import TextConfig
-from starsr.star.vae import VaeConfig
-from starsr.star.weights import Weights, WeightsError, read
+from starsr.data.pairs import pairs_in
+from starsr.models.star.network import CONTROLNET, Star, StarConfig, declared_parameters
+from starsr.export.rehearse import write_random_sources
+from starsr.models.star.text import TextConfig
+from starsr.models.star.vae import VaeConfig
+from starsr.models.weights import Weights, WeightsError, read
 from starsr.training import cli
 from starsr.training.star import StarOptions, StarTask, initialise
 
@@ -41,7 +41,7 @@ def pairs(photos, tmp_path):
 def test_degraded_folder(pairs, photos):
     found = pairs_in(pairs)
     assert [(p.name, p.text) for p in found] == [("photo0", "smooth noise"), ("photo1", "")]
-    high, low = (read_video(p) for p in (found[0].high, found[0].low))
+    high, low = (read_clip(p) for p in (found[0].high, found[0].low))
     assert high.shape == (4, 128, 128, 3) and low.shape == (4, 32, 32, 3)
     before = {p: p.read_bytes() for p in pairs.rglob("*.mkv")}
     # A second run leaves them alone, and one elsewhere gives the same frames.
@@ -49,13 +49,13 @@ def test_degraded_folder(pairs, photos):
     assert degrade_cli.main([str(photos), str(pairs), *arguments]) == 0
     assert before == {p: p.read_bytes() for p in pairs.rglob("*.mkv")}
     assert degrade_cli.main([str(photos), str(pairs.parent / "again"), *arguments]) == 0
-    assert np.array_equal(read_video(pairs.parent / "again" / "lq" / "photo0.mkv"), low)
+    assert np.array_equal(read_clip(pairs.parent / "again" / "lq" / "photo0.mkv"), low)
 
 
 def test_clips_are_kept_without_loss(tmp_path):
     clip = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
     write_lossless(tmp_path / "clip.mkv", clip)
-    assert np.array_equal(read_video(tmp_path / "clip.mkv"), clip)
+    assert np.array_equal(read_clip(tmp_path / "clip.mkv"), clip)
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mkv"]
 
 
@@ -89,7 +89,7 @@ def test_only_controlnet_and_liem_are_trained_from_a_checkpoint_without_liem(sou
 
 
 def test_df_loss_reaches_the_networks_through_the_decoder(sources, pairs):
-    from starsr.star.sources import load_text_encoder, load_vae
+    from starsr.export.sources import load_text_encoder, load_vae
 
     model, vae_config = load_vae(sources["--vae"])
     frozen = {name: tensor.detach() for name, tensor in model.state_dict().items()}

@@ -14,8 +14,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from starsr.degradation import first_order as d
-from starsr.data import Clips, pan, read_photo
-from starsr.nano.network import Nano, NanoConfig
+from starsr.data.clips import pan
+from starsr.data.media import read_photo
+from starsr.training.dataset import Clips
+from starsr.models.nano.network import Nano, NanoConfig
 from starsr.training import cli
 from starsr.training.losses import (
     SEPARATIONS,
@@ -30,7 +32,7 @@ from starsr.training.losses import (
 )
 from starsr.training.loop import OPTIMIZERS, Options, Schedule, generator_of, run
 from starsr.training.nano import NanoOptions, NanoTask, Pool, to_latents
-from starsr.resize import bicubic
+from starsr.data.resize import bicubic
 
 
 def test_df_loss_has_a_gradient():

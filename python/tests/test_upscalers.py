@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, skip_or_fail
 
-from starsr.data import pan, read_photo
-from starsr.degradation.pairs import write_lossless
-from starsr.evaluation import upscalers, video
+from starsr.data.clips import pan
+from starsr.data.media import VideoError, read_photo, read_video, write_lossless
+from starsr.evaluation import upscalers
 from starsr.evaluation.upscalers import UpscalerError, make
-from starsr.noise import chacha8, frame_noise
+from starsr.bundle.noise import chacha8, frame_noise
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def clip(photos):
 def test_clips_survive_files(clip, tmp_path):
     path = tmp_path / "a b" / "clip.mkv"
     write_lossless(path, clip, Fraction(30000, 1001))
-    read, rate = video.read(path)
+    read, rate = read_video(path)
     assert np.array_equal(read, clip) and rate == Fraction(30000, 1001)
-    assert np.array_equal(video.read(path, 2)[0], clip[:2])
+    assert np.array_equal(read_video(path, 2)[0], clip[:2])
     assert [p.name for p in path.parent.iterdir()] == ["clip.mkv"]
     path.write_text("no video")
-    with pytest.raises(video.VideoError, match="check the file"):
-        video.read(path)
+    with pytest.raises(VideoError, match="check the file"):
+        read_video(path)
 
 
 @pytest.mark.parametrize("name", ["lanczos", "videoscale:catrom", "ffmpeg:spline", "ffmpeg:bicubic", "ffmpeg:lanczos"])
@@ -49,11 +49,10 @@ def test_a_command_line_is_run_on_files(clip, tmp_path):
     script = tmp_path / "double it.py"
     script.write_text(
         "import sys, numpy as np\n"
-        f"sys.path.insert(0, {str(ROOT / 'python')!r})\n"
+        f"sys.path.insert(0, {str(ROOT / 'python' / 'src')!r})\n"
         "from pathlib import Path\n"
-        "from starsr.degradation.pairs import write_lossless\n"
-        "from starsr.evaluation import video\n"
-        "clip, rate = video.read(Path(sys.argv[1]))\n"
+        "from starsr.data.media import read_video, write_lossless\n"
+        "clip, rate = read_video(Path(sys.argv[1]))\n"
         "write_lossless(Path(sys.argv[2]), clip.repeat(4, 1).repeat(4, 2), rate)\n"
     )
     line = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{input}} {{output}}"

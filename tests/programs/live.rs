@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The live pipelines of README.md, with test pictures in place of a camera and without a window.
+//! The live pipelines of the documentation, with test pictures in place of a camera and without a window.
 
 use std::net::UdpSocket;
 
@@ -8,16 +8,21 @@ use gst::prelude::*;
 
 use super::rig::*;
 
-/// The pipelines in the shell blocks of README.md that hold `part`.
-pub fn of_the_readme(part: &str) -> Vec<String> {
-    let readme = std::fs::read_to_string(source("README.md")).unwrap().replace("\\\n", " ");
-    let found: Vec<_> = readme
+/// The `gst-launch-1.0` pipelines in README.md and the pages of docs/ that hold `part`.
+pub fn of_the_documentation(part: &str) -> Vec<String> {
+    let mut pages = vec![source("README.md")];
+    pages.extend(source("docs").read_dir().unwrap().map(|entry| entry.unwrap().path()));
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
+    pages.sort();
+    let text: String = pages.iter().map(|page| std::fs::read_to_string(page).unwrap()).collect();
+    let found: Vec<_> = text
+        .replace("\\\n", " ")
         .lines()
-        .filter_map(|line| line.strip_prefix("gst-launch-1.0 "))
+        .filter_map(|line| line.trim_start().strip_prefix("gst-launch-1.0 "))
         .filter(|line| line.contains(part))
-        .map(str::to_owned)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
-    assert!(!found.is_empty(), "README.md has no pipeline with {part}");
+    assert!(!found.is_empty(), "no page has a pipeline with {part}");
     found
 }
 
@@ -55,7 +60,7 @@ fn assert_complete(pipeline: &gst::Pipeline, told: &[gst::Structure]) {
 
 #[test]
 fn a_camera_is_upscaled() {
-    for description in of_the_readme("v4l2src") {
+    for description in of_the_documentation("v4l2src") {
         let description =
             replaced(&small(&description), "width=160,height=120", "width=32,height=24,framerate=25/1");
         let camera = "videotestsrc is-live=true num-buffers=15";
@@ -68,10 +73,10 @@ fn a_camera_is_upscaled() {
     }
 }
 
-/// Sender and receiver of README.md over the loopback interface, then with another codec.
+/// Sender and receiver of the documentation over the loopback interface, then with another codec.
 #[test]
 fn a_stream_is_received_and_upscaled() {
-    let [sender, receiver] = ["udpsink", "udpsrc"].map(|element| of_the_readme(element).remove(0));
+    let [sender, receiver] = ["udpsink", "udpsrc"].map(|element| of_the_documentation(element).remove(0));
     stream(&sender, &receiver);
     let sender = replaced(
         &sender,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The rule of README.md for queues beside the element: they hold the latency of the branch with starsr, and a second.
+//! The documented rule for queues beside the element: they hold the latency of the branch with starsr, and a second.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use gst::prelude::*;
 
 use starsr_testkit::fixtures;
-use super::live::{of_the_readme, replaced};
+use super::live::{of_the_documentation, replaced};
 use super::rig::*;
 
 const FRAMES: u32 = 250;
 /// Without any movement for this long a pipeline whose queue is full is taken to stand.
-const STILL: Duration = Duration::from_secs(3);
+const STILL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, PartialEq)]
 enum End {
@@ -21,11 +21,11 @@ enum End {
     Stalled,
 }
 
-/// The pipeline of README.md with sound, with these elements in it, and the end it comes to.
+/// The documented pipeline with sound, with these elements in it, and the end it comes to.
 fn play(folder: &Path, starsr: &str, encoder: &str, queue: &str) -> (End, gst::Pipeline) {
-    let readme = of_the_readme("qtdemux").remove(0);
+    let documented = of_the_documentation("qtdemux").remove(0);
     let [from, to] = ["in.mp4", "out.mp4"].map(|name| format!("\"{}\"", folder.join(name).display()));
-    let description = replaced(&replaced(&readme, "input.mp4", &from), "output.mp4", &to);
+    let description = replaced(&replaced(&documented, "input.mp4", &from), "output.mp4", &to);
     let bundle = properties(&fixtures::tiny()).join(" ");
     let starsr = format!(" starsr name=s {bundle} scene-detection=false {starsr} ");
     let description =
@@ -80,17 +80,17 @@ fn a_queue_that_holds_the_latency_does_not_stall() {
     }
 }
 
-/// An encoder that looks ahead counts too: the queue of README.md holds nano's window and what x264enc wants.
+/// An encoder that looks ahead counts too: the documented queue holds nano's window and what x264enc wants.
 #[test]
-fn the_queue_of_the_readme_holds_what_the_encoder_looks_ahead() {
+fn the_queue_of_the_documentation_holds_what_the_encoder_looks_ahead() {
     let folder = tempfile::tempdir().unwrap();
     make_clip(&folder.path().join("in.mp4"), FRAMES, true);
     let nano = "window-length=6 window-overlap=1";
     let (end, pipeline) = play(folder.path(), nano, "x264enc", "");
     assert_eq!(end, End::Stalled);
     pipeline.set_state(gst::State::Null).unwrap();
-    let readme = of_the_readme("qtdemux").remove(0);
-    let (_, queue) = readme.split_once("demux.audio_0 ! queue ").unwrap();
+    let documented = of_the_documentation("qtdemux").remove(0);
+    let (_, queue) = documented.split_once("demux.audio_0 ! queue ").unwrap();
     let (end, pipeline) = play(folder.path(), nano, "x264enc", queue.split_once(" ! ").unwrap().0);
     assert_eq!(end, End::Complete);
     pipeline.set_state(gst::State::Null).unwrap();
