@@ -19,6 +19,9 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 
+use starsr::error::Error;
+
+use super::loading::{self, Loaded};
 use super::log::CAT;
 use super::messages::Failure;
 use super::negotiation::Formats;
@@ -27,7 +30,7 @@ use super::properties::Starsr;
 use super::session::{Facts, Session};
 use super::settings::Settings;
 use super::stats::ElementStats;
-use super::{caps, loading, metas};
+use super::{caps, metas};
 
 /// The scale in caps before the model is loaded, which gives it.
 const UNKNOWN_SCALE: u32 = 0;
@@ -38,7 +41,7 @@ impl Starsr {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_processing_latency(&self, time: u64) {
+    pub(super) fn set_processing_latency(&self, time: u64) {
         if std::mem::replace(&mut self.settings().processing_latency, time) != time {
             self.latency_changed();
         }
@@ -99,6 +102,10 @@ impl Starsr {
         self.session(work)?.map_err(|failure| self.failed(&failure))
     }
 
+    fn load(&self, settings: &Settings) -> Result<Loaded, Error> {
+        loading::load(settings, self.obj().upcast_ref(), self.interrupt.cancel())
+    }
+
     /// Sets up for new formats; the frames of the old ones have left. Where that is cancelled nothing is
     /// wrong with the formats: they are kept for the next frame, and the result is `false`.
     fn configure(&self, formats: Formats) -> Result<bool, Failure> {
@@ -113,7 +120,7 @@ impl Starsr {
     fn set_up(&self, formats: &Formats) -> Result<(), Failure> {
         formats.check_progressive()?;
         let lost = self.session(|s| s.lost_model()).map_err(|_| Failure::NotStarted)?;
-        let model = lost.map(|settings| loading::load(&settings, self.obj().upcast_ref(), self.interrupt.cancel())).transpose()?.map(|loaded| loaded.model);
+        let model = lost.map(|settings| self.load(&settings)).transpose()?.map(|loaded| loaded.model);
         let prompts = self.settings().prompts();
         let configured = self.session(|s| s.configure(formats, prompts, model));
         let latency = configured.map_err(|_| Failure::NotStarted)??.nseconds();
@@ -325,10 +332,10 @@ impl BaseTransformImpl for Starsr {
         self.interrupt.reset();
         self.latency.store(0, Ordering::SeqCst);
         let settings = self.settings().clone();
-        let loaded = loading::load(&settings, self.obj().upcast_ref(), self.interrupt.cancel()).map_err(|failure| failure.message())?;
+        let message = |error| Failure::Engine(error).message();
+        let loaded = self.load(&settings).map_err(message)?;
         if loaded.manifest.prompts.is_none() {
-            let refused = settings.prompts().refuse(&loaded.manifest.name);
-            refused.map_err(|error| Failure::from(error).message())?;
+            settings.prompts().refuse(&loaded.manifest.name).map_err(message)?;
         }
         *self.stats.lock() = ElementStats::new(&loaded);
         let session = Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
