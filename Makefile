@@ -88,8 +88,8 @@ fuzz: build $(FUZZ) ## look for inputs that break the element: TARGETS ("manifes
 .PHONY: lint
 lint: system lint-python ## check format, lints and the commands in README.md
 	cargo fmt --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; fi
 	tools/check-docs
 	@$(MAKE) --no-print-directory build
