@@ -130,7 +130,7 @@ pub enum ColorFix {
     #[enum_value(name = "None: colours as the model gives them", nick = "none")]
     None = 1,
     /// Statistics of each channel.
-    #[enum_value(name = "AdaIN: mean and deviation of each channel from the input", nick = "adain")]
+    #[enum_value(name = "AdaIN: mean and standard deviation of each channel from the input", nick = "adain")]
     Adain = 2,
     /// Low frequencies.
     #[enum_value(name = "Wavelet: low frequencies from the input", nick = "wavelet")]
