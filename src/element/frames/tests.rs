@@ -32,8 +32,8 @@ fn written(info: &gst_video::VideoInfo, pixels: &Array3<f32>, threads: u32) -> g
     buffer
 }
 
-fn opaque(pixels: &Array3<f32>) -> Picture {
-    Picture { pixels: pixels.clone(), alpha: None }
+fn opaque(pixels: &Array3<f32>) -> RgbFrame {
+    RgbFrame { pixels: pixels.clone(), alpha: None }
 }
 
 fn read(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Array3<f32> {
@@ -203,7 +203,7 @@ fn alpha_is_read_as_it_is_written() {
         let pixels = gradient(&info, SIZE);
         let ramp = |(_, y, x): (usize, usize, usize)| (y * SIZE.0 + x) as f32 / (SIZE.0 * SIZE.1 - 1) as f32;
         let alpha = Array3::from_shape_fn((1, SIZE.1, SIZE.0), ramp);
-        let picture = Picture { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
+        let picture = RgbFrame { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
         let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
         Writer::new(&info, SIZE, 1).unwrap().write(&picture, buffer.make_mut()).unwrap();
         let found = Reader::new(&info, 1).unwrap().read(&buffer).unwrap();
@@ -231,9 +231,9 @@ fn alpha_of_another_size_is_refused_and_large_alpha_is_resized() {
     let mut writer = Writer::new(&info, large, 1).unwrap();
     let pixels = gradient(&info, large);
     let alpha = Array3::from_elem((1, large.1, large.0), 0.25);
-    let small = Picture { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.1, SIZE.0))) };
+    let small = RgbFrame { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.1, SIZE.0))) };
     assert!(writer.write(&small, buffer.make_mut()).is_err());
-    writer.write(&Picture { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
+    writer.write(&RgbFrame { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
     assert!(component(&buffer, &info, 3).iter().all(|alpha| *alpha == 64));
 }
 
