@@ -298,9 +298,9 @@ fn send(rig: &Rig, accepted: &gst::Caps, caps: &gst::Caps, before: &gst::Caps, k
             assert_eq!(sizes, [info.size()], "{caps} became {out}");
         }
         Err(gst::FlowError::NotNegotiated | gst::FlowError::Error) => {
-            // Of the same caps it is told once.
-            let told = !errors.is_empty() || caps == before;
-            assert!(told || !offers, "{caps} is within {offered}, but was refused silently");
+            // The same caps are reported once.
+            let reported = !errors.is_empty() || caps == before;
+            assert!(reported || !offers, "{caps} is within {offered}, but was refused silently");
             assert!(rig.buffers().is_empty());
         }
         Err(other) => panic!("{caps}: {other:?} {errors:?}"),
