@@ -226,7 +226,7 @@ impl Notice {
     }
 }
 
-/// Posts an element message. Nothing is lost where there is no bus: nobody listens.
+/// Posts an element message, which only an element without a bus refuses.
 fn post(element: &gst::Element, structure: gst::Structure) {
     let _ = element.post_message(gst::message::Element::builder(structure).src(element).build());
 }

@@ -44,7 +44,7 @@ impl Formats {
 }
 
 /// The caps of the sink and source pad whose refusal was reported last. The base class tries refused caps
-/// again with each buffer, but the application is told once.
+/// again with each buffer, but the application gets one message.
 #[derive(Debug, Default)]
 pub(super) struct Refused(Option<(gst::Caps, gst::Caps)>);
 
