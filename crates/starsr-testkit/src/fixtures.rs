@@ -3,7 +3,9 @@
 //! Bundles for tests, made from the files that `make_bundle.py` writes.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -118,8 +120,8 @@ pub fn onnx_runtime() -> PathBuf {
     );
 }
 
-/// A file or folder of the media beside the references, which are in `STARSR_REFERENCE` or beside the checkout. Where there are none
-/// the test is skipped, but not in continuous integration.
+/// A file or folder of the media beside the references, which are in `STARSR_REFERENCE` or beside the
+/// checkout. Where there are no such media the test is skipped, see [`skip`].
 pub fn media(name: &str) -> Option<PathBuf> {
     let beside = || repository("../shared/star");
     let references = std::env::var_os("STARSR_REFERENCE").map_or_else(beside, PathBuf::from);
@@ -127,7 +129,33 @@ pub fn media(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is missing", path.display());
-    println!("SKIPPED: {} is missing", path.display());
+    skip(&format!("{} is missing", path.display()));
     None
+}
+
+/// How many tests were skipped in this process.
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+unsafe extern "C" {
+    fn atexit(function: extern "C" fn()) -> i32;
+}
+
+extern "C" fn report_skipped() {
+    let skipped = SKIPPED.load(Ordering::SeqCst);
+    let _ = writeln!(std::io::stderr(), "skipped in all: {skipped} for want of references");
+}
+
+/// Reports that the calling test is skipped and why, and at the end of the process how many were. Fails
+/// where `STARSR_REQUIRE_REFERENCES` is 1.
+pub fn skip(reason: &str) {
+    let required = std::env::var("STARSR_REQUIRE_REFERENCES").is_ok_and(|value| value == "1");
+    assert!(!required, "{reason}, but STARSR_REQUIRE_REFERENCES is 1");
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // Not by a macro, whose output the test harness keeps to itself.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    if SKIPPED.fetch_add(1, Ordering::SeqCst) == 0 {
+        // SAFETY: the function only reads a static and writes to the standard error.
+        unsafe { atexit(report_skipped) };
+    }
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What stand-in models share: an autoencoder that only rearranges, the manifest of nano for small frames, and driving.
+//! What stand-in models share: an autoencoder that only rearranges, the manifest of nano for small frames,
+//! and ways to run models and upscalers.
 
-use starsr::bundle::Manifest;
-use starsr::upscaler::{Received, Upscaler};
 use ndarray::{Array3, Array4, ArrayView4};
+use starsr::bundle::Manifest;
+use starsr::model::{Condition, Denoiser, Query};
+use starsr::{Received, Result, Upscaler};
 
 use crate::fixtures::repository;
 
@@ -25,7 +27,19 @@ pub fn to_pixels(latents: ArrayView4<f32>) -> Array4<f32> {
     })
 }
 
-/// Nano's, for a canvas of any multiple of 16.
+/// The velocity that `model` predicts under one condition.
+pub fn velocity(
+    model: &mut dyn Denoiser,
+    x: ArrayView4<f32>,
+    t: i64,
+    hint: ArrayView4<f32>,
+    condition: Condition,
+) -> Result<Array4<f32>> {
+    let query = Query { x, t, hint, conditions: &[condition] };
+    query.ask(model).map(|mut velocities| velocities.remove(0))
+}
+
+/// The manifest of nano, for a canvas of any multiple of 16.
 pub fn manifest() -> Manifest {
     let path = repository("models/nano/bundle.toml");
     let text = std::fs::read_to_string(&path).expect("the nano manifest is part of the project");
@@ -33,7 +47,7 @@ pub fn manifest() -> Manifest {
     Manifest::parse(&small, &path).expect("valid manifest")
 }
 
-/// Takes all frames that are ready; whether the clip is drained.
+/// Receives all frames that are ready; whether the clip is drained.
 pub fn receive(upscaler: &mut Upscaler, out: &mut Vec<Array3<f32>>) -> bool {
     loop {
         match upscaler.receive_frame().expect("the stand-in does not fail") {

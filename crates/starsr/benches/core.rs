@@ -9,7 +9,7 @@ use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::{FrameNoise, Noise};
 use starsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::solver::Solver;
-use starsr::geometry::{Axis, Canvas, Interpolation, Padding, resize_bilinear, upscale};
+use starsr::geometry::{LegalSizes, Canvas, Interpolation, Padding, Size, resize_bilinear, upscale};
 use starsr::windows::cross_fade;
 
 fn main() {
@@ -20,12 +20,14 @@ fn main() {
 mod pixels {
     use super::*;
 
-    const SMALL: (usize, usize) = (240, 426);
-    const LARGE: (usize, usize) = (960, 1704);
+    const SMALL: Size = Size { width: 426, height: 240 };
+    const LARGE: Size = Size { width: 1704, height: 960 };
 
     /// Pixels of a frame in [0,1].
-    fn picture((height, width): (usize, usize)) -> Array3<f32> {
-        Array3::from_shape_fn((3, height, width), |(c, y, x)| ((c * 977 + y * 131 + x * 71) % 251) as f32 / 250.0)
+    fn picture(size: Size) -> Array3<f32> {
+        Array3::from_shape_fn((3, size.height, size.width), |(c, y, x)| {
+            ((c * 977 + y * 131 + x * 71) % 251) as f32 / 250.0
+        })
     }
 
     #[divan::bench]
@@ -57,16 +59,16 @@ mod pixels {
     #[divan::bench]
     fn resize(bencher: Bencher) {
         let source = picture(SMALL);
-        bencher.bench_local(|| resize_bilinear(black_box(source.view()), LARGE.0, LARGE.1).unwrap());
+        bencher.bench_local(|| resize_bilinear(black_box(source.view()), LARGE).unwrap());
     }
 
     #[divan::bench]
     fn pad(bencher: Bencher) {
         let large = picture(LARGE);
-        let rows = Axis { multiple: 64, offset: 16, minimum: 720 };
-        let columns = Axis { multiple: 64, offset: 0, minimum: 1280 };
-        let canvas = Canvas::new(LARGE.0, LARGE.1, rows, columns, Padding::Edge).unwrap();
-        let mut full = Array3::zeros((3, canvas.height, canvas.width));
+        let rows = LegalSizes { multiple: 64, offset: 16, minimum: 720 };
+        let columns = LegalSizes { multiple: 64, offset: 0, minimum: 1280 };
+        let canvas = Canvas::new(LARGE, rows, columns, Padding::Edge).unwrap();
+        let mut full = Array3::zeros((3, canvas.size.height, canvas.size.width));
         bencher.bench_local(|| canvas.pad(black_box(large.view()), &mut full.view_mut()).unwrap());
     }
 }

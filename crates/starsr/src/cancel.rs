@@ -22,7 +22,7 @@ struct Inner {
 pub struct Cancel(Arc<Inner>);
 
 impl Cancel {
-    /// Sets (`true`) or clears (`false`) the request and tells every hook. Never blocks on running work.
+    /// Sets (`true`) or clears (`false`) the request and calls every hook. Never blocks on running work.
     pub fn set(&self, cancelled: bool) {
         let mut hooks = self.0.hooks.lock();
         self.0.cancelled.store(cancelled, Ordering::SeqCst);
@@ -34,13 +34,21 @@ impl Cancel {
         self.0.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Fails with [`Error::Cancelled`] when the work should stop.
+    /// Checks whether to go on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the work should stop.
     pub fn check(&self) -> Result<()> {
         if self.is_set() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Registers a function that is told each change; it is called at once with the present state.
-    /// It must return quickly and must not call back into this object. It says whether it wants to be told further changes.
+    /// Whether both share one state.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Registers a hook that is called with each change, and at once with the present state. It must
+    /// return quickly and must not call back into this object. It is kept while it returns `true`.
     pub fn on_change(&self, hook: impl Fn(bool) -> bool + Send + Sync + 'static) {
         let mut hooks = self.0.hooks.lock();
         if hook(self.is_set()) {

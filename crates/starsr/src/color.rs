@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Colour correction of the result against the input (SPEC A.7).
+//! Colour correction of the result against the input (docs/star.md, A.7).
 
 use ndarray::{Array3, ArrayView3, Axis, CowArray};
 
-use crate::geometry::resize_bilinear;
 use crate::diffusion::guidance::moments;
 use crate::error::{Error, Result};
+use crate::geometry::{Size, resize_bilinear};
 
-/// How the colours of the result are corrected against the input (SPEC A.7).
+/// How the colours of the result are corrected against the input (docs/star.md, A.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ColorFix {
@@ -26,18 +26,19 @@ const WAVELET_LEVELS: u32 = 5;
 impl ColorFix {
     /// Corrects `content` `[C,H,W]` against `style` `[C,h,w]`, both in [0,1], and clamps it to [0,1].
     ///
-    /// `Adain` uses the statistics of `style` alone, so that its size does not matter: give it the source frame as it is. `Wavelet` needs
-    /// `style` at the content's size and resizes it bilinearly where it is not. Fails with [`Error::Input`] where
-    /// channels differ or `style` is empty.
+    /// `Adain` uses the statistics of `style` alone, so its size does not matter: give it the source
+    /// frame as it is. `Wavelet` resizes `style` bilinearly to the content's size.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where channels differ or `style` is empty.
     pub fn apply(self, content: &mut Array3<f32>, style: ArrayView3<f32>) -> Result<()> {
         if self == Self::None {
             return Ok(());
         }
         if style.dim().0 != content.dim().0 || style.is_empty() != content.is_empty() {
-            return Err(Error::Input {
-                what: "colour fix".into(),
-                reason: format!("{:?} cannot be corrected against {:?}", content.shape(), style.shape()),
-            });
+            let (content, style) = (content.shape(), style.shape());
+            let reason = format!("{content:?} cannot be corrected against {style:?}");
+            return Err(Error::input("colour fix", reason));
         }
         if content.is_empty() {
             return Ok(());
@@ -45,7 +46,7 @@ impl ColorFix {
         let style = match self {
             Self::Wavelet if style.dim() != content.dim() => {
                 let (_, height, width) = content.dim();
-                CowArray::from(resize_bilinear(style, height, width)?)
+                CowArray::from(resize_bilinear(style, Size { width, height })?)
             }
             _ => style.as_standard_layout(),
         };

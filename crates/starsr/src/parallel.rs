@@ -2,80 +2,79 @@
 
 //! Independent pieces of work, such as the frames of a window, shared out among threads.
 
-use std::thread;
+use std::sync::Arc;
 
-use parking_lot::Mutex;
+use rayon::iter::{ParallelBridge, ParallelIterator};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Values of a long array that a thread takes at a time where each is worked on alone.
 pub const PART: usize = 1 << 16;
 
-/// How many threads work at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Threads(usize);
-
-impl Default for Threads {
-    /// One for each core.
-    fn default() -> Self {
-        Self::new(0)
-    }
-}
+/// The threads that share work. Clones share the pool. The default is the calling thread alone.
+#[derive(Clone, Default)]
+pub struct Threads(Option<Arc<ThreadPool>>);
 
 impl Threads {
-    /// `count` threads; 0 is one for each core that this process may use.
+    /// `count` threads; 0 is one for each core that this process may use. Where the system refuses
+    /// threads, the calling thread does all the work.
     pub fn new(count: usize) -> Self {
-        Self(if count > 0 { count } else { thread::available_parallelism().map_or(1, |n| n.get()) })
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let count = if count > 0 { count } else { cores() };
+        let name = |i| format!("starsr-{i}");
+        let build = || ThreadPoolBuilder::new().num_threads(count).thread_name(name).build();
+        Self((count > 1).then(build).and_then(|pool| pool.ok()).map(Arc::new))
     }
 
     /// Does `work` once for each of `items`, in any order. Returns when all is done.
-    pub fn for_each<T>(self, items: impl ExactSizeIterator<Item = T> + Send, work: impl Fn(T) + Sync) {
-        let helpers = self.0.min(items.len()).saturating_sub(1);
-        let items = Mutex::new(items);
-        let take = || items.lock().next();
-        let run = || {
-            while let Some(item) = take() {
-                work(item);
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 0..helpers {
-                // With fewer threads than wanted it takes longer.
-                if thread::Builder::new().spawn_scoped(scope, run).is_err() {
-                    break;
-                }
-            }
-            run();
-        });
+    pub fn for_each<T: Send>(
+        &self,
+        items: impl Iterator<Item = T> + Send,
+        work: impl Fn(T) + Send + Sync,
+    ) {
+        match &self.0 {
+            Some(pool) => pool.install(|| items.par_bridge().for_each(work)),
+            None => items.for_each(work),
+        }
     }
 
-    /// What `work` gives for each of `items`, in their order. Fails as the first of those that fail; all are tried.
-    pub fn map<T, R: Send, E: Send>(
-        self,
+    /// What `work` gives for each of `items`, in their order, or the error of the first item that
+    /// fails; all are tried.
+    pub fn map<T: Send, R: Send, E: Send>(
+        &self,
         items: impl ExactSizeIterator<Item = T> + Send,
-        work: impl Fn(T) -> Result<R, E> + Sync,
+        work: impl Fn(T) -> Result<R, E> + Send + Sync,
     ) -> Result<Vec<R>, E> {
         let mut results: Vec<_> = (0..items.len()).map(|_| None).collect();
-        self.for_each(results.iter_mut().zip(items), |(result, item)| *result = Some(work(item)));
+        let pairs = results.iter_mut().zip(items);
+        self.for_each(pairs, |(result, item)| *result = Some(work(item)));
         results.into_iter().flatten().collect()
     }
 
     /// Whether all of `values` are finite numbers.
-    pub fn all_finite(self, values: &[f32]) -> bool {
+    pub fn all_finite(&self, values: &[f32]) -> bool {
         // Without an early end, so that it compiles to vector code.
         let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
         self.map(values.chunks(PART), |part| if sound(part) { Ok(()) } else { Err(()) }).is_ok()
     }
 }
 
+// The pool itself says nothing of use.
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = self.0.as_ref().map_or(1, |pool| pool.current_num_threads());
+        f.debug_tuple("Threads").field(&count).finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-    use std::time::{Duration, Instant};
+    use std::sync::Barrier;
 
     use super::*;
 
     #[test]
     fn order_and_errors() {
-        for threads in [1, 2, 7, 1000].map(Threads::new) {
+        for threads in [1, 2, 7, 100].map(Threads::new) {
             let doubled = threads.map(0..100_usize, |n| Ok::<_, usize>(2 * n)).unwrap();
             assert_eq!(doubled, (0..100).map(|n| 2 * n).collect::<Vec<_>>());
             assert!(threads.map(0..0_usize, Ok::<_, usize>).unwrap().is_empty());
@@ -99,15 +98,9 @@ mod tests {
     #[test]
     fn as_many_threads_as_wanted() {
         for wanted in [1, 2, 5] {
-            let (seen, start) = (Mutex::new(HashSet::new()), Instant::now());
-            // Each waits for the others, so that no thread does the work of two.
-            Threads::new(wanted).for_each(0..5_usize, |_| {
-                seen.lock().insert(thread::current().id());
-                while seen.lock().len() < wanted && start.elapsed() < Duration::from_secs(10) {
-                    thread::yield_now();
-                }
-            });
-            assert_eq!(seen.into_inner().len(), wanted);
+            // Each waits for the others, so that this ends only if all work at once.
+            let all = Barrier::new(wanted);
+            Threads::new(wanted).for_each(0..wanted, |_| drop(all.wait()));
         }
     }
 }

@@ -11,7 +11,7 @@ const ROWS: usize = 36;
 const COLUMNS: usize = 64;
 /// Bins of a thumbnail's histogram.
 const BINS: usize = 16;
-/// Variance of luma below which a thumbnail is taken for flat, and of the noise that is not taken for structure.
+/// Variance of luma below which a thumbnail counts as flat, and of the noise that does not count as structure.
 const FLAT: f32 = 4e-4;
 /// Frames that a new one is compared with: a flash of up to one frame less is no cut.
 const REFERENCES: usize = 3;
@@ -23,20 +23,20 @@ const RATE: f32 = 0.25;
 
 /// Says of each frame whether a new scene begins with it, from that frame and those before.
 ///
-/// Small versions of the frames are compared: how far their structure correlates, whatever the brightness, and where it does not,
-/// how much of their histogram moved. That is a cut where it is much more than usual lately. So flashes and fades are none;
-/// a flat frame, black for instance, belongs to the scene before it.
+/// It compares small versions of the frames: how far their structure correlates, whatever the brightness, and, where it does not,
+/// how much of their histogram has moved. A change that is much larger than those of late is a cut, so flashes and fades are not
+/// cuts. A flat frame, black for instance, belongs to the scene before it.
 #[derive(Debug, Clone, Default)]
 pub struct SceneDetector {
     references: VecDeque<Thumbnail>,
-    /// Moving average of the changes, each counted up to what would be a cut. It starts with the first, so that not every
-    /// frame of a restless clip is a cut until it has risen.
+    /// Moving average of the changes, each counted up to what would be a cut. It starts with the first change, or every frame of
+    /// a restless clip would be a cut until the average has risen.
     usual: Option<f32>,
 }
 
 impl SceneDetector {
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]; whether it is the first of a new scene. The first two frames are none, as there is
-    /// nothing to judge them by. Frames may differ in size. Costs one pass over the pixels.
+    /// Takes the next frame, `[3,h,w]` RGB in [0,1]; gives whether it is the first of a new scene. The first two frames are not, as
+    /// there is nothing to judge them by. Frames may differ in size. Costs one pass over the pixels.
     pub fn is_cut(&mut self, frame: ArrayView3<f32>) -> bool {
         let Some(thumbnail) = Thumbnail::new(frame) else { return false };
         if thumbnail.variance < FLAT {
@@ -54,7 +54,7 @@ impl SceneDetector {
         change > least
     }
 
-    /// Forgets all frames: what comes next is not compared with them.
+    /// Forgets all frames: the next one is compared with nothing.
     pub fn reset(&mut self) {
         *self = Self::default();
     }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Prompts: how they are put together and turned into the tokens of CLIP (SPEC A.3).
+//! Prompts: how they are put together and turned into the tokens of CLIP (docs/star.md, A.3).
 
 use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 
 use crate::error::{Error, Result};
+use crate::names::Setting;
 
 /// Tokens that a text encoder takes.
 pub const CONTEXT: usize = 77;
 
-/// The tokens of a text as numbers, filled up with 0.
+/// The tokens of a text as numbers, padded with 0.
 pub type Ids = [i64; CONTEXT];
 
 /// How the bundle's suffix follows a prompt.
@@ -20,14 +21,14 @@ pub enum PromptSuffix {
     /// Behind a space; an empty prompt is the suffix alone.
     #[default]
     Spaced,
-    /// Directly behind, as the official program does, so that two words become one.
+    /// Directly behind, as in the official program, so that two words become one.
     Glued,
-    /// Not at all.
+    /// The suffix is left out.
     None,
 }
 
 impl PromptSuffix {
-    /// The whole of a prompt.
+    /// The text of a prompt with its suffix.
     pub fn compose(self, prompt: &str, suffix: &str) -> String {
         match self {
             Self::Spaced if prompt.trim().is_empty() => suffix.to_owned(),
@@ -38,27 +39,30 @@ impl PromptSuffix {
     }
 }
 
-/// What a user asks for in words; `None` means the bundle's own.
+/// Prompt and negative prompt; `None` stands for the bundle's own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Prompts {
     /// What the video shows.
     pub prompt: Option<String>,
-    /// What it should not look like.
+    /// What the video should not look like.
     pub negative: Option<String>,
     /// How the bundle's suffix follows the prompt, be it the user's or the bundle's.
     pub suffix: PromptSuffix,
 }
 
 impl Prompts {
-    /// For a bundle without text condition: fails with [`Error::Setting`] where a text is given.
+    /// Checks that no text is given, for a bundle without text condition.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where a text is given.
     pub fn refuse(&self, bundle: &str) -> Result<()> {
         let setting = match self {
-            Self { prompt: Some(_), .. } => "prompt",
-            Self { negative: Some(_), .. } => "negative-prompt",
+            Self { prompt: Some(_), .. } => Setting::Prompt,
+            Self { negative: Some(_), .. } => Setting::NegativePrompt,
             _ => return Ok(()),
         };
         let reason = format!("the bundle {bundle} has no text condition; leave it unset");
-        Err(Error::Setting { setting, reason })
+        Err(Error::setting(setting, reason))
     }
 }
 
@@ -67,8 +71,8 @@ impl Prompts {
 pub struct Tokens {
     /// Start, the text's tokens, end, and 0 up to [`CONTEXT`].
     pub ids: Ids,
-    /// The text's last tokens that did not fit.
-    pub cut: usize,
+    /// Number of tokens at the text's end that did not fit.
+    pub truncated: usize,
 }
 
 /// Tokens of a text of any length, as open_clip's `tokenize` gives them.
@@ -76,17 +80,18 @@ pub fn tokenize(text: &str) -> Tokens {
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::new);
     let mut tokens = vec![TOKENIZER.start_of_text()];
     TOKENIZER.encode(&clean(text), &mut tokens);
-    let cut = tokens.len().saturating_sub(CONTEXT - 1);
+    let truncated = tokens.len().saturating_sub(CONTEXT - 1);
     tokens.truncate(CONTEXT - 1);
     tokens.push(TOKENIZER.end_of_text());
     let mut ids = [0; CONTEXT];
     for (id, token) in ids.iter_mut().zip(tokens.into_iter().map(Token::to_u16)) {
         *id = i64::from(token);
     }
-    Tokens { ids, cut }
+    Tokens { ids, truncated }
 }
 
-/// Typographic quotes made plain, entities resolved twice, white space collapsed. The tokenizer itself writes it small.
+/// Makes typographic quotes plain, resolves entities twice and collapses white space. The tokenizer
+/// itself turns letters into small ones.
 fn clean(text: &str) -> String {
     let plain = |c| match c {
         '\u{02bc}' | '\u{2018}'..='\u{201b}' => '\'',
@@ -115,9 +120,9 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_counted() {
         let of = |words: usize| tokenize(&"panda ".repeat(words));
-        assert_eq!((of(75).cut, of(75).ids[75], of(75).ids[76]), (0, 12952, 49407));
-        assert_eq!(of(76).cut, 1);
-        assert_eq!((of(300).cut, of(300).ids), (225, of(75).ids));
+        assert_eq!((of(75).truncated, of(75).ids[75], of(75).ids[76]), (0, 12952, 49407));
+        assert_eq!(of(76).truncated, 1);
+        assert_eq!((of(300).truncated, of(300).ids), (225, of(75).ids));
     }
 
     #[test]
@@ -139,8 +144,8 @@ mod tests {
             "\u{1f3b8}\u{200d}",
             "<end_of_text>",
         ] {
-            let Tokens { ids, cut } = tokenize(text);
-            assert_eq!((ids[0], cut), (49406, 0), "{text:?}");
+            let Tokens { ids, truncated } = tokenize(text);
+            assert_eq!((ids[0], truncated), (49406, 0), "{text:?}");
             assert!(ids.contains(&49407), "{text:?}");
         }
     }

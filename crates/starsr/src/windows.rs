@@ -5,8 +5,9 @@
 use ndarray::{Array3, ArrayView3, Zip};
 
 use crate::error::{Error, Result};
+use crate::names::Setting;
 
-/// How neighbouring windows are joined (DESIGN section 4).
+/// How neighbouring windows are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WindowMode {
@@ -31,18 +32,20 @@ impl Window {
         self.end - self.start
     }
 
-    /// Whether it has no frames; no window given out by this module has none.
+    /// Whether it has no frames. Windows of a clip have at least one.
     pub fn is_empty(&self) -> bool {
         self.end == self.start
     }
 }
 
-/// The layout of a clip's windows: of `length` frames each, neighbours share `overlap`, so that windows start every `length - overlap`
-/// frames. They lie on a grid of absolute frame numbers, see [`Windows::anchored`]: a part of a video has the windows that it
-/// has in the whole, but for the first and the last one, which end with it.
+/// The layout of a clip's windows of `length` frames. Neighbours share `overlap` frames, so windows
+/// start every `length - overlap` frames. They lie on a grid of absolute frame numbers, see
+/// [`Windows::anchored`]: part of a video has the windows that it has in the whole, except for its
+/// first and last window, which end with it.
 ///
-/// `Blend`: a further window is added while there are frames that no window covers; the last one may be shorter.
-/// `Wavefront` (SPEC A.5, `make_chunks`): the last window holds all that is left, up to 1.25 lengths.
+/// `Blend`: there is a further window while some frame lies in no window; the last one may be shorter.
+/// `Wavefront` (docs/star.md, A.5, `make_chunks`): the last window holds all that is left, up to 1.25
+/// lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Windows {
     mode: WindowMode,
@@ -53,32 +56,32 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// For a clip that begins on the grid. Fails with [`Error::Setting`] unless `length` is 1 to 65536 and `overlap < length`; `Blend` cross-fades two windows at a time
-    /// and needs `overlap <= length / 2`.
+    /// The layout of a clip that begins on the grid. `Blend` cross-fades two windows at a time.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] unless `length` is 1 to 65536 and `overlap < length`, for `Blend`
+    /// `overlap <= length / 2`.
     pub fn new(mode: WindowMode, length: usize, overlap: usize) -> Result<Self> {
         if !(1..=65536).contains(&length) {
-            return Err(Error::Setting {
-                setting: "window-length",
-                reason: format!("{length} is outside 1 to 65536"),
-            });
+            let reason = format!("{length} is outside 1 to 65536");
+            return Err(Error::setting(Setting::WindowLength, reason));
         }
         let most = match mode {
             WindowMode::Blend => length / 2,
             WindowMode::Wavefront => length - 1,
         };
         if overlap > most {
-            return Err(Error::Setting {
-                setting: "window-overlap",
-                reason: format!(
-                    "{overlap} is more than {most}, the most that windows of {length} frames allow"
-                ),
-            });
+            let reason = format!(
+                "{overlap} is more than {most}, the most that windows of {length} frames allow"
+            );
+            return Err(Error::setting(Setting::WindowOverlap, reason));
         }
         Ok(Self { mode, length, overlap, missing: 0 })
     }
 
-    /// The same for a clip whose first frame has the absolute number `number`: window 0 is what the clip has of the last window that
-    /// starts no later than its first frame, more than `overlap` frames.
+    /// The same layout for a clip whose first frame has the absolute number `number`. Of all windows
+    /// on the grid that start no later than that frame, window 0 is the last, without the frames before
+    /// the clip; more than `overlap` frames of it remain.
     pub fn anchored(self, number: u64) -> Self {
         Self { missing: (number % self.stride() as u64) as usize, ..self }
     }
@@ -96,6 +99,14 @@ impl Windows {
     /// Frames shared by neighbours, `O`.
     pub fn overlap(&self) -> usize {
         self.overlap
+    }
+
+    /// Frames of the longest window.
+    pub fn longest(&self) -> usize {
+        match self.mode {
+            WindowMode::Blend => self.length,
+            WindowMode::Wavefront => self.length + self.length / 4,
+        }
     }
 
     /// Frames between the starts of neighbours, `L - O`.
@@ -137,8 +148,9 @@ impl Windows {
         windows
     }
 
-    /// The frames of window `k` whose prediction is used in `Wavefront` mode: neighbours are cut in the middle of what they share, an odd
-    /// frame going to the later one. The kept ranges of a clip follow each other without a gap.
+    /// The frames of window `k` whose prediction is used in `Wavefront` mode: neighbours are cut in the
+    /// middle of what they share, an odd frame going to the later one. The kept ranges of a clip follow
+    /// each other without a gap.
     pub fn kept(&self, k: usize, window: Window, last: bool) -> Window {
         let middle = self.overlap / 2;
         Window {
@@ -147,8 +159,8 @@ impl Windows {
         }
     }
 
-    /// Weight of window `k` in frame `frame` of the clip, in `Blend` mode; window `k-1` has the rest. 1 outside what they share, inside
-    /// it a smooth step strictly within (0,1), so that weights sum to 1.
+    /// Weight of window `k` in frame `frame` of the clip, in `Blend` mode; window `k-1` has the rest. The
+    /// weight is 1 outside what they share, and a smooth step strictly within (0,1) inside it.
     pub fn weight(&self, k: usize, frame: usize) -> f32 {
         let position = frame.saturating_sub(self.start(k));
         if k == 0 || position >= self.overlap {
@@ -158,13 +170,14 @@ impl Windows {
         (u * u * (3.0 - 2.0 * u)) as f32
     }
 
-    /// Frames that must follow a frame before it can come out, at most, when each window takes `evaluations`.
+    /// The most frames that must follow a frame before it can come out, when each window takes
+    /// `evaluations`.
     pub fn latency(&self, evaluations: usize) -> usize {
         match self.mode {
             WindowMode::Blend => self.length - 1,
             WindowMode::Wavefront => {
-                // A window is closed by the first frame that no last window could hold, and each evaluation waits for the
-                // windows ahead whose kept frames it needs.
+                // A window is closed by the first frame that no last window could hold, and each
+                // evaluation waits for the windows ahead whose kept frames it needs.
                 let ahead = (self.overlap - self.overlap / 2).div_ceil(self.stride());
                 5 * self.length / 4 + evaluations.saturating_sub(1) * ahead * self.stride()
             }
@@ -191,8 +204,8 @@ impl Planner {
         self.windows
     }
 
-    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if any. `number` is its absolute
-    /// number; that of a clip's first frame anchors the windows.
+    /// Counts one more frame; gives the window that it completes (`Blend`) or settles (`Wavefront`), if
+    /// there is one. `number` is its absolute number; that of a clip's first frame anchors the windows.
     pub fn push(&mut self, number: u64) -> Option<Window> {
         if self.frames == 0 {
             self.windows = self.windows.anchored(number);
@@ -210,7 +223,8 @@ impl Planner {
         })
     }
 
-    /// Ends the clip; gives the last window unless all frames have been covered. The planner is then ready for another clip.
+    /// Ends the clip; gives the last window unless all frames have been covered. Another clip may then
+    /// begin.
     pub fn finish(&mut self) -> Option<Window> {
         let k = self.closed;
         let covered = match self.windows.mode {
@@ -224,14 +238,15 @@ impl Planner {
     }
 }
 
-/// Mixes `next` into `frame` with `weight`: `frame + weight (next - frame)`, exact where both are equal. For planar pixels `[3,H,W]`.
-/// Fails with [`Error::Input`] where the shapes differ.
+/// Mixes `next` into `frame` with `weight`: `frame + weight (next - frame)`, exact where both are equal.
+/// For planar pixels `[3,H,W]`.
+///
+/// # Errors
+/// [`Error::Input`] where the shapes differ.
 pub fn cross_fade(frame: &mut Array3<f32>, next: ArrayView3<f32>, weight: f32) -> Result<()> {
     if frame.dim() != next.dim() {
-        return Err(Error::Input {
-            what: "cross-fade".into(),
-            reason: format!("{:?} and {:?} are not the same shape", frame.shape(), next.shape()),
-        });
+        let reason = format!("{:?} and {:?} are not the same shape", frame.shape(), next.shape());
+        return Err(Error::input("cross-fade", reason));
     }
     Zip::from(frame).and(next).for_each(|a, &b| *a += weight * (b - *a));
     Ok(())

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use starsr::bundle::Bundle;
-use starsr::cancel::Cancel;
+use starsr::Cancel;
 use starsr::runtime::{Engine, Level, Options, Provider, set_logger};
 use starsr_testkit::fixtures;
 
@@ -93,7 +93,7 @@ fn messages_of_the_threshold_and_above_reach_the_logger() {
 }
 
 #[test]
-fn named_by_the_property() {
+fn named_by_the_caller() {
     assert!(outcome(&[("TEST_LIBRARY", &fixtures::onnx_runtime())]).starts_with("loaded 1."));
 }
 
@@ -156,8 +156,6 @@ fn none_anywhere() {
         ".local/share/starsr",
         "libonnxruntime.so.1: ",
         "No such file",
-        "ort-library",
-        "make build",
     ] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
@@ -185,19 +183,15 @@ fn a_named_one_that_fails_is_an_error_although_others_would_do() {
         (&old, "is ONNX Runtime 1.16.3, but starsr needs 1.17 or newer"),
     ];
     for (library, part) in cases {
-        let by_property = outcome(&[("TEST_LIBRARY", library), ("ORT_DYLIB_PATH", &real)]);
+        let by_caller = outcome(&[("TEST_LIBRARY", library), ("ORT_DYLIB_PATH", &real)]);
         let by_variable = outcome(&[("ORT_DYLIB_PATH", library), ("TEST_NEAR", real.parent().unwrap())]);
-        for said in [by_property, by_variable] {
+        for said in [by_caller, by_variable] {
             assert!(
                 said.contains(part) && said.contains(library.to_str().unwrap()),
                 "{}: {said}",
                 library.display()
             );
-            assert!(
-                !said.starts_with("loaded") && said.contains("ort-library"),
-                "{}: {said}",
-                library.display()
-            );
+            assert!(!said.starts_with("loaded"), "{}: {said}", library.display());
         }
     }
 }

@@ -7,11 +7,11 @@ use std::sync::OnceLock;
 
 use arbitrary::Arbitrary;
 use starsr::bundle::{Bundle, Manifest};
-use starsr::cancel::Cancel;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Denoiser, Embedding, Model};
+use starsr::Cancel;
+use starsr::{Error, Result};
+use starsr::model::{Denoiser, Embedding, Model, Query};
 use starsr::text::Ids;
-use starsr::upscaler::{Received, Settings, Upscaler};
+use starsr::{Received, Settings, Size, Upscaler};
 use ndarray::{Array2, Array3, Array4, ArrayView4};
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -194,14 +194,14 @@ const MOST: u64 = 1 << 22;
 
 /// Three frames through an upscaler of that manifest, unless they would take long.
 fn restore(manifest: &Manifest, (width, height): (usize, usize)) {
+    let size = Size { width, height };
     let settings = Settings::default();
     let model =
         Box::new(Zeros { channels: manifest.latent.channels, factor: manifest.latent.spatial_factor });
-    let upscaler = Upscaler::new(model, manifest, &settings, width, height, Cancel::default());
+    let upscaler = Upscaler::new(model, manifest, &settings, size, Cancel::default());
     let Ok(mut upscaler) = upscaler else { return };
-    let (wide, high) = upscaler.output_size();
-    let scale = manifest.scale.default as usize;
-    assert_eq!((wide, high), (width * scale, height * scale));
+    let large = upscaler.output_size();
+    assert_eq!(large, size.enlarged(manifest.scale.default as usize).unwrap());
     if upscaler.memory_estimate().saturating_mul(manifest.sampler.steps.into()) > MOST {
         return;
     }
@@ -214,7 +214,7 @@ fn restore(manifest: &Manifest, (width, height): (usize, usize)) {
     upscaler.flush();
     for _ in 0..3 {
         match upscaler.receive_frame() {
-            Ok(Received::Frame(frame)) => assert_eq!(frame.dim(), (3, high, wide)),
+            Ok(Received::Frame(frame)) => assert_eq!(frame.dim(), (3, large.height, large.width)),
             other => panic!("{other:?}"),
         }
     }
@@ -228,14 +228,8 @@ struct Zeros {
 }
 
 impl Denoiser for Zeros {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        _: i64,
-        _: ArrayView4<f32>,
-        _: Condition,
-    ) -> Result<Array4<f32>> {
-        Ok(Array4::zeros(x.dim()))
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        Ok(vec![Array4::zeros(query.x.dim()); query.conditions.len()])
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Embeddings of prompts that a bundle brings along: a safetensors file with `tokens` and `embeddings`.
+//! Embeddings of prompts that come with a bundle: a safetensors file with `tokens` and `embeddings`.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use half::f16;
 use ndarray::Array2;
 use safetensors::{Dtype, SafeTensors};
 
-use super::manifest::error;
 use crate::error::{Error, Result};
 use crate::model::Embedding;
 use crate::text::{CONTEXT, Ids};
 
 /// Reads `tokens` I64 `[N,77]` and `embeddings` F32 or F16 `[N,77,D]`.
 pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
-    let fail = |tensor: &str, reason: String| -> Error {
-        let field = ["prompts.embeddings", tensor].join(if tensor.is_empty() { "" } else { ", tensor " });
-        error(path, &field, reason)
+    let error = |reason: String| Error::bundle(path, "prompts.embeddings", reason);
+    let fail = |tensor: &str, reason: String| {
+        Error::bundle(path, format!("prompts.embeddings, tensor {tensor}"), reason)
     };
-    let bytes = std::fs::read(path).map_err(|e| fail("", format!("cannot be read: {e}")))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| fail("", format!("is not a safetensors file: {e}; install the bundle again")))?;
+    let bytes = std::fs::read(path).map_err(|e| error(format!("cannot be read: {e}")).caused_by(e))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| {
+        error(format!("is not a safetensors file: {e}; install the bundle again")).caused_by(e)
+    })?;
     let tensor = |name: &str| file.tensor(name).map_err(|_| fail(name, "is missing".into()));
 
     let tokens = tensor("tokens")?;

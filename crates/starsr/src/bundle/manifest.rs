@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The manifest `bundle.toml`: its keys, their meaning and their limits. `models/README.md` is the user's view of it.
+//! The manifest `bundle.toml`: its keys, their meaning and their limits. `models/README.md` describes it
+//! for users.
 
 use std::fmt;
 use std::path::{Component, Path};
 
 use serde::Deserialize;
 
-use crate::geometry::{Axis, Interpolation, Padding};
 use crate::color::ColorFix;
 use crate::diffusion::schedule::{self, SamplerMode, ScheduleConfig};
 use crate::error::{Error, Result};
+use crate::geometry::{Interpolation, LegalSizes, Padding};
+use crate::names::Role;
 use crate::windows::WindowMode;
 
 /// The version of the bundle format that this crate reads.
 pub const FORMAT: i64 = 1;
 
-/// The whole of `bundle.toml`, valid in itself: every constructor checks the ranges given at the fields.
+/// The whole of `bundle.toml`. [`Self::parse`] checks the ranges given at the fields.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -30,26 +32,26 @@ pub struct Manifest {
     pub licence: String,
     /// Where the weights come from.
     pub provenance: String,
-    /// What they were trained on.
+    /// What the weights were trained on.
     pub training_data: String,
     /// Upscaling factors.
     pub scale: Scale,
     /// Shape of the latents.
     pub latent: Latent,
     /// Which frame sizes the graphs take and how frames are brought to them.
-    pub canvas: Canvas,
+    pub canvas: CanvasSpec,
     /// How many frames the graphs take at once.
-    pub window: Window,
+    pub window: WindowSpec,
     /// Noise schedule and start of the sampling.
-    pub schedule: Schedule,
+    pub schedule: ScheduleSpec,
     /// Defaults of the sampler.
-    pub sampler: Sampler,
+    pub sampler: SamplerSpec,
     /// Frames in one run of the autoencoder.
     pub vae: Vae,
     /// Defaults of the text condition; only with a text encoder or precomputed embeddings.
-    pub prompts: Option<Prompts>,
+    pub prompts: Option<PromptsSpec>,
     /// The ONNX graphs.
-    pub graphs: Graphs,
+    pub graphs: GraphsSpec,
 }
 
 /// Upscaling factors, `1 <= minimum <= default <= maximum <= 16`.
@@ -72,30 +74,33 @@ pub struct Latent {
     pub channels: usize,
     /// Output pixels along each side of a latent, 1..=64.
     pub spatial_factor: usize,
-    /// Factor between the autoencoder's latents and the diffusion's, already applied inside the graphs; informative.
+    /// Factor between the autoencoder's latents and the diffusion's. The graphs apply it; here it only
+    /// informs.
     pub scaling_factor: f64,
 }
 
-/// Legal frame sizes in output pixels and the way to them. `multiple` and `offset` of both axes are multiples of the
-/// latents' spatial factor; at most 4096, 4096 and, for `minimum`, 16384.
+/// Legal frame sizes in output pixels and the way to them. `multiple` and `offset` of both axes are
+/// multiples of the latents' spatial factor; at most 4096, 4096 and, for `minimum`, 16384.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Canvas {
+pub struct CanvasSpec {
     /// How frames are upscaled before they are encoded.
     pub upscale: Interpolation,
     /// What fills the canvas around the frame.
     pub padding: Padding,
     /// Legal heights.
-    pub height: Axis,
+    pub height: LegalSizes,
     /// Legal widths.
-    pub width: Axis,
-    /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0 processes whole frames.
+    pub width: LegalSizes,
+    /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0 processes
+    /// whole frames.
     #[serde(default)]
     pub tile: usize,
     /// Output pixels that neighbouring tiles share, less than `tile` unless that is 0.
     #[serde(default)]
     pub tile_overlap: usize,
-    /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0 where that is not known.
+    /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0 where
+    /// that is not known.
     #[serde(default)]
     pub tile_memory: u64,
 }
@@ -103,23 +108,23 @@ pub struct Canvas {
 /// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Window {
+pub struct WindowSpec {
     /// Default length `L`.
     pub length: usize,
     /// Default overlap `O`.
     pub overlap: usize,
-    /// Least length that may be asked for.
+    /// Lowest length that may be set.
     pub minimum: usize,
-    /// Greatest length that may be asked for.
+    /// Highest length that may be set.
     pub maximum: usize,
     /// Default way of joining windows.
     pub mode: WindowMode,
 }
 
-/// Noise schedule (SPEC A.4) and the point of it at which sampling starts.
+/// Noise schedule (docs/star.md, A.4) and the point of it at which sampling starts.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "FlatSchedule")]
-pub struct Schedule {
+pub struct ScheduleSpec {
     /// The family of schedules.
     pub kind: ScheduleKind,
     /// The schedule's parameters.
@@ -134,7 +139,7 @@ pub struct Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Cosine in log-SNR, interpolated between two shifts (SPEC A.4).
+    /// Cosine in log-SNR, interpolated between two shifts (docs/star.md, A.4).
     LogsnrCosineInterp,
 }
 
@@ -160,7 +165,7 @@ struct FlatSchedule {
     noise_level: u32,
 }
 
-impl From<FlatSchedule> for Schedule {
+impl From<FlatSchedule> for ScheduleSpec {
     fn from(flat: FlatSchedule) -> Self {
         let config = ScheduleConfig {
             timesteps: flat.timesteps,
@@ -177,7 +182,7 @@ impl From<FlatSchedule> for Schedule {
 /// Defaults of the sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sampler {
+pub struct SamplerSpec {
     /// Spacing of the timesteps.
     pub mode: SamplerMode,
     /// Model evaluations in `normal` mode, 1..=1000.
@@ -200,8 +205,8 @@ pub struct Vae {
     pub frames_per_encode: usize,
     /// Frames in one run of `vae_decoder`.
     pub frames_per_decode: usize,
-    /// Frames on either side of such a run that its neighbours decode too and that are thrown away;
-    /// `2 * decode_overlap < frames_per_decode`.
+    /// Frames on either side of such a run whose result is discarded, as the neighbouring runs decode
+    /// them too; `2 * decode_overlap < frames_per_decode`.
     #[serde(default)]
     pub decode_overlap: usize,
 }
@@ -209,12 +214,12 @@ pub struct Vae {
 /// Defaults of the text condition.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Prompts {
-    /// Prompt when the user gives none.
+pub struct PromptsSpec {
+    /// Prompt, unless the user gives one.
     pub default: String,
     /// Appended to every prompt.
     pub suffix: String,
-    /// Negative prompt when the user gives none.
+    /// Negative prompt, unless the user gives one.
     pub negative: String,
     /// Embeddings of some prompts, see [`super::Bundle::embeddings`].
     pub embeddings: Option<DataFile>,
@@ -223,7 +228,7 @@ pub struct Prompts {
 /// The ONNX graphs by role.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Graphs {
+pub struct GraphsSpec {
     /// Pixels to latents.
     pub vae_encoder: GraphFile,
     /// Latents to pixels.
@@ -259,45 +264,7 @@ pub struct DataFile {
     pub sha256: String,
 }
 
-/// What a graph is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Pixels to latents.
-    VaeEncoder,
-    /// Latents to pixels.
-    VaeDecoder,
-    /// Tokens to an embedding.
-    TextEncoder,
-    /// Noisy and low-quality latents to controls.
-    ControlNet,
-    /// Noisy latents and controls to the prediction.
-    Denoiser,
-}
-
-impl Role {
-    /// All roles.
-    pub const ALL: [Role; 5] =
-        [Role::VaeEncoder, Role::VaeDecoder, Role::TextEncoder, Role::ControlNet, Role::Denoiser];
-
-    /// The role's name in the manifest.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::VaeEncoder => "vae_encoder",
-            Role::VaeDecoder => "vae_decoder",
-            Role::TextEncoder => "text_encoder",
-            Role::ControlNet => "controlnet",
-            Role::Denoiser => "denoiser",
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl Graphs {
+impl GraphsSpec {
     /// The graph of a role; only [`Role::TextEncoder`] may be absent.
     pub fn get(&self, role: Role) -> Option<&GraphFile> {
         match role {
@@ -311,36 +278,37 @@ impl Graphs {
 }
 
 impl Manifest {
-    /// Reads the text of a manifest; `file` is named in errors.
+    /// Reads the text of a manifest; errors name `file`.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`], which names the field.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
-        // The version is looked at first: a newer format may well have keys that are unknown here.
-        let table = text.parse::<toml::Table>().map_err(|e| toml_error(text, file, &e))?;
-        match table.get("format") {
-            Some(toml::Value::Integer(FORMAT)) => {}
+        // The version comes first: a newer format may well have keys that are unknown here.
+        let table = text.parse::<toml::Table>().map_err(|e| toml_error(text, file, e))?;
+        let reason = match table.get("format") {
+            Some(toml::Value::Integer(FORMAT)) => {
+                let manifest: Self = toml::from_str(text).map_err(|e| toml_error(text, file, e))?;
+                let checked = manifest.validate();
+                checked.map_err(|Fault { field, reason }| Error::bundle(file, field, reason))?;
+                return Ok(manifest);
+            }
             Some(toml::Value::Integer(other)) => {
-                let advice = if *other > FORMAT { "update starsr" } else { "export the bundle again" };
-                let reason =
-                    format!("format {other} is not understood, this starsr reads format {FORMAT}; {advice}");
-                return Err(error(file, "format", reason));
+                let advice =
+                    if *other > FORMAT { "update starsr" } else { "export the bundle again" };
+                format!(
+                    "format {other} is not understood, this starsr reads format {FORMAT}; {advice}"
+                )
             }
-            Some(_) => return Err(error(file, "format", format!("must be the integer {FORMAT}"))),
-            None => {
-                return Err(error(
-                    file,
-                    "format",
-                    format!("is missing; a manifest begins with format = {FORMAT}"),
-                ));
-            }
-        }
-        let manifest: Manifest = toml::from_str(text).map_err(|e| toml_error(text, file, &e))?;
-        manifest.validate().map_err(|(field, reason)| error(file, &field, reason))?;
-        Ok(manifest)
+            Some(_) => format!("must be the integer {FORMAT}"),
+            None => format!("is missing; a manifest begins with format = {FORMAT}"),
+        };
+        Err(Error::bundle(file, "format", reason))
     }
 
-    fn validate(&self) -> Result<(), (String, String)> {
+    fn validate(&self) -> Result<(), Fault> {
         for (field, text) in [("name", &self.name), ("version", &self.version), ("licence", &self.licence)] {
             if text.trim().is_empty() {
-                return Err((field.into(), "must not be empty".into()));
+                return Err(Fault::new(field, "must not be empty"));
             }
         }
 
@@ -358,7 +326,7 @@ impl Manifest {
         within("canvas.tile_overlap", self.canvas.tile_overlap, 0, self.canvas.tile.max(1) - 1)?;
         within("canvas.tile_memory", self.canvas.tile_memory, 0, 1 << 32)?;
 
-        let Window { length, overlap, minimum, maximum, .. } = self.window;
+        let WindowSpec { length, overlap, minimum, maximum, .. } = self.window;
         within("window.minimum", minimum, 1, 4096)?;
         within("window.maximum", maximum, minimum, 4096)?;
         within("window.length", length, minimum, maximum)?;
@@ -372,8 +340,8 @@ impl Manifest {
         above_zero("schedule.scale_min", config.scale_min)?;
         above_zero("schedule.scale_max", config.scale_max)?;
         schedule::Schedule::new(config).map_err(|e| match e {
-            Error::Setting { reason, .. } => ("schedule".to_string(), reason),
-            other => ("schedule".to_string(), other.to_string()),
+            Error::Input { reason, .. } => Fault::new("schedule", reason),
+            other => Fault::new("schedule", other.to_string()),
         })?;
 
         within("sampler.steps", self.sampler.steps, 1, 1000)?;
@@ -390,11 +358,11 @@ impl Manifest {
         if self.graphs.text_encoder.is_none() && embeddings.is_none() {
             if self.prompts.is_some() {
                 let reason = "has no use without graphs.text_encoder or prompts.embeddings; remove the table or add one of them";
-                return Err(("prompts".into(), reason.into()));
+                return Err(Fault::new("prompts", reason));
             }
             if self.sampler.guidance_scale != 1.0 {
                 let reason = "must be 1 without graphs.text_encoder or prompts.embeddings, since there is nothing to guide by";
-                return Err(("sampler.guidance_scale".into(), reason.into()));
+                return Err(Fault::new("sampler.guidance_scale", reason));
             }
         }
         if let Some(data) = embeddings {
@@ -411,14 +379,26 @@ impl Manifest {
     }
 }
 
-fn check_axis(field: &str, axis: Axis, factor: usize) -> Result<(), (String, String)> {
+/// What is wrong with a field of the manifest.
+struct Fault {
+    field: String,
+    reason: String,
+}
+
+impl Fault {
+    fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { field: field.into(), reason: reason.into() }
+    }
+}
+
+fn check_axis(field: &str, axis: LegalSizes, factor: usize) -> Result<(), Fault> {
     within(&format!("{field}.multiple"), axis.multiple, 1, 4096)?;
     within(&format!("{field}.offset"), axis.offset, 0, axis.multiple - 1)?;
     within(&format!("{field}.minimum"), axis.minimum, 0, 16384)?;
     for (key, value) in [("multiple", axis.multiple), ("offset", axis.offset)] {
         if value % factor != 0 {
             let reason = format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");
-            return Err((format!("{field}.{key}"), reason));
+            return Err(Fault::new(format!("{field}.{key}"), reason));
         }
     }
     Ok(())
@@ -429,49 +409,45 @@ fn within<T: PartialOrd + fmt::Display>(
     value: T,
     low: T,
     high: T,
-) -> Result<(), (String, String)> {
+) -> Result<(), Fault> {
     // Written so that NaN fails.
     if value >= low && value <= high {
         Ok(())
     } else {
-        Err((field.into(), format!("is {value}, but must be between {low} and {high}")))
+        Err(Fault::new(field, format!("is {value}, but must be between {low} and {high}")))
     }
 }
 
-fn above_zero(field: &str, value: f64) -> Result<(), (String, String)> {
+fn above_zero(field: &str, value: f64) -> Result<(), Fault> {
     if value.is_finite() && value > 0.0 {
         Ok(())
     } else {
-        Err((field.into(), format!("is {value}, but must be a number above 0")))
+        Err(Fault::new(field, format!("is {value}, but must be a number above 0")))
     }
 }
 
 /// A file name must be a plain relative path which stays in the folder; a hash 64 hexadecimal digits.
-fn check_file(field: &str, file: &str, sha256: &str) -> Result<(), (String, String)> {
+fn check_file(field: &str, file: &str, sha256: &str) -> Result<(), Fault> {
     let mut components = Path::new(file).components().peekable();
     let plain = components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)));
     if !plain || file.contains(['\\', '\0']) || file.ends_with('/') {
         let reason = format!(
             "{file:?} must be a plain path inside the bundle's folder, without `..` or a leading `/`"
         );
-        return Err((format!("{field}.file"), reason));
+        return Err(Fault::new(format!("{field}.file"), reason));
     }
     if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
         let reason = format!("must be the 64 hexadecimal digits that `sha256sum {file}` prints");
-        return Err((format!("{field}.sha256"), reason));
+        return Err(Fault::new(format!("{field}.sha256"), reason));
     }
     Ok(())
 }
 
-pub(super) fn error(file: &Path, field: &str, reason: impl Into<String>) -> Error {
-    Error::Bundle { file: file.to_path_buf(), field: field.to_string(), reason: reason.into() }
-}
-
 /// Turns a TOML error into one sentence which names the line and, where there is one, the key.
-fn toml_error(text: &str, file: &Path, e: &toml::de::Error) -> Error {
+fn toml_error(text: &str, file: &Path, e: toml::de::Error) -> Error {
     let message = e.message().trim().replace('\n', "; ");
     let Some(before) = e.span().and_then(|span| text.get(..span.start)) else {
-        return error(file, "manifest", message);
+        return Error::bundle(file, "manifest", message).caused_by(e);
     };
     let number = before.matches('\n').count();
     let mut table = "";
@@ -484,5 +460,6 @@ fn toml_error(text: &str, file: &Path, e: &toml::de::Error) -> Error {
     let key = line.split_once('=').map_or("", |(key, _)| key.trim());
     let dot = if table.is_empty() || key.is_empty() { "" } else { "." };
     let gap = if table.is_empty() && key.is_empty() { "" } else { " " };
-    error(file, &format!("{table}{dot}{key}{gap}(line {})", number + 1), message)
+    let field = format!("{table}{dot}{key}{gap}(line {})", number + 1);
+    Error::bundle(file, field, message).caused_by(e)
 }

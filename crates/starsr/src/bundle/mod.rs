@@ -9,26 +9,26 @@ use std::path::{Component, Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::cancel::Cancel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Embedding;
 use crate::text::Ids;
 
 mod embeddings;
 mod manifest;
 
-use manifest::error;
+pub use crate::names::Role;
 pub use manifest::{
-    Canvas, DataFile, FORMAT, GraphFile, Graphs, Latent, Manifest, Prediction, Prompts, Role, Sampler, Scale,
-    Schedule, ScheduleKind, Vae, Window,
+    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Manifest, Prediction, PromptsSpec,
+    SamplerSpec, Scale, ScheduleKind, ScheduleSpec, Vae, WindowSpec,
 };
 
 /// The name of the manifest in a bundle's folder.
 pub const MANIFEST: &str = "bundle.toml";
 
-/// The name of the bundle that is used when none is asked for.
+/// The name of the bundle to use unless another is named.
 pub const DEFAULT: &str = "nano";
 
-/// A bundle whose manifest was understood and whose files are there and unaltered.
+/// A bundle with a valid manifest, whose files exist and are unaltered.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     root: PathBuf,
@@ -38,13 +38,16 @@ pub struct Bundle {
 impl Bundle {
     /// Opens the bundle in `dir`: reads the manifest and compares every file with its SHA-256.
     ///
-    /// Fails with [`Error::Bundle`](crate::error::Error::Bundle), which names the file and the field.
+    /// # Errors
+    /// [`Error::Bundle`], which names the file and the field.
     pub fn open(dir: &Path) -> Result<Self> {
         Self::open_with(dir, &Cancel::default())
     }
 
-    /// [`Self::open`] which stops with [`Error::Cancelled`](crate::error::Error::Cancelled) when `cancel` is set:
-    /// hashing a bundle of several gigabytes takes seconds.
+    /// [`Self::open`] that can be cancelled: hashing a bundle of several gigabytes takes seconds.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Cancelled`] when `cancel` is set.
     pub fn open_with(dir: &Path, cancel: &Cancel) -> Result<Self> {
         let root = match fs::metadata(dir) {
             Ok(meta) if meta.is_dir() => dir,
@@ -54,26 +57,20 @@ impl Bundle {
             }
             Ok(_) => {
                 let reason = format!("is not a folder; name the folder that holds {MANIFEST}");
-                return Err(error(dir, "folder", reason));
+                return Err(Error::bundle(dir, "folder", reason));
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let reason =
-                    "does not exist; set model-path to the folder of a bundle, or leave it unset for nano";
-                return Err(error(dir, "folder", reason));
-            }
-            Err(e) => return Err(error(dir, "folder", format!("cannot be opened: {e}"))),
+            Err(e) => return Err(unreadable(dir, "folder", "does not exist", e)),
         };
 
         let path = root.join(MANIFEST);
         let text = match fs::read(&path) {
-            Ok(bytes) => {
-                String::from_utf8(bytes).map_err(|_| error(&path, "manifest", "is not UTF-8 text"))?
-            }
+            Ok(bytes) => String::from_utf8(bytes)
+                .map_err(|e| Error::bundle(&path, "manifest", "is not UTF-8 text").caused_by(e))?,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let reason = format!("has no {MANIFEST}, so it is not a model bundle; check model-path");
-                return Err(error(root, "folder", reason));
+                let reason = format!("has no {MANIFEST}, so it is not a model bundle");
+                return Err(Error::bundle(root, "folder", reason).caused_by(e));
             }
-            Err(e) => return Err(error(&path, "manifest", format!("cannot be read: {e}"))),
+            Err(e) => return Err(unreadable(&path, "manifest", "", e)),
         };
         let manifest = Manifest::parse(&text, &path)?;
 
@@ -91,9 +88,13 @@ impl Bundle {
         Ok(Self { root: root.to_path_buf(), manifest })
     }
 
-    /// Finds the folder of the bundle a user asked for. A path is taken as it is. A bare name, or [`DEFAULT`] when
-    /// nothing was asked for, is looked for as `<name>`, `starsr/<name>` and `models/<name>` in each folder of `near`,
-    /// then as `starsr/<name>` in the user's data folder (`$XDG_DATA_HOME`, else `~/.local/share`).
+    /// Finds the folder of the bundle that a user names. A path is taken as it is. A bare name, or
+    /// [`DEFAULT`] for `None`, is looked for as `<name>`, `starsr/<name>` and
+    /// `models/<name>` in each folder of `near`, then as `starsr/<name>` in the user's data folder
+    /// (`$XDG_DATA_HOME`, else `~/.local/share`).
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] about the field `folder`, which lists the places.
     pub fn locate(user_path: Option<&Path>, near: &[PathBuf]) -> Result<PathBuf> {
         let name = match user_path {
             None => Path::new(DEFAULT),
@@ -116,8 +117,7 @@ impl Bundle {
             return Ok(found.clone());
         }
         let looked = places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        let reason = format!("was not found; looked for {looked}. Set model-path to a bundle's folder");
-        Err(error(name, "folder", reason))
+        Err(Error::bundle(name, "folder", format!("was not found; looked for {looked}")))
     }
 
     /// The bundle's folder.
@@ -125,18 +125,21 @@ impl Bundle {
         &self.root
     }
 
-    /// What the bundle says of itself.
+    /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The ONNX file of a role; `None` for a text encoder that is not there.
+    /// The ONNX file of a role; `None` for the text encoder of a bundle without one.
     pub fn graph(&self, role: Role) -> Option<PathBuf> {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
     }
 
-    /// The prompts, as tokens, whose embeddings `[77,D]` the bundle brings along; of one `D`. None without
-    /// `prompts.embeddings`. Fails with [`Error::Bundle`](crate::error::Error::Bundle), which names the tensor.
+    /// The prompts, as tokens, whose embeddings `[77,D]` come with the bundle, all of one `D`; empty
+    /// without `prompts.embeddings`.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`], which names the tensor.
     pub fn embeddings(&self) -> Result<Vec<(Ids, Embedding)>> {
         match self.manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref()) {
             Some(data) => embeddings::read(&self.root.join(&data.file)),
@@ -151,21 +154,21 @@ pub(crate) fn user_data_dir() -> Option<PathBuf> {
     absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
 }
 
-fn verify(path: &Path, field: &str, expected: &str, cancel: &Cancel) -> Result<()> {
-    let fail = |e: std::io::Error| {
-        if e.kind() == ErrorKind::NotFound {
-            error(
-                path,
-                field,
-                "the manifest names this file, but it does not exist; install the bundle again",
-            )
-        } else {
-            error(path, field, format!("cannot be read: {e}"))
-        }
+/// The error of a file that cannot be opened or read; `missing` is the reason where it does not exist.
+fn unreadable(path: &Path, field: &str, missing: &str, e: std::io::Error) -> Error {
+    let reason = match e.kind() {
+        ErrorKind::NotFound => missing.to_string(),
+        _ => format!("cannot be read: {e}"),
     };
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    Error::bundle(path, field, reason).caused_by(e)
+}
+
+fn verify(path: &Path, field: &str, expected: &str, cancel: &Cancel) -> Result<()> {
+    let missing = "the manifest names this file, but it does not exist; install the bundle again";
+    let fail = |e| unreadable(path, field, missing, e);
+    // Checked before it is opened: opening a pipe would wait for its writer.
     if !fs::metadata(path).map_err(fail)?.is_file() {
-        return Err(error(path, field, "is not a file"));
+        return Err(Error::bundle(path, field, "is not a file"));
     }
     let mut file = File::open(path).map_err(fail)?;
     let mut hash = Sha256::new();
@@ -184,7 +187,8 @@ fn verify(path: &Path, field: &str, expected: &str, cancel: &Cancel) -> Result<(
         return Ok(());
     }
     let reason = format!(
-        "the file was altered or is incomplete: its SHA-256 is {found}, the manifest says {expected}; install the bundle again"
+        "the file was altered or is incomplete: its SHA-256 is {found}, the manifest says \
+         {expected}; install the bundle again"
     );
-    Err(error(path, &format!("{field}.sha256"), reason))
+    Err(Error::bundle(path, format!("{field}.sha256"), reason))
 }

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Classifier-free guidance with rescale (SPEC A.5; arXiv 2305.08891, section 3.4).
+//! Classifier-free guidance with rescale (docs/star.md, A.5; arXiv 2305.08891, section 3.4).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use ndarray::{Array4, ArrayView4};
+use ndarray::Array4;
 
 use crate::error::{Error, Result};
-use crate::model::{Conditioning, Denoiser};
+use crate::model::{Denoiser, Query};
+use crate::names::Setting;
 
-/// How the two halves of a guided prediction are asked for.
+/// How the two halves of a guided prediction are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Batching {
-    /// Together where the model prefers it, separately from the first time on that memory is too short for that.
+    /// Together where the model prefers that; separately from the first time on that memory is too
+    /// short for both.
     #[default]
     Auto,
     /// As one batch of two.
@@ -22,49 +21,51 @@ pub enum Batching {
     Separate,
 }
 
-/// How strongly a prediction follows the prompt. Clones share whether memory was too short for both halves together.
+/// How strongly a prediction follows the prompt.
 #[derive(Debug, Clone)]
 pub struct Guidance {
     scale: f32,
     rescale: f32,
     interval: (f32, f32),
     batching: Batching,
-    separated: Arc<AtomicBool>,
+    /// Whether memory was too short for both halves together.
+    separated: bool,
 }
 
 impl Guidance {
-    /// `scale` is `g` in `v_u + g (v_c - v_u)`; 1 uses `v_c` alone and never asks for `v_u`. `rescale` in 0..=1 is how far the
-    /// standard deviation is brought back to that of `v_c`. STAR: 7.5 and 0.2.
+    /// `scale` is `g` in `v_u + g (v_c - v_u)`; 1 uses `v_c` alone and never asks for `v_u`. `rescale`
+    /// in 0..=1 is how far the standard deviation is brought back to that of `v_c`. STAR: 7.5 and 0.2.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for values out of range.
     pub fn new(scale: f32, rescale: f32) -> Result<Self> {
         if !scale.is_finite() || scale.abs() > 1e4 {
-            return Err(Error::Setting {
-                setting: "guidance-scale",
-                reason: format!("{scale} is outside -10000 to 10000"),
-            });
+            let reason = format!("{scale} is outside -10000 to 10000");
+            return Err(Error::setting(Setting::GuidanceScale, reason));
         }
         if !(0.0..=1.0).contains(&rescale) {
-            return Err(Error::Setting {
-                setting: "guidance-rescale",
-                reason: format!("{rescale} is outside 0 to 1"),
-            });
+            let reason = format!("{rescale} is outside 0 to 1");
+            return Err(Error::setting(Setting::GuidanceRescale, reason));
         }
-        Ok(Self { scale, rescale, interval: (0.0, 1.0), batching: Batching::Auto, separated: Arc::default() })
+        let (interval, batching) = ((0.0, 1.0), Batching::Auto);
+        Ok(Self { scale, rescale, interval, batching, separated: false })
     }
 
-    /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c` alone (arXiv 2404.07724). Fails with
+    /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c` alone
+    /// (arXiv 2404.07724).
+    ///
+    /// # Errors
     /// [`Error::Setting`] unless `0 <= low <= high <= 1`.
     pub fn within(self, (low, high): (f32, f32)) -> Result<Self> {
         // Written so that NaN fails.
         if 0.0 <= low && low <= high && high <= 1.0 {
             return Ok(Self { interval: (low, high), ..self });
         }
-        Err(Error::Setting {
-            setting: "guidance-interval",
-            reason: format!("{low} to {high} is not a range within 0 to 1"),
-        })
+        let reason = format!("{low} to {high} is not a range within 0 to 1");
+        Err(Error::setting(Setting::GuidanceInterval, reason))
     }
 
-    /// Asks for both halves in the given way.
+    /// Computes both halves in the given way.
     pub fn batched(self, batching: Batching) -> Self {
         Self { batching, ..self }
     }
@@ -74,9 +75,9 @@ impl Guidance {
         self.scale != 1.0 && self.interval.0 < self.interval.1
     }
 
-    /// Whether memory was too short for a batch of two, so that the halves are asked for separately.
+    /// Whether memory was too short for a batch of two, so that the halves are computed separately.
     pub fn is_separated(&self) -> bool {
-        self.separated.load(Ordering::Relaxed)
+        self.separated
     }
 
     /// Whether evaluation `i` of `n` is guided.
@@ -85,56 +86,41 @@ impl Guidance {
         self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
     }
 
-    /// The velocity `[F,C,h,w]` for a window, in standard layout, `guided` or under the positive condition alone. Fails as the model
-    /// does, with [`Error::Inference`] where its answer has another shape than `x`, and with [`Error::Input`] where the negative
-    /// prompt is needed and missing.
-    pub fn velocity(
-        &self,
-        model: &mut dyn Denoiser,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        conditioning: &Conditioning,
-        guided: bool,
-    ) -> Result<Array4<f32>> {
-        let check = |v: Array4<f32>| {
-            if v.dim() != x.dim() {
-                return Err(Error::Inference {
-                    graph: "denoiser".into(),
-                    reason: format!("it gave {:?} for an input of {:?}", v.shape(), x.shape()),
-                });
-            }
-            Ok(if v.is_standard_layout() { v } else { v.as_standard_layout().into_owned() })
-        };
-        let conditions = [conditioning.positive.as_ref(), conditioning.negative.as_ref()];
-        if !guided {
-            return check(model.velocity(x, t, hint, conditions[0])?);
+    /// The velocity `[F,C,h,w]` for a window, in standard layout. `query` has the prompt as its only
+    /// condition, or the prompt and the negative prompt for a guided prediction.
+    ///
+    /// # Errors
+    /// As [`Query::ask`], and [`Error::Input`] where the negative prompt is missing.
+    pub fn predict(&mut self, model: &mut dyn Denoiser, query: &Query) -> Result<Array4<f32>> {
+        if let [Some(_), None] = query.conditions {
+            let reason = "guidance needs its embedding; set both halves of the conditioning";
+            return Err(Error::input("the negative prompt", reason));
         }
-        if let [Some(_), None] = conditions {
-            return Err(Error::Input {
-                what: "the negative prompt".into(),
-                reason: "guidance needs its embedding; set both halves of the conditioning".into(),
-            });
-        }
+        let guided = query.conditions.len() == 2;
         let together = match self.batching {
-            Batching::Auto => model.prefers_batches() && !self.is_separated(),
+            Batching::Auto => model.prefers_batches() && !self.separated,
             Batching::Together => true,
             Batching::Separate => false,
         };
-        let mut answer = None;
-        if together {
-            match model.velocities(x, t, hint, conditions) {
-                Err(Error::Memory { .. }) if self.batching == Batching::Auto => {
-                    self.separated.store(true, Ordering::Relaxed);
+        let mut velocities = Vec::new();
+        if together || !guided {
+            match query.ask(model) {
+                Err(Error::Memory { .. }) if guided && self.batching == Batching::Auto => {
+                    self.separated = true;
                 }
-                both => answer = Some(both?),
+                answer => velocities = answer?,
             }
         }
-        let [positive, negative] = match answer {
-            Some(both) => both,
-            None => [model.velocity(x, t, hint, conditions[0])?, model.velocity(x, t, hint, conditions[1])?],
+        if velocities.is_empty() {
+            for condition in query.conditions.chunks(1) {
+                velocities.extend(Query { conditions: condition, ..*query }.ask(model)?);
+            }
+        }
+        let mut velocities = velocities.into_iter().map(standard_layout);
+        let Some(positive) = velocities.next() else {
+            return Err(Error::input("a prediction", "it has no condition"));
         };
-        let (positive, mut guided) = (check(positive)?, check(negative)?);
+        let Some(mut guided) = velocities.next() else { return Ok(positive) };
         self.mix(
             positive.as_slice().expect("standard layout"),
             guided.as_slice_mut().expect("standard layout"),
@@ -142,7 +128,8 @@ impl Guidance {
         Ok(guided)
     }
 
-    /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and pool over the whole window.
+    /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and pool
+    /// over the whole window.
     pub fn mix(&self, positive: &[f32], negative: &mut [f32]) {
         debug_assert_eq!(positive.len(), negative.len());
         for (u, &c) in negative.iter_mut().zip(positive) {
@@ -156,6 +143,10 @@ impl Guidance {
             }
         }
     }
+}
+
+fn standard_layout(v: Array4<f32>) -> Array4<f32> {
+    if v.is_standard_layout() { v } else { v.as_standard_layout().into_owned() }
 }
 
 /// Unbiased standard deviation of at least two values.
@@ -192,15 +183,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rescale_brings_back_the_deviation() {
+    fn rescale_brings_back_the_standard_deviation() {
         let positive = [1.0f32, -1.0, 3.0, 0.5];
         let negative = [0.0f32, 0.5, 1.0, -0.5];
         let mut full = negative;
         Guidance::new(7.5, 1.0).unwrap().mix(&positive, &mut full);
         assert!((std(&full) - std(&positive)).abs() < 1e-6);
-        let mut none = negative;
-        Guidance::new(7.5, 0.0).unwrap().mix(&positive, &mut none);
-        assert_eq!(none[0], 7.5);
+        let mut unscaled = negative;
+        Guidance::new(7.5, 0.0).unwrap().mix(&positive, &mut unscaled);
+        assert_eq!(unscaled[0], 7.5);
     }
 
     #[test]
@@ -215,7 +206,7 @@ mod tests {
         assert_eq!(guided((0.5, 0.5)), [false; 5]);
         for wrong in [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (f32::NAN, 1.0), (0.0, f32::NAN)] {
             let error = Guidance::new(2.0, 0.0).unwrap().within(wrong).unwrap_err();
-            assert!(matches!(error, Error::Setting { setting: "guidance-interval", .. }), "{wrong:?}");
+            assert!(matches!(error, Error::Setting { setting: Setting::GuidanceInterval, .. }), "{wrong:?}");
         }
         assert!(!Guidance::new(1.0, 0.0).unwrap().guides(0, 1));
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The diffusion process of STAR: noise schedule, solver, guidance and noise. Free of GStreamer and ONNX Runtime.
+//! The diffusion process of STAR: noise schedule, solver, guidance and noise, free of ONNX Runtime.
 
 pub mod guidance;
 pub mod noise;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Noise as a function of where it is used, so that a frame gets the same noise however a video is cut, seeked or spread over machines.
+//! Noise as a function of the place where it is used, so that a frame gets the same noise however a video is cut, seeked or
+//! spread over machines.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -11,8 +12,8 @@ pub const POSTERIOR_STEP: u32 = u32::MAX;
 /// A source of N(0,1) noise.
 pub trait Noise: Send + Sync {
     /// Fills `out`, a frame's latents `[C,h,w]`, for the absolute frame number `frame`. Step 0 is the start noise, step i+1 the
-    /// solver's noise after evaluation i, [`POSTERIOR_STEP`] that with which latents are drawn from the encoder's posterior. The
-    /// same arguments always give the same values.
+    /// solver's noise after evaluation i, and [`POSTERIOR_STEP`] the noise with which latents are drawn from the encoder's
+    /// posterior. The same arguments always give the same values.
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]);
 }
 

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The noise schedule and the timesteps at which the model is evaluated (SPEC A.4 and A.5).
+//! The noise schedule and the timesteps at which the model is evaluated (docs/star.md, A.4 and A.5).
 
+use crate::names::Setting;
 use crate::error::{Error, Result};
 
-/// Spacing of the timesteps (SPEC A.5).
+/// Spacing of the timesteps (docs/star.md, A.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SamplerMode {
-    /// The official 14 evaluations.
+    /// The 14 evaluations of the official program.
     Fast,
     /// As many evaluations as `steps` says, evenly spaced.
     Normal,
 }
 
 /// Evaluations of [`SamplerMode::Fast`].
-pub const FAST_EVALUATIONS: usize = 14;
+const FAST_EVALUATIONS: usize = 14;
 
-/// Parameters of the `logsnr_cosine_interp` schedule (SPEC A.4). The default is STAR's.
+/// Parameters of the `logsnr_cosine_interp` schedule (docs/star.md, A.4). The default is STAR's.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
@@ -48,7 +49,8 @@ impl Default for ScheduleConfig {
     }
 }
 
-/// Signal and noise amplitudes of every timestep: `x_t = alpha_t x_0 + sigma_t noise`, `alpha² + sigma² = 1`.
+/// Signal and noise amplitudes of every timestep: `x_t = alpha_t x_0 + sigma_t noise`,
+/// `alpha² + sigma² = 1`.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     alphas: Vec<f64>,
@@ -59,17 +61,20 @@ pub struct Schedule {
 /// Where the model is evaluated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Noise-to-signal ratios `k = sigma/alpha`, strictly decreasing, one more than evaluations; the last is 0.
-    /// The first is infinite where sampling starts from pure noise.
+    /// Noise-to-signal ratios `k = sigma/alpha`, strictly decreasing, one more than evaluations; the
+    /// last is 0. The first is infinite where sampling starts from pure noise.
     pub k: Vec<f64>,
-    /// Timestep told to the model at each evaluation; the first is `noise_level - 1`.
+    /// The model's timestep at each evaluation; the first is `noise_level - 1`.
     pub t: Vec<i64>,
 }
 
 impl Schedule {
-    /// Tables for `config`. Fails with [`Error::Setting`] where the parameters give no usable schedule.
+    /// Tables for `config`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the parameters give no usable schedule.
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
-        let invalid = |reason: String| Error::Setting { setting: "schedule", reason };
+        let invalid = |reason: String| Error::input("schedule", reason);
         let n = config.timesteps;
         if !(2..=100_000).contains(&n) {
             return Err(invalid(format!("timesteps is {n} and must be 2 to 100000")));
@@ -135,19 +140,19 @@ impl Schedule {
 
     /// The evaluations of a run that starts at timestep `noise_level - 1` (STAR: 900 levels).
     ///
-    /// [`SamplerMode::Normal`] spaces `steps` evaluations evenly. [`SamplerMode::Fast`] ignores `steps` and makes 14:
-    /// four down to the middle of the schedule and ten below it; where the noise level is under 9/10 of the schedule the
-    /// middle comes down in proportion. Both are `trailing` spacings whose last positive level is dropped.
+    /// [`SamplerMode::Normal`] spaces `steps` evaluations evenly. [`SamplerMode::Fast`] ignores `steps`
+    /// and makes 14: four down to the middle of the schedule and ten below it; where the noise level is
+    /// under 9/10 of the schedule the middle comes down in proportion. Both are `trailing` spacings
+    /// whose last positive level is dropped.
     ///
-    /// Fails with [`Error::Setting`] for 0 steps, a noise level outside 1..=timesteps, and more evaluations than the noise level
-    /// has room for.
+    /// # Errors
+    /// [`Error::Setting`] for 0 steps, a noise level outside 1..=timesteps, and more evaluations than
+    /// the noise level has room for.
     pub fn plan(&self, mode: SamplerMode, steps: u32, noise_level: u32) -> Result<Plan> {
         let levels = self.log_k.len();
         if noise_level == 0 || noise_level as usize > levels {
-            return Err(Error::Setting {
-                setting: "noise-level",
-                reason: format!("{noise_level} is outside 1 to {levels}"),
-            });
+            let reason = format!("{noise_level} is outside 1 to {levels}");
+            return Err(Error::setting(Setting::NoiseLevel, reason));
         }
         let start = f64::from(noise_level - 1);
         let count = match mode {
@@ -155,10 +160,8 @@ impl Schedule {
             SamplerMode::Normal => steps as usize,
         };
         if count == 0 || count > 2 * levels {
-            return Err(Error::Setting {
-                setting: "steps",
-                reason: format!("{steps} is outside 1 to {}", 2 * levels),
-            });
+            let reason = format!("{steps} is outside 1 to {}", 2 * levels);
+            return Err(Error::setting(Setting::Steps, reason));
         }
         let middle = (levels as f64 / 2.0).min((start + 1.0) * 5.0 / 9.0);
         let times = (0..count).map(|j| {
@@ -167,22 +170,24 @@ impl Schedule {
                 SamplerMode::Fast if j < 4 => start - j as f64 * ((start - middle + 1.0) / 4.0),
                 SamplerMode::Fast => middle - (j - 4) as f64 * ((middle + 1.0) / 11.0),
             };
-            // Single precision as in the reference: it makes exact halves exact again before they are rounded to even.
+            // Single precision as in the reference: it makes exact halves exact again before they are
+            // rounded to even.
             f64::from(time.clamp(0.0, start) as f32)
         });
         let (mut k, t): (Vec<f64>, Vec<i64>) =
             times.map(|time| (self.k(time), time.round_ties_even() as i64)).unzip();
         k.push(0.0);
         if !k.is_sorted_by(|a, b| a > b) {
-            let (setting, reason) = match mode {
-                SamplerMode::Normal => {
-                    ("steps", format!("{steps} evaluations do not fit into noise-level {noise_level}"))
-                }
-                SamplerMode::Fast => {
-                    ("noise-level", format!("{noise_level} is too low for sampler-mode=fast; use normal"))
-                }
-            };
-            return Err(Error::Setting { setting, reason });
+            return Err(match mode {
+                SamplerMode::Normal => Error::setting(
+                    Setting::Steps,
+                    format!("{steps} evaluations do not fit into noise level {noise_level}"),
+                ),
+                SamplerMode::Fast => Error::setting(
+                    Setting::NoiseLevel,
+                    format!("{noise_level} is too low for the sampler mode fast; use normal"),
+                ),
+            });
         }
         Ok(Plan { k, t })
     }

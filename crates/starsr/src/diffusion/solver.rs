@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! DPM-Solver++(2M) SDE with the midpoint rule and eta = 1, in `k` space (SPEC A.5). Everything is elementwise, so that it can be
-//! applied to a window or to a single frame alike.
+//! DPM-Solver++(2M) SDE with the midpoint rule and eta = 1, in `k` space (docs/star.md, A.5).
+//! Everything is elementwise, so that it applies to a window and to a single frame alike.
 
 use super::schedule::{Plan, Schedule};
 use crate::error::{Error, Result};
@@ -45,7 +45,10 @@ pub struct Solver {
 }
 
 impl Solver {
-    /// Fails with [`Error::Setting`] where `plan` is not one of `schedule`'s.
+    /// The solver that follows `plan`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where `plan` is not one of `schedule`'s.
     pub fn new(schedule: &Schedule, plan: &Plan) -> Result<Self> {
         let levels = schedule.alphas().len() as i64;
         let count = plan.t.len();
@@ -55,13 +58,10 @@ impl Solver {
             || !plan.k.is_sorted_by(|a, b| a > b)
             || !plan.t.iter().all(|t| (0..levels).contains(t))
         {
-            return Err(Error::Setting {
-                setting: "steps",
-                reason: "the plan does not fit the schedule".into(),
-            });
+            return Err(Error::input("plan", "it does not fit the schedule"));
         }
         let k = &plan.k;
-        // k = inf is pure noise: the state is then kept unscaled, and the limits of all factors are finite.
+        // k = inf is pure noise: the state is then kept unscaled, and all factors have finite limits.
         let scale = if k[0].is_finite() { k[0] } else { 1.0 };
         let mut steps = Vec::with_capacity(count);
         let mut previous_h = f64::INFINITY;
@@ -95,7 +95,7 @@ impl Solver {
         self.steps.len()
     }
 
-    /// Timestep told to the model at evaluation `i`.
+    /// The model's timestep at evaluation `i`.
     pub fn timestep(&self, i: usize) -> i64 {
         self.steps[i].timestep
     }
@@ -119,8 +119,9 @@ impl Solver {
         x0_from_velocity(self.steps[i].alpha, self.steps[i].sigma, input, velocity);
     }
 
-    /// Moves the state `x` from `k_i` to `k_{i+1}`. `denoised` is evaluation `i`'s prediction, `previous` the one before it
-    /// (`None` at `i = 0`), `noise` is N(0,1). After the last evaluation `x` is `denoised`.
+    /// Moves the state `x` from `k_i` to `k_{i+1}`. `denoised` is evaluation `i`'s prediction,
+    /// `previous` the one before it (`None` at `i = 0`), `noise` is N(0,1). After the last evaluation
+    /// `x` is `denoised`.
     pub fn step(&self, i: usize, x: &mut [f32], denoised: &[f32], previous: Option<&[f32]>, noise: &[f32]) {
         debug_assert!(x.len() == denoised.len() && x.len() == noise.len());
         let s = self.steps[i];

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! STAR's sampling of a long video, whose windows' predictions are merged at every step (SPEC A.5, "chunks"), on an endless stream.
+//! STAR's sampling of a long video, whose windows' predictions are merged at every step (docs/star.md,
+//! A.5, "chunks"), on an endless stream.
 //!
-//! Evaluation i of window k needs the states after evaluation i-1 of the frames in window k, and nothing else. So instead of keeping the
-//! whole video and making one evaluation after the other, pairs (i, k) are run in the order of i + k.
+//! Evaluation i of window k needs the states after evaluation i-1 of the frames in window k, and nothing
+//! else. So instead of keeping the whole video and making one evaluation after the other, pairs (i, k)
+//! are run in the order of i + k.
 
 use std::collections::VecDeque;
 
@@ -23,9 +25,9 @@ struct State {
     previous: Option<Array3<f32>>,
 }
 
-/// The frames that wait for an evaluation.
+/// An evaluation, with the frames that wait for it.
 #[derive(Default)]
-struct Level {
+struct Evaluation {
     /// Place of the first frame held in the clip.
     first: usize,
     states: VecDeque<State>,
@@ -36,7 +38,7 @@ struct Level {
 /// A window whose frames are certain.
 struct Closed {
     window: Window,
-    /// What its first evaluation was made under, and all further ones are.
+    /// What its first evaluation was made under; all further ones are too.
     conditioning: Option<Conditioning>,
 }
 
@@ -51,24 +53,27 @@ struct Hint {
     latents: Array3<f32>,
 }
 
-/// Restores a clip of any length frame by frame; the result is that of the official program on the whole clip.
+/// Restores a clip of any length frame by frame; the result is that of the official program on the
+/// whole clip.
 pub struct Wavefront {
     sampler: Sampler,
     planner: Planner,
     finished: bool,
-    /// Closed windows that some level still needs, the first being window `first_window`.
+    /// Closed windows that some evaluation still needs, the first being window `first_window`.
     closed: VecDeque<Closed>,
     first_window: usize,
-    /// Low-quality latents that some level still needs, the first being of frame `first_hint`.
+    /// Low-quality latents that some evaluation still needs, the first being of frame `first_hint`.
     hints: VecDeque<Hint>,
     first_hint: usize,
-    levels: Vec<Level>,
+    evaluations: Vec<Evaluation>,
     done: Vec<Array3<f32>>,
 }
 
 impl Wavefront {
-    /// Windows of `length` frames of which neighbours share `overlap`; STAR: 32 and 16. Fails with [`Error::Setting`] unless
-    /// `overlap < length`.
+    /// Windows of `length` frames of which neighbours share `overlap`; STAR: 32 and 16.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] unless `overlap < length`.
     pub fn new(sampler: Sampler, length: usize, overlap: usize) -> Result<Self> {
         let windows = Windows::new(WindowMode::Wavefront, length, overlap)?;
         let mut wavefront = Self {
@@ -79,7 +84,7 @@ impl Wavefront {
             first_window: 0,
             hints: VecDeque::new(),
             first_hint: 0,
-            levels: Vec::new(),
+            evaluations: Vec::new(),
             done: Vec::new(),
         };
         wavefront.reset();
@@ -94,26 +99,30 @@ impl Wavefront {
         self.first_window = 0;
         self.hints.clear();
         self.first_hint = 0;
-        self.levels = (0..self.sampler.evaluations()).map(|_| Level::default()).collect();
+        self.evaluations = (0..self.sampler.evaluations()).map(|_| Evaluation::default()).collect();
         self.done.clear();
-    }
-
-    /// Frames that must follow a frame before it can come out, at most.
-    pub fn latency(&self) -> usize {
-        self.planner.windows().latency(self.sampler.evaluations())
     }
 
     /// Arrays of a frame's latents held at the moment: hints, states and predictions.
     pub fn held(&self) -> usize {
         let states: usize =
-            self.levels.iter().flat_map(|l| &l.states).map(|s| 1 + usize::from(s.previous.is_some())).sum();
+            self.evaluations.iter().flat_map(|e| &e.states).map(|s| 1 + usize::from(s.previous.is_some())).sum();
         self.hints.len() + states + self.done.len()
     }
 
-    /// Takes the low-quality latents `[C,h,w]` of the clip's next frame. `frame` is its absolute number, which selects its noise. Fails
-    /// with [`Error::Input`] where the shape differs from the clip's or the clip has been finished and not yet given out.
+    /// The sampler.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Takes the low-quality latents `[C,h,w]` of the clip's next frame. `frame` is its absolute number,
+    /// which selects its noise.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the shape differs from the clip's or the clip has been finished and not
+    /// yet given out.
     pub fn push(&mut self, frame: u64, hint: Array3<f32>) -> Result<()> {
-        let refuse = |reason| Err(Error::Input { what: format!("latents of frame {frame}"), reason });
+        let refuse = |reason: String| Err(Error::input(format!("latents of frame {frame}"), reason));
         if self.finished {
             return refuse("the clip is finished; take its frames or reset first".into());
         }
@@ -123,11 +132,8 @@ impl Wavefront {
         if let Some(before) = self.hints.back()
             && before.latents.dim() != hint.dim()
         {
-            return refuse(format!(
-                "their shape {:?} is not the clip's {:?}",
-                hint.shape(),
-                before.latents.shape()
-            ));
+            let (hint, before) = (hint.shape(), before.latents.shape());
+            return refuse(format!("their shape {hint:?} is not the clip's {before:?}"));
         }
         self.hints.push_back(Hint { number: frame, latents: hint });
         self.closed.extend(self.planner.push(frame).map(Closed::new));
@@ -140,9 +146,13 @@ impl Wavefront {
         self.closed.extend(self.planner.finish().map(Closed::new));
     }
 
-    /// Runs every evaluation whose frames are there and gives the restored latents `[C,h,w]` of the frames that became ready, in
-    /// order. A window is restored under the `conditioning` of its first evaluation. Fails as the model does and with
-    /// [`Error::Cancelled`] (looked at before each evaluation); nothing is lost then, and the call may be repeated.
+    /// Runs every evaluation whose frames are there and gives the restored latents `[C,h,w]` of the
+    /// frames that became ready, in order. A window is restored under the `conditioning` of its first
+    /// evaluation.
+    ///
+    /// # Errors
+    /// As [`Sampler::denoise`], and [`Error::Cancelled`] (checked before each evaluation). Nothing is
+    /// lost then, and the call may be repeated.
     pub fn advance(
         &mut self,
         model: &mut dyn Denoiser,
@@ -164,27 +174,28 @@ impl Wavefront {
 
     /// Gives every frame its start state.
     fn start(&mut self, noise: &dyn Noise) {
-        let level = &mut self.levels[0];
-        let started = level.first + level.states.len() - self.first_hint;
+        let evaluation = &mut self.evaluations[0];
+        let started = evaluation.first + evaluation.states.len() - self.first_hint;
         for hint in self.hints.iter().skip(started) {
             let latents = hint.latents.as_standard_layout();
             let mut x = Array3::zeros(latents.raw_dim());
             let values = x.as_slice_mut().expect("standard layout");
             noise.fill(hint.number, 0, values);
             self.sampler.solver().start(latents.as_slice().expect("standard layout"), values);
-            level.states.push_back(State { x, previous: None });
+            evaluation.states.push_back(State { x, previous: None });
         }
     }
 
-    /// The evaluation to run next: of those whose frames are there the one with the smallest i + k, then the smallest i.
+    /// The evaluation to run next: of those whose frames are there the one with the smallest i + k,
+    /// then the smallest i.
     fn next(&self) -> Option<usize> {
         let ready = |&i: &usize| {
-            let level = &self.levels[i];
+            let evaluation = &self.evaluations[i];
             self.closed
-                .get(level.window - self.first_window)
-                .is_some_and(|closed| closed.window.end <= level.first + level.states.len())
+                .get(evaluation.window - self.first_window)
+                .is_some_and(|closed| closed.window.end <= evaluation.first + evaluation.states.len())
         };
-        (0..self.levels.len()).filter(ready).min_by_key(|&i| (i + self.levels[i].window, i))
+        (0..self.evaluations.len()).filter(ready).min_by_key(|&i| (i + self.evaluations[i].window, i))
     }
 
     /// Runs evaluation `i` of its next window.
@@ -196,28 +207,29 @@ impl Wavefront {
         conditioning: &Conditioning,
     ) -> Result<()> {
         let solver = self.sampler.solver();
-        let level = &self.levels[i];
-        let k = level.window;
+        let evaluation = &self.evaluations[i];
+        let k = evaluation.window;
         let closed = &mut self.closed[k - self.first_window];
         let window = closed.window;
         let conditioning = closed.conditioning.get_or_insert_with(|| conditioning.clone()).clone();
         let last = self.finished && k + 1 - self.first_window == self.closed.len();
         let kept = self.planner.windows().kept(k, window, last);
 
-        let (channels, height, width) = level.states[0].x.dim();
+        let (channels, height, width) = evaluation.states[0].x.dim();
         let mut input = Array4::zeros((window.len(), channels, height, width));
         let mut hint = input.clone();
         let slots = input.axis_iter_mut(Axis(0)).zip(hint.axis_iter_mut(Axis(0)));
         for (frame, (mut input, mut hint)) in (window.start..).zip(slots) {
-            let state = &level.states[frame - level.first].x;
+            let state = &evaluation.states[frame - evaluation.first].x;
             let scaled = input.as_slice_mut().expect("standard layout");
             solver.scale_model_input(i, state.as_slice().expect("standard layout"), scaled);
             hint.assign(&self.hints[frame - self.first_hint].latents);
         }
         let denoised = self.sampler.denoise(model, i, input.view(), hint.view(), &conditioning)?;
 
-        let end = i + 1 == self.levels.len();
-        let level = &mut self.levels[i];
+        let solver = self.sampler.solver();
+        let end = i + 1 == self.evaluations.len();
+        let evaluation = &mut self.evaluations[i];
         let mut drawn = vec![0.0; channels * height * width];
         let mut moved = Vec::with_capacity(kept.len());
         for frame in kept.start..kept.end {
@@ -226,7 +238,7 @@ impl Wavefront {
                 self.done.push(predicted);
                 continue;
             }
-            let state = &mut level.states[frame - level.first];
+            let state = &mut evaluation.states[frame - evaluation.first];
             let previous = state.previous.take();
             let mut x = state.x.clone();
             noise.fill(self.hints[frame - self.first_hint].number, i as u32 + 1, &mut drawn);
@@ -239,16 +251,16 @@ impl Wavefront {
             );
             moved.push(State { x, previous: Some(predicted) });
         }
-        if let Some(after) = self.levels.get_mut(i + 1) {
+        if let Some(after) = self.evaluations.get_mut(i + 1) {
             after.states.extend(moved);
         }
 
-        let level = &mut self.levels[i];
-        level.window += 1;
+        let evaluation = &mut self.evaluations[i];
+        evaluation.window += 1;
         let needed = if last { window.end } else { self.planner.windows().start(k + 1) };
-        level.states.drain(..needed - level.first);
-        level.first = needed;
-        let oldest = self.levels.last().expect("at least one evaluation");
+        evaluation.states.drain(..needed - evaluation.first);
+        evaluation.first = needed;
+        let oldest = self.evaluations.last().expect("at least one evaluation");
         self.hints.drain(..oldest.first - self.first_hint);
         self.first_hint = oldest.first;
         self.closed.drain(..oldest.window - self.first_window);

@@ -2,10 +2,10 @@
 
 //! Enlarging pictures.
 
-use ndarray::{Array3, ArrayView3, Axis as Dim};
+use ndarray::{Array3, ArrayView3, Axis};
 
-use super::{MAX_SIZE, size_error};
-use crate::error::Result;
+use super::size::{MAX_SIDE, Size};
+use crate::error::{Error, Result};
 
 /// How pixels between pixels are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -38,15 +38,20 @@ impl Interpolation {
     }
 }
 
-/// Enlarges `source` `[C,h,w]` by an integer `factor` to `[C,H,W]`, pixel centres on the grid of `align_corners=False`, edges
-/// replicated, without antialiasing. The result is not clamped: bicubic may leave the range of its input by about a tenth.
-/// Fails with [`Error::Input`] where `factor` is 0 or the result is beyond 65536 pixels a side.
-pub fn upscale(source: ArrayView3<f32>, factor: usize, interpolation: Interpolation) -> Result<Array3<f32>> {
+/// Enlarges `source` `[C,h,w]` by an integer `factor` to `[C,H,W]`, with pixel centres on the grid of
+/// `align_corners=False`, edges replicated, without antialiasing. The result is not clamped: bicubic
+/// may leave the range of its input by about a tenth.
+///
+/// # Errors
+/// [`Error::Input`] where `factor` is 0 or a side would be longer than 65536 pixels.
+pub fn upscale(
+    source: ArrayView3<f32>,
+    factor: usize,
+    interpolation: Interpolation,
+) -> Result<Array3<f32>> {
     let (channels, height, width) = source.dim();
-    let side = |size: usize| size.checked_mul(factor).filter(|&s| factor > 0 && s <= MAX_SIZE);
-    let (Some(big_height), Some(big_width)) = (side(height), side(width)) else {
-        return Err(size_error("upscale", format!("{width}x{height} cannot be enlarged {factor} times")));
-    };
+    let Size { width: big_width, height: big_height } =
+        Size { width, height }.enlarged(factor)?;
     if factor == 1 {
         return Ok(source.as_standard_layout().into_owned());
     }
@@ -56,7 +61,8 @@ pub fn upscale(source: ArrayView3<f32>, factor: usize, interpolation: Interpolat
     }
     let reach = interpolation.reach();
     let taps = 2 * reach + 1;
-    // Weights [phase][tap] of the source pixels from -reach to +reach around the one that an output pixel lies in.
+    // Weights [phase][tap] of the source pixels from -reach to +reach around the one that an output
+    // pixel lies in.
     let weights: Vec<f32> = (0..factor)
         .flat_map(|phase| {
             let centre = (phase as f64 + 0.5) / factor as f64 - 0.5;
@@ -66,7 +72,7 @@ pub fn upscale(source: ArrayView3<f32>, factor: usize, interpolation: Interpolat
     let source = source.as_standard_layout();
     let mut wide = vec![0.0; height * big_width];
     let mut padded = vec![0.0; width + 2 * reach];
-    for (plane, mut out) in source.axis_iter(Dim(0)).zip(result.axis_iter_mut(Dim(0))) {
+    for (plane, mut out) in source.axis_iter(Axis(0)).zip(result.axis_iter_mut(Axis(0))) {
         let plane = plane.to_slice().expect("standard layout");
         for (row, wide) in plane.chunks_exact(width).zip(wide.chunks_exact_mut(big_width)) {
             padded[reach..reach + width].copy_from_slice(row);
@@ -131,21 +137,25 @@ fn weighted_rows<'a>(out: &mut [f32], mut rows: impl Iterator<Item = (f32, &'a [
     }
 }
 
-/// Resizes `source` `[C,h,w]` bilinearly to `[C,height,width]`, `align_corners=False`, edges replicated, without antialiasing (so meant
-/// for enlarging). Fails with [`Error::Input`] where `source` is empty or a side is beyond 65536 pixels.
-pub fn resize_bilinear(source: ArrayView3<f32>, height: usize, width: usize) -> Result<Array3<f32>> {
+/// Resizes `source` `[C,h,w]` bilinearly to `[C,H,W]` of the given size, `align_corners=False`, edges
+/// replicated, without antialiasing: meant for enlarging.
+///
+/// # Errors
+/// [`Error::Input`] where `source` is empty or a side is longer than 65536 pixels.
+pub fn resize_bilinear(source: ArrayView3<f32>, size: Size) -> Result<Array3<f32>> {
     let (channels, from_height, from_width) = source.dim();
-    if source.is_empty() || height > MAX_SIZE || width > MAX_SIZE {
-        return Err(size_error("resize", format!("{from_width}x{from_height} to {width}x{height}")));
+    let Size { width, height } = size;
+    if source.is_empty() || height > MAX_SIDE || width > MAX_SIDE {
+        return Err(Error::input("resize", format!("{from_width}x{from_height} to {size}")));
     }
     let source = source.as_standard_layout();
     let across = positions(from_width, width);
     let down = positions(from_height, height);
     let mut result = Array3::zeros((channels, height, width));
     let mut mixed = vec![0.0; from_width];
-    for (plane, mut out) in source.axis_iter(Dim(0)).zip(result.axis_iter_mut(Dim(0))) {
+    for (plane, mut out) in source.axis_iter(Axis(0)).zip(result.axis_iter_mut(Axis(0))) {
         let plane = plane.to_slice().expect("standard layout");
-        for (mut line, &(top, bottom, weight)) in out.axis_iter_mut(Dim(0)).zip(&down) {
+        for (mut line, &(top, bottom, weight)) in out.axis_iter_mut(Axis(0)).zip(&down) {
             let row = |y: usize| &plane[y * from_width..(y + 1) * from_width];
             weighted_rows(&mut mixed, [(1.0 - weight, row(top)), (weight, row(bottom))].into_iter());
             for (v, &(left, right, weight)) in line.iter_mut().zip(&across) {
@@ -204,7 +214,7 @@ mod tests {
                     let worst = (&ours - &reference(&v, factor, how)).fold(0.0f32, |m, d| m.max(d.abs()));
                     assert!(worst < 1e-6, "{factor} {height}x{width} {how:?}: {worst}");
                     if how == Interpolation::Bilinear {
-                        let resized = resize_bilinear(v.view(), height * factor, width * factor).unwrap();
+                        let resized = resize_bilinear(v.view(), Size::new(width * factor, height * factor)).unwrap();
                         let worst = (&ours - &resized).fold(0.0f32, |m, d| m.max(d.abs()));
                         assert!(worst < 1e-6, "{factor} {height}x{width}: {worst}");
                     }
@@ -218,9 +228,9 @@ mod tests {
         let v = Array3::zeros((3, 4, 4));
         assert!(upscale(v.view(), 0, Interpolation::Bilinear).is_err());
         assert!(upscale(v.view(), usize::MAX, Interpolation::Bilinear).is_err());
-        assert!(upscale(v.view(), MAX_SIZE, Interpolation::Bicubic).is_err());
-        assert!(resize_bilinear(Array3::zeros((3, 0, 4)).view(), 2, 2).is_err());
-        assert_eq!(resize_bilinear(v.view(), 0, 5).unwrap().dim(), (3, 0, 5));
+        assert!(upscale(v.view(), MAX_SIDE, Interpolation::Bicubic).is_err());
+        assert!(resize_bilinear(Array3::zeros((3, 0, 4)).view(), Size::new(2, 2)).is_err());
+        assert_eq!(resize_bilinear(v.view(), Size::new(5, 0)).unwrap().dim(), (3, 0, 5));
         assert_eq!(
             upscale(Array3::zeros((3, 0, 4)).view(), 4, Interpolation::Bicubic).unwrap().dim(),
             (3, 0, 16)

@@ -4,17 +4,20 @@
 
 use std::ops::Range;
 
-use ndarray::{Array4, ArrayView3, ArrayViewMut3, Axis as Dim, s};
+use ndarray::{Array4, ArrayView3, ArrayViewMut3, Axis, s};
 
-use super::{Axis, size_error};
+use super::canvas::LegalSizes;
+use super::size::Size;
 use crate::error::{Error, Result};
+use crate::names::Setting;
 
 /// A stretch of one axis of a canvas that is processed at once.
 #[derive(Debug, Clone, PartialEq)]
 struct Tile {
     /// Pixels of the canvas.
     range: Range<usize>,
-    /// Weight of each of these pixels: rises and falls smoothly over what tiles share. For each pixel of the canvas the weights sum to 1.
+    /// Weight of each of these pixels. The weights rise and fall smoothly over what tiles share; for
+    /// each pixel of the canvas they sum to 1.
     weights: Vec<f32>,
 }
 
@@ -37,51 +40,62 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Covers a canvas of `(height, width)` with tiles of one legal size each way, at most `tile` pixels long (0: the whole canvas), of which
-    /// neighbours share at least `overlap`. Fails with [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves
-    /// tiles no room to advance, and with [`Error::Input`] where the canvas is not of legal size.
+    /// Covers a canvas of `size` with tiles of one legal size each way, at most `tile` pixels long
+    /// (0: the whole canvas). Neighbours share at least `overlap` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room to
+    /// advance, and [`Error::Input`] where the canvas is not of legal size.
     pub fn new(
-        (height, width): (usize, usize),
+        size: Size,
         tile: usize,
         overlap: usize,
-        [rows, columns]: [Axis; 2],
+        [rows, columns]: [LegalSizes; 2],
     ) -> Result<Self> {
-        Ok(Self { rows: tiles(height, tile, overlap, rows)?, columns: tiles(width, tile, overlap, columns)? })
+        Ok(Self {
+            rows: tiles(size.height, tile, overlap, rows)?,
+            columns: tiles(size.width, tile, overlap, columns)?,
+        })
     }
 
-    /// The grid of the latents, each of `factor` x `factor` pixels, of which all legal sizes are multiples.
+    /// The grid of the latents, each of `factor` x `factor` pixels, where all legal sizes are
+    /// multiples of `factor`.
     pub fn shrunk(&self, factor: usize) -> Self {
         let shrunk = |tiles: &[Tile]| tiles.iter().map(|tile| tile.shrunk(factor)).collect();
         Self { rows: shrunk(&self.rows), columns: shrunk(&self.columns) }
     }
 
-    /// Size `(width, height)` of a tile.
-    pub fn tile_size(&self) -> (usize, usize) {
-        let longest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.range.len()).max().unwrap_or(0);
-        (longest(&self.columns), longest(&self.rows))
+    /// Size of a tile.
+    pub fn tile_size(&self) -> Size {
+        let longest = |tiles: &[Tile]| tiles.iter().map(|t| t.range.len()).max().unwrap_or(0);
+        Size { width: longest(&self.columns), height: longest(&self.rows) }
     }
 
-    /// Whole frames `[F,C,H,W]`, blended from what `work` gives for the rows and columns of each tile, `[F,C,h,w]`; `N` such arrays at once. What
-    /// a single tile gives is taken as it is. Fails as `work` does, and with [`Error::Input`] where what it gives has not the size of its tile.
-    pub fn blend<const N: usize>(
+    /// Whole frames `[F,C,H,W]`, blended from the arrays `[F,C,h,w]` that `work` gives for the rows
+    /// and columns of each tile. `work` may give several arrays, and as many come out. The arrays of
+    /// a single tile come out as they are.
+    ///
+    /// # Errors
+    /// As `work`, and [`Error::Input`] where an array and its tile differ in size.
+    pub fn blend(
         &self,
-        mut work: impl FnMut(Range<usize>, Range<usize>) -> Result<[Array4<f32>; N]>,
-    ) -> Result<[Array4<f32>; N]> {
+        mut work: impl FnMut(Range<usize>, Range<usize>) -> Result<Vec<Array4<f32>>>,
+    ) -> Result<Vec<Array4<f32>>> {
         if let ([rows], [columns]) = (self.rows.as_slice(), self.columns.as_slice()) {
             return work(rows.range.clone(), columns.range.clone());
         }
         let end = |tiles: &[Tile]| tiles.last().map_or(0, |tile| tile.range.end);
         let (height, width) = (end(&self.rows), end(&self.columns));
-        let mut whole: Option<[Array4<f32>; N]> = None;
+        let mut whole: Vec<Array4<f32>> = Vec::new();
         for rows in &self.rows {
             for columns in &self.columns {
                 let parts = work(rows.range.clone(), columns.range.clone())?;
-                let whole = whole.get_or_insert_with(|| {
-                    std::array::from_fn(|i| {
-                        let (frames, channels, ..) = parts[i].dim();
-                        Array4::zeros((frames, channels, height, width))
-                    })
-                });
+                if whole.is_empty() {
+                    let empty = |part: &Array4<f32>| {
+                        Array4::zeros((part.dim().0, part.dim().1, height, width))
+                    };
+                    whole = parts.iter().map(empty).collect();
+                }
                 for (whole, part) in whole.iter_mut().zip(&parts) {
                     for (mut whole, part) in whole.outer_iter_mut().zip(part.outer_iter()) {
                         add_tile(&mut whole, part, rows, columns)?;
@@ -89,53 +103,48 @@ impl Grid {
                 }
             }
         }
-        Ok(whole.unwrap_or_else(|| std::array::from_fn(|_| Array4::default((0, 0, 0, 0)))))
+        Ok(whole)
     }
 }
 
-/// Covers one axis of a canvas of legal `size` with tiles of one legal size, at most `tile` pixels long, neighbours sharing at least
-/// `overlap`: as few as that takes, and no longer than they need be. All start on multiples of `axis.multiple`. 0 for `tile`, or a tile that holds it all, gives the whole axis.
-///
-/// Fails with [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room to advance, and with
-/// [`Error::Input`] where `size` is not legal.
-fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec<Tile>> {
-    if axis.fit(size)? != size {
-        return Err(size_error("tiles", format!("{size} is not a size the model takes")));
+/// Covers one axis of a canvas of legal `size` with tiles of one legal size, at most `tile` pixels
+/// long, neighbours sharing at least `overlap`: as few tiles as that takes, and no longer than needed.
+/// All start on multiples of `legal.multiple`. 0 for `tile`, or a tile that holds it all, gives the
+/// whole axis. Fails as [`Grid::new`].
+fn tiles(size: usize, tile: usize, overlap: usize, legal: LegalSizes) -> Result<Vec<Tile>> {
+    if legal.fit(size)? != size {
+        return Err(Error::input("tiles", format!("{size} is not a size the model takes")));
     }
     if tile == 0 || tile >= size {
         return Ok(vec![Tile { range: 0..size, weights: vec![1.0; size] }]);
     }
-    let Some(mut length) = axis.fit_within(tile) else {
-        return Err(Error::Setting {
-            setting: "tile-size",
-            reason: format!("{tile} is below {}, the least the model takes", axis.fit(1)?),
-        });
+    let Some(mut length) = legal.fit_within(tile) else {
+        let reason = format!("{tile} is below {}, the least the model takes", legal.fit(1)?);
+        return Err(Error::setting(Setting::TileSize, reason));
     };
     // Legal sizes differ by whole multiples, so the starts can be spread evenly over multiples.
-    let room = |length: usize| (size - length) / axis.multiple;
+    let room = |length: usize| (size - length) / legal.multiple;
     let gaps_for = |length: usize| {
-        let stride = length.saturating_sub(overlap) / axis.multiple;
+        let stride = length.saturating_sub(overlap) / legal.multiple;
         (stride > 0).then(|| room(length).div_ceil(stride))
     };
     let Some(gaps) = gaps_for(length) else {
-        return Err(Error::Setting {
-            setting: "tile-overlap",
-            reason: format!(
-                "{overlap} is too much for tiles of {length}; the most is {}",
-                length - axis.multiple.min(length)
-            ),
-        });
+        let most = length - legal.multiple.min(length);
+        let reason = format!("{overlap} is too much for tiles of {length}; the most is {most}");
+        return Err(Error::setting(Setting::TileOverlap, reason));
     };
-    // Of as many tiles the smallest that will do cost least.
-    while let Some(smaller) = length.checked_sub(axis.multiple).and_then(|less| axis.fit_within(less))
+    // Among layouts of as many tiles, the one with the smallest tiles costs least.
+    while let Some(smaller) =
+        length.checked_sub(legal.multiple).and_then(|less| legal.fit_within(less))
         && gaps_for(smaller) == Some(gaps)
     {
         length = smaller;
     }
     let room = room(length);
-    let starts: Vec<usize> = (0..=gaps).map(|i| i * room / gaps * axis.multiple).collect();
+    let starts: Vec<usize> = (0..=gaps).map(|i| i * room / gaps * legal.multiple).collect();
 
-    // Rises over all that two tiles share, with no bend at either end: next to its edge a tile knows least.
+    // Rises over all that two tiles share, with no bend at either end: a tile knows least next to its
+    // edge.
     let rise = |place: usize, shared: usize| {
         let u = ((place as f64 + 0.5) / shared.max(1) as f64).min(1.0);
         if shared == 0 { 1.0 } else { u * u * (3.0 - 2.0 * u) }
@@ -162,8 +171,8 @@ fn tiles(size: usize, tile: usize, overlap: usize, axis: Axis) -> Result<Vec<Til
         .collect())
 }
 
-/// Adds a processed tile `[C,h,w]` to `canvas` `[C,H,W]` (zero before the first) with its weights. Fails with [`Error::Input`] where the
-/// tile is not `rows` x `columns` or lies outside the canvas.
+/// Adds a processed tile `[C,h,w]` to `canvas` `[C,H,W]` with its weights. Fails with
+/// [`Error::Input`] where the tile is not `rows` x `columns` or lies outside the canvas.
 fn add_tile(
     canvas: &mut ArrayViewMut3<f32>,
     tile: ArrayView3<f32>,
@@ -177,14 +186,12 @@ fn add_tile(
         || rows.weights.len() != rows.range.len()
         || columns.weights.len() != columns.range.len()
     {
-        return Err(size_error(
-            "tiles",
-            format!("{:?} does not fit its place on {:?}", tile.shape(), canvas.shape()),
-        ));
+        let reason = format!("{:?} does not fit its place on {:?}", tile.shape(), canvas.shape());
+        return Err(Error::input("tiles", reason));
     }
     let mut place = canvas.slice_mut(s![.., rows.range.clone(), columns.range.clone()]);
-    for (mut to, from) in place.axis_iter_mut(Dim(0)).zip(tile.axis_iter(Dim(0))) {
-        for ((mut to, from), &wy) in to.axis_iter_mut(Dim(0)).zip(from.axis_iter(Dim(0))).zip(&rows.weights) {
+    for (mut to, from) in place.axis_iter_mut(Axis(0)).zip(tile.axis_iter(Axis(0))) {
+        for ((mut to, from), &wy) in to.axis_iter_mut(Axis(0)).zip(from.axis_iter(Axis(0))).zip(&rows.weights) {
             for ((to, from), wx) in to.iter_mut().zip(from).zip(&columns.weights) {
                 *to += wy * wx * from;
             }
@@ -200,9 +207,9 @@ mod tests {
     #[test]
     fn cover_with_weights_that_sum_to_one() {
         for axis in [
-            Axis { multiple: 64, offset: 16, minimum: 0 },
-            Axis { multiple: 16, offset: 0, minimum: 32 },
-            Axis { multiple: 1, offset: 0, minimum: 0 },
+            LegalSizes { multiple: 64, offset: 16, minimum: 0 },
+            LegalSizes { multiple: 16, offset: 0, minimum: 32 },
+            LegalSizes { multiple: 1, offset: 0, minimum: 0 },
         ] {
             for n in 1..40 {
                 let size = axis.fit(n * 37).unwrap();
@@ -237,30 +244,31 @@ mod tests {
 
     #[test]
     fn tiles_of_a_picture_give_it_back() {
-        let axis = Axis { multiple: 4, offset: 0, minimum: 0 };
+        let axis = LegalSizes { multiple: 4, offset: 0, minimum: 0 };
         let picture =
             Array4::from_shape_fn((2, 3, 40, 52), |(f, c, y, x)| (f * 7 + c * 100 + y * 3 + x) as f32);
-        let grid = Grid::new((40, 52), 20, 7, [axis, axis]).unwrap();
-        assert_eq!((grid.rows.len() * grid.columns.len(), grid.tile_size()), (12, (20, 20)));
-        let [canvas, half] = grid
+        let grid = Grid::new(Size::new(52, 40), 20, 7, [axis, axis]).unwrap();
+        assert_eq!((grid.rows.len() * grid.columns.len(), grid.tile_size()), (12, Size::new(20, 20)));
+        let both = grid
             .blend(|rows, columns| {
                 let tile = picture.slice(s![.., .., rows, columns]);
-                Ok([tile.to_owned(), &tile * 0.5])
+                Ok(vec![tile.to_owned(), &tile * 0.5])
             })
             .unwrap();
+        let [canvas, half] = &both[..] else { panic!("{} arrays", both.len()) };
         assert!(canvas.iter().zip(&picture).all(|(a, b)| (a - b).abs() < 1e-6 * b.max(1.0)));
         assert!(half.iter().zip(&picture).all(|(a, b)| (a - 0.5 * b).abs() < 1e-6 * b.max(1.0)));
 
         let coarse = grid.shrunk(4);
         let average = |x: usize| (0..4).map(|i| grid.columns[1].weights[4 * x + i]).sum::<f32>() / 4.0;
-        assert_eq!((coarse.rows.len() * coarse.columns.len(), coarse.tile_size()), (12, (5, 5)));
+        assert_eq!((coarse.rows.len() * coarse.columns.len(), coarse.tile_size()), (12, Size::new(5, 5)));
         assert!((0..5).all(|x| (coarse.columns[1].weights[x] - average(x)).abs() < 1e-6));
-        assert!(coarse.blend(|_, _| Ok([Array4::zeros((1, 3, 20, 20))])).is_err());
+        assert!(coarse.blend(|_, _| Ok(vec![Array4::zeros((1, 3, 20, 20))])).is_err());
     }
 
     #[test]
     fn tiles_are_no_longer_than_their_number_needs() {
-        let axis = Axis { multiple: 128, offset: 0, minimum: 128 };
+        let axis = LegalSizes { multiple: 128, offset: 0, minimum: 128 };
         let ranges =
             |size| tiles(size, 1024, 128, axis).unwrap().into_iter().map(|t| t.range).collect::<Vec<_>>();
         assert_eq!(ranges(1024).len(), 1);
@@ -271,7 +279,7 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let axis = Axis { multiple: 64, offset: 16, minimum: 0 };
+        let axis = LegalSizes { multiple: 64, offset: 16, minimum: 0 };
         assert!(tiles(100, 80, 0, axis).is_err());
         assert!(tiles(720, 10, 0, axis).is_err());
         assert!(tiles(720, 80, 80, axis).is_err());

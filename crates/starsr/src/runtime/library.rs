@@ -15,10 +15,11 @@ use parking_lot::RwLock;
 use crate::bundle::user_data_dir;
 use crate::error::{Error, Result};
 
-/// The variable that names the library where the property does not.
+/// The variable that names the library where the caller does not.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// The library in use and its environment. A second environment is impossible in a process, so this one is kept for ever.
+/// The library in use and its environment. A process can have only one environment, so this one is never
+/// dropped.
 pub(super) struct Library {
     /// The file, or the name that the system loader resolved.
     pub path: PathBuf,
@@ -68,8 +69,9 @@ pub type Logger = fn(Level, &str);
 
 static LOGGER: RwLock<Option<(Level, Logger)>> = RwLock::new(None);
 
-/// Sends the messages of ONNX Runtime of `threshold` and more important to `logger`. Without one they are dropped:
-/// failures are reported as errors in any case. May be called at any time; sessions keep the threshold they began with.
+/// Sends the messages of ONNX Runtime of `threshold` and more important to `logger`. Without a logger they
+/// are dropped: failures are reported as errors in any case. May be called at any time; sessions keep the
+/// threshold that they began with.
 pub fn set_logger(threshold: Level, logger: Logger) {
     *LOGGER.write() = Some((threshold, logger));
     if let Some(library) = LIBRARY.get() {
@@ -88,9 +90,9 @@ fn log(level: LogLevel, _category: &str, _id: &str, _location: &str, message: &s
     }
 }
 
-/// The library, found and opened at the first call. Looked for, in this order: `named` (the property `ort-library`),
-/// the variable `ORT_DYLIB_PATH`, the folders `near` (the plugin's), the folder `starsr` in the user's data folder, the
-/// system's loader. One that is named and fails is an error; the others are tried in turn.
+/// The library, found and opened at the first call. Looked for, in this order: `named`, the variable
+/// `ORT_DYLIB_PATH`, the folders `near`, the folder `starsr` in the user's data folder, the system's
+/// loader. A library that is named by the caller or the variable must work; the others are tried in turn.
 pub(super) fn load(named: Option<&Path>, near: &[PathBuf]) -> Result<&'static Library> {
     let library = LIBRARY.get_or_try_init(|| find(named, near).and_then(open))?;
     if let Some(named) = named
@@ -103,11 +105,11 @@ pub(super) fn load(named: Option<&Path>, near: &[PathBuf]) -> Result<&'static Li
 
 fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
     if let Some(path) = named {
-        return check(&resolve(path)).map_err(|e| e.into_error(path, "ort-library"));
+        return check(&resolve(path)).map_err(|e| e.into_error(path.display().to_string()));
     }
     if let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let path = Path::new(&value);
-        return check(&resolve(path)).map_err(|e| e.into_error(path, VARIABLE));
+        return check(&resolve(path)).map_err(|e| e.into_error(format!("{}, named by {VARIABLE}", path.display())));
     }
     let user = user_data_dir().map(|folder| folder.join("starsr"));
     let mut failures = Vec::new();
@@ -124,7 +126,7 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
     Err(Error::LibraryMissing { reason })
 }
 
-/// The files in a folder that are called like the library, the plain name first, then the highest version.
+/// The files in a folder that are named like the library, the plain name first, then the highest version.
 fn libraries_in(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(Vec<u32>, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -171,11 +173,11 @@ impl Unfit {
         }
     }
 
-    fn into_error(self, path: &Path, named_by: &str) -> Error {
+    fn into_error(self, name: String) -> Error {
         match self {
             Unfit::TooOld { path, found } => Error::LibraryVersion { path, found, needed: needed() },
             Unfit::Unusable(reason) => {
-                Error::LibraryMissing { reason: format!("{}, named by {named_by}: {reason}", path.display()) }
+                Error::LibraryMissing { reason: format!("{name}: {reason}") }
             }
         }
     }
@@ -185,8 +187,8 @@ fn needed() -> String {
     format!("1.{}", ort::MINOR_VERSION)
 }
 
-/// Opens a library and asks for its version. ort panics where a library is not what it should be, so it is only handed
-/// one that passed here.
+/// Opens a library and asks for its version. ort panics where a library is not what it should be, so it
+/// only gets one that passed here.
 fn check(path: &Path) -> Result<Candidate, Unfit> {
     // SAFETY: the user chose this library or put it in a place for it; loading it runs its initialisers.
     let handle = unsafe { libloading::Library::new(path) }.map_err(|e| Unfit::Unusable(chain(&e)))?;
@@ -204,7 +206,7 @@ fn check(path: &Path) -> Result<Candidate, Unfit> {
     // SAFETY: the function takes nothing and returns a static string or null.
     let version = unsafe { (base.GetVersionString)() };
     if version.is_null() {
-        return Err(Unfit::Unusable("it does not tell its version".into()));
+        return Err(Unfit::Unusable("it does not report its version".into()));
     }
     // SAFETY: not null, and a C string by contract.
     let version = unsafe { CStr::from_ptr(version) }.to_string_lossy().into_owned();

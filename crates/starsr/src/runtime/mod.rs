@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Running a bundle's graphs with ONNX Runtime. The only place with ort types.
+//! Running a bundle's graphs with ONNX Runtime. No other module uses types of ort.
 
-mod checks;
+mod autoencoder;
 mod engine;
-mod graphs;
+mod graph;
 mod library;
-mod providers;
-mod session;
-mod step;
+mod predictor;
+mod provider;
+mod runner;
 mod tensor;
-mod text;
+mod text_encoder;
 
+pub use crate::names::Provider;
 pub use engine::Engine;
 pub use library::{Level, Logger, set_logger};
-pub use providers::{Options, Provider};
-pub use session::Stats;
-
-/// The text of an error of ort on one line.
-fn one_line<R>(e: &ort::Error<R>) -> String {
-    e.message().split_whitespace().collect::<Vec<_>>().join(" ")
-}
+pub use provider::Options;
+pub use runner::GraphTimes;

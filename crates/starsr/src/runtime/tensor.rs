@@ -10,6 +10,7 @@ use ndarray::{Array4, ArrayView4};
 use ort::session::IoBinding;
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 
+use super::runner::one_line;
 use crate::parallel::{PART, Threads};
 
 /// An element type of samples.
@@ -58,7 +59,7 @@ impl Input {
     }
 
     /// Fills the tensor with samples that are already in its order.
-    pub fn fill(&mut self, samples: &[f32], threads: Threads) {
+    pub fn fill(&mut self, samples: &[f32], threads: &Threads) {
         match self {
             Self::F32(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
             Self::F16(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
@@ -66,7 +67,7 @@ impl Input {
     }
 
     /// Fills each part of the tensor `[B,C,F,h,w]` with the same latents `[F,C,h,w]`.
-    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: Threads) {
+    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: &Threads) {
         match self {
             Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
             Self::F16(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
@@ -88,11 +89,11 @@ impl Input {
     }
 }
 
-fn store<T: Sample>(from: &[f32], to: &mut [T], threads: Threads) {
+fn store<T: Sample>(from: &[f32], to: &mut [T], threads: &Threads) {
     threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::store(from, to));
 }
 
-fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T], threads: Threads) {
+fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T], threads: &Threads) {
     let (frames, channels, height, width) = latents.dim();
     let latents = latents.as_standard_layout();
     let from = latents.as_slice().expect("the standard layout is contiguous");
@@ -104,7 +105,7 @@ fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T], threa
     });
 }
 
-fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads: Threads) {
+fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads: &Threads) {
     let (frames, channels, height, width) = latents.dim();
     let to = latents.as_slice_mut().expect("a new array is contiguous");
     let plane = height * width;
@@ -115,29 +116,34 @@ fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads:
     });
 }
 
-/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when the tensor has
-/// another shape or holds values that are not finite.
+/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when the
+/// tensor has another shape or holds values that are not finite.
 pub(super) fn fetch(
     value: &DynValue,
     shape: &[usize],
     samples: &mut [f32],
-    threads: Threads,
+    threads: &Threads,
 ) -> Result<(), String> {
-    fn copy<T: Sample>(from: &[T], to: &mut [f32], threads: Threads) {
+    fn copy<T: Sample>(from: &[T], to: &mut [f32], threads: &Threads) {
         threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::fetch(from, to));
     }
     match element(value)? {
         TensorElementType::Float16 => copy::<f16>(checked(value, shape)?, samples, threads),
         _ => copy::<f32>(checked(value, shape)?, samples, threads),
     }
-    finite(samples, threads)
+    if threads.all_finite(samples) {
+        return Ok(());
+    }
+    Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle"
+        .into())
 }
 
-/// As [`fetch`], from an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`.
+/// Copies an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`, be they finite or not. Fails with a sentence
+/// when the tensor has another shape.
 pub(super) fn fetch_latents(
     value: &DynValue,
     results: &mut [Array4<f32>],
-    threads: Threads,
+    threads: &Threads,
 ) -> Result<(), String> {
     let Some(latents) = results.first() else { return Ok(()) };
     let (frames, channels, height, width) = latents.dim();
@@ -153,7 +159,7 @@ pub(super) fn fetch_latents(
             parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
         }
     }
-    results.iter().try_for_each(|latents| finite(latents.as_slice().unwrap_or_default(), threads))
+    Ok(())
 }
 
 fn element(value: &DynValue) -> Result<TensorElementType, String> {
@@ -161,18 +167,10 @@ fn element(value: &DynValue) -> Result<TensorElementType, String> {
 }
 
 fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T], String> {
-    let (found, samples) = value.try_extract_tensor::<T>().map_err(|e| super::one_line(&e))?;
+    let (found, samples) = value.try_extract_tensor::<T>().map_err(|e| one_line(&e))?;
     if found.len() == shape.len() && found.iter().zip(shape).all(|(&a, &b)| usize::try_from(a) == Ok(b)) {
         Ok(samples)
     } else {
         Err(format!("gave a tensor of shape {:?} where {shape:?} was expected", &**found))
-    }
-}
-
-fn finite(samples: &[f32], threads: Threads) -> Result<(), String> {
-    if threads.all_finite(samples) {
-        Ok(())
-    } else {
-        Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle".into())
     }
 }

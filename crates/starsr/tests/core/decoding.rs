@@ -2,14 +2,12 @@
 
 //! Groups of frames for the decoder, over a stand-in whose frames show their neighbours in the group.
 
-use starsr::cancel::Cancel;
 use starsr::geometry::{Interpolation, upscale};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Denoiser, Model};
-use starsr::upscaler::{Settings, Upscaler};
+use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
+use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
 use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 
@@ -18,15 +16,11 @@ use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 struct Neighbours(Schedule);
 
 impl Denoiser for Neighbours {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        _: Condition,
-    ) -> Result<Array4<f32>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let t = query.t;
         let (a, s) = (self.0.alphas()[t as usize] as f32, self.0.sigmas()[t as usize] as f32);
-        Ok(Zip::from(x).and(hint).map_collect(|&x, &hint| (a * x - hint) / s))
+        let v = Zip::from(query.x).and(query.hint).map_collect(|&x, &hint| (a * x - hint) / s);
+        Ok(vec![v; query.conditions.len()])
     }
 }
 
@@ -71,7 +65,7 @@ fn upscaler(mode: WindowMode, size: usize, overlap: usize) -> Result<Upscaler> {
         decode_overlap: Some(overlap),
         ..Settings::default()
     };
-    Upscaler::new(Box::new(Neighbours(schedule)), &manifest, &settings, 8, 8, Cancel::default())
+    Upscaler::new(Box::new(Neighbours(schedule)), &manifest, &settings, Size::new(8, 8), Cancel::default())
 }
 
 /// Frame `number` decoded with or without the frames before and behind it.
@@ -165,10 +159,10 @@ fn the_bundle_says_the_overlap_unless_the_user_does() {
         let model = Neighbours(Schedule::new(&manifest.schedule.config).unwrap());
         let settings =
             Settings { window_mode: Some(WindowMode::Wavefront), decode_overlap, ..Settings::default() };
-        Upscaler::new(Box::new(model), &manifest, &settings, 8, 8, Cancel::default()).map(|u| u.latency())
+        Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default()).map(|u| u.latency())
     };
     let official = latency(Some(0)).unwrap();
     // Groups that keep one frame and wait for one more, in place of groups that wait for two.
     assert_eq!((latency(None).unwrap(), latency(Some(1)).unwrap()), (official - 1, official - 1));
-    assert!(matches!(latency(Some(2)), Err(Error::Setting { setting: "decode-overlap", .. })));
+    assert!(matches!(latency(Some(2)), Err(Error::Setting { setting: Setting::DecodeOverlap, .. })));
 }

@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use starsr::cancel::Cancel;
+use starsr::bundle::Role;
 use starsr::geometry::upscale;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Denoiser, Model};
-use starsr::upscaler::{Received, Settings, Upscaler};
+use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
+use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
 use ndarray::{Array3, Array4, ArrayView4};
 
@@ -31,14 +30,9 @@ struct Trouble {
 struct StandIn(Trouble);
 
 impl Denoiser for StandIn {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        _: i64,
-        hint: ArrayView4<f32>,
-        _: Condition,
-    ) -> Result<Array4<f32>> {
-        let (graph, latents) = ("denoiser".to_string(), x.dim().2 * x.dim().3);
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, hint, .. } = *query;
+        let (graph, latents) = (Role::Denoiser, x.dim().2 * x.dim().3);
         if self.0.fails.load(Ordering::SeqCst) {
             return Err(Error::Inference { graph, reason: "out of order".into() });
         }
@@ -46,7 +40,7 @@ impl Denoiser for StandIn {
         if limit > 0 && latents > limit {
             return Err(Error::Memory { graph, reason: format!("no memory for {latents} latents") });
         }
-        Ok(&x * 0.5 - hint)
+        Ok(vec![&x * 0.5 - hint; query.conditions.len()])
     }
 }
 
@@ -74,7 +68,7 @@ fn settings(mode: WindowMode) -> Settings {
 fn rig(settings: &Settings) -> (Upscaler, Trouble) {
     let trouble = Trouble::default();
     let model = Box::new(StandIn(trouble.clone()));
-    let upscaler = Upscaler::new(model, &manifest(), settings, WIDTH, HEIGHT, Cancel::default()).unwrap();
+    let upscaler = Upscaler::new(model, &manifest(), settings, Size::new(WIDTH, HEIGHT), Cancel::default()).unwrap();
     (upscaler, trouble)
 }
 
@@ -137,7 +131,7 @@ fn memory_for_no_legal_tile_is_an_error_with_the_numbers() {
             upscaler.send_frame(number, frame(number)).unwrap();
         }
         let Err(Error::Memory { graph, reason }) = upscaler.receive_frame() else { panic!("{mode:?}") };
-        assert_eq!(graph, "denoiser");
+        assert_eq!(graph, Role::Denoiser);
         for part in ["no memory for", "windows of 6 frames", "32x32 pixels"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
         }
@@ -236,9 +230,9 @@ fn there_may_be_nothing_to_leave_out() {
 
 #[test]
 fn the_memory_needed_is_known_before() {
-    let of = |settings: &Settings, (width, height): (usize, usize)| {
+    let of = |settings: &Settings, size: (usize, usize)| {
         let model = Box::new(StandIn(Trouble::default()));
-        Upscaler::new(model, &manifest(), settings, width, height, Cancel::default()).unwrap()
+        Upscaler::new(model, &manifest(), settings, Size::new(size.0, size.1), Cancel::default()).unwrap()
     };
     for mode in MODES {
         let settings = settings(mode);
@@ -254,7 +248,7 @@ fn the_memory_needed_is_known_before() {
         huge.fit_memory(estimate).unwrap();
         assert_eq!(huge.reduced_tile_size(), None);
         let Err(Error::Setting { setting, reason }) = huge.fit_memory(24 << 30) else { panic!("{mode:?}") };
-        assert_eq!(setting, "window-length");
+        assert_eq!(setting, Setting::WindowLength);
         for part in ["6 frames", "7680x4320", "30720x17280", "24.0 GiB"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
         }
@@ -268,7 +262,7 @@ fn memory_chooses_the_tiles_unless_they_are_set() {
     manifest.canvas.tile_memory = 1000;
     let of = |settings: &Settings| {
         let model = Box::new(StandIn(Trouble::default()));
-        Upscaler::new(model, &manifest, settings, WIDTH, HEIGHT, Cancel::default()).unwrap()
+        Upscaler::new(model, &manifest, settings, Size::new(WIDTH, HEIGHT), Cancel::default()).unwrap()
     };
     for mode in MODES {
         let auto = Settings { tile_overlap: Some(16), ..settings(mode) };

@@ -4,18 +4,17 @@
 
 use std::sync::{Arc, Mutex};
 
-use starsr::bundle::Prompts as BundlePrompts;
-use starsr::cancel::Cancel;
+use starsr::bundle::{PromptsSpec, Role};
 use starsr::geometry::{Interpolation, upscale};
 use starsr::color::ColorFix;
 use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::Schedule;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model};
+use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query};
 use starsr::text::{Ids, Prompts, tokenize};
-use starsr::upscaler::{Cut, Posterior, Settings, Upscaler};
+use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
+use starsr::{Cancel, Error, Result, Setting, Settings, Size, TruncatedTokens, Upscaler};
 use starsr_testkit::stand_in;
 use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Zip};
 
@@ -41,11 +40,17 @@ struct StandIn {
     notes: Arc<Mutex<Notes>>,
     prefers_batches: bool,
     batches_fit: bool,
-    deviation: bool,
+    std: bool,
 }
 
 impl StandIn {
-    fn predict(&self, x: ArrayView4<f32>, t: i64, hint: ArrayView4<f32>, text: f32) -> Array4<f32> {
+    fn velocity(
+        &self,
+        x: ArrayView4<f32>,
+        t: i64,
+        hint: ArrayView4<f32>,
+        text: f32,
+    ) -> Array4<f32> {
         let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
         let gain = 1.0 + self.contrast * text;
         Zip::from(x).and(hint).map_collect(|&x, &hint| (a * x - gain * hint - text) / s)
@@ -63,29 +68,15 @@ fn text(condition: Condition) -> f32 {
 }
 
 impl Denoiser for StandIn {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        condition: Condition,
-    ) -> Result<Array4<f32>> {
-        self.note(t, hint, &[text(condition)]);
-        Ok(self.predict(x, t, hint, text(condition)))
-    }
-
-    fn velocities(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        conditions: [Condition; 2],
-    ) -> Result<[Array4<f32>; 2]> {
-        self.note(t, hint, &conditions.map(text));
-        if !self.batches_fit {
-            return Err(Error::Memory { graph: "denoiser".into(), reason: "a batch is too much".into() });
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, t, hint, conditions } = *query;
+        let texts: Vec<f32> = conditions.iter().map(|&condition| text(condition)).collect();
+        self.note(t, hint, &texts);
+        if conditions.len() > 1 && !self.batches_fit {
+            let reason = "a batch is too much".into();
+            return Err(Error::Memory { graph: Role::Denoiser, reason });
         }
-        Ok(conditions.map(|condition| self.predict(x, t, hint, text(condition))))
+        Ok(texts.iter().map(|&text| self.velocity(x, t, hint, text)).collect())
     }
 
     fn prefers_batches(&self) -> bool {
@@ -100,12 +91,12 @@ impl Model for StandIn {
 
     fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
         let mean = stand_in::to_latents(pixels);
-        let deviation = mean.mapv(|_| 0.25);
-        Ok([mean, deviation])
+        let std = mean.mapv(|_| 0.25);
+        Ok([mean, std])
     }
 
-    fn has_deviation(&self) -> bool {
-        self.deviation
+    fn has_std(&self) -> bool {
+        self.std
     }
 
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
@@ -139,16 +130,16 @@ struct Rig {
 
 impl Rig {
     fn try_new(settings: &Settings, change: impl FnOnce(&mut StandIn)) -> Result<Self> {
-        Self::try_sized(settings, (8, 8), change)
+        Self::try_sized(settings, Size::new(8, 8), change)
     }
 
     fn try_sized(
         settings: &Settings,
-        (width, height): (usize, usize),
+        size: Size,
         change: impl FnOnce(&mut StandIn),
     ) -> Result<Self> {
         let mut manifest = stand_in::manifest();
-        manifest.prompts = Some(BundlePrompts {
+        manifest.prompts = Some(PromptsSpec {
             default: "panda".into(),
             suffix: "lake".into(),
             negative: "rock".into(),
@@ -161,18 +152,18 @@ impl Rig {
             notes: notes.clone(),
             prefers_batches: true,
             batches_fit: true,
-            deviation: false,
+            std: false,
         };
         change(&mut model);
-        let upscaler = Upscaler::new(Box::new(model), &manifest, settings, width, height, Cancel::default())?;
+        let upscaler = Upscaler::new(Box::new(model), &manifest, settings, size, Cancel::default())?;
         Ok(Self { upscaler, notes })
     }
 
     fn new(settings: &Settings, change: impl FnOnce(&mut StandIn)) -> Self {
-        Self::sized(settings, (8, 8), change)
+        Self::sized(settings, Size::new(8, 8), change)
     }
 
-    fn sized(settings: &Settings, size: (usize, usize), change: impl FnOnce(&mut StandIn)) -> Self {
+    fn sized(settings: &Settings, size: Size, change: impl FnOnce(&mut StandIn)) -> Self {
         let mut rig = Self::try_sized(settings, size, change).expect("valid settings");
         rig.upscaler.set_prompts(&Prompts::default()).expect("the bundle's prompts");
         rig
@@ -238,7 +229,7 @@ fn the_interval_chooses_the_guided_evaluations() {
     assert_eq!(guided((0.7, 1.0)), [1, 1, 1, 1, 2]);
     let wrong = Settings { guidance_interval: Some((0.8, 0.2)), ..settings(2.0, 5) };
     let result = Rig::try_new(&wrong, |_| {}).map(|_| ());
-    assert!(matches!(result, Err(Error::Setting { setting: "guidance-interval", .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::Setting { setting: Setting::GuidanceInterval, .. })), "{result:?}");
 }
 
 #[test]
@@ -282,7 +273,7 @@ fn a_batch_that_does_not_fit_is_asked_for_separately_from_then_on() {
 }
 
 #[test]
-fn tiles_are_rescaled_by_the_deviation_of_the_whole_canvas() {
+fn tiles_are_rescaled_by_the_standard_deviation_of_the_whole_canvas() {
     // Flat on the left, busy on the right: tiles on their own would be rescaled by factors of their own.
     let half = |number: u64| {
         Array3::from_shape_fn((3, 8, 16), |(c, y, x)| {
@@ -301,7 +292,7 @@ fn tiles_are_rescaled_by_the_deviation_of_the_whole_canvas() {
                     ..settings(2.0, 3)
                 };
                 let change = |model: &mut StandIn| (model.contrast, model.batches_fit) = (3.0, batches_fit);
-                let mut rig = Rig::sized(&settings, (16, 8), change);
+                let mut rig = Rig::sized(&settings, Size::new(16, 8), change);
                 let out = stand_in::run(&mut rig.upscaler, 0..6, half, 1);
                 (out, rig.texts().len())
             };
@@ -383,7 +374,7 @@ fn what_is_missing_is_an_error() {
     let mut rig = Rig::try_new(&settings(2.0, 1), |_| {}).unwrap();
     let half = Conditioning { positive: Some(embedding(&tokenize("panda").ids)), negative: None };
     let result = rig.upscaler.set_conditioning(half.clone());
-    assert!(matches!(result, Err(Error::Setting { setting: "negative-prompt", .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })), "{result:?}");
     assert!(Rig::new(&settings(1.0, 1), |_| {}).upscaler.set_conditioning(half.clone()).is_ok());
 
     let manifest = stand_in::manifest();
@@ -393,20 +384,20 @@ fn what_is_missing_is_an_error() {
         notes: Arc::default(),
         prefers_batches: false,
         batches_fit: true,
-        deviation: false,
+        std: false,
     };
     let settings = Settings { guidance_scale: None, ..settings(1.0, 1) };
-    let mut upscaler = Upscaler::new(Box::new(model), &manifest, &settings, 8, 8, Cancel::default()).unwrap();
-    assert!(matches!(upscaler.set_conditioning(half), Err(Error::Setting { setting: "prompt", .. })));
-    assert_eq!(upscaler.set_prompts(&Prompts::default()).unwrap(), Cut::default());
+    let mut upscaler = Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default()).unwrap();
+    assert!(matches!(upscaler.set_conditioning(half), Err(Error::Setting { setting: Setting::Prompt, .. })));
+    assert_eq!(upscaler.set_prompts(&Prompts::default()).unwrap(), TruncatedTokens::default());
     let result = upscaler.set_prompts(&prompt("panda"));
     assert!(
-        matches!(&result, Err(Error::Setting { setting: "prompt", reason }) if reason.contains("nano")),
+        matches!(&result, Err(Error::Setting { setting: Setting::Prompt, reason }) if reason.contains("nano")),
         "{result:?}"
     );
     let negative = Prompts { negative: Some("rock".into()), ..Prompts::default() };
     let result = upscaler.set_prompts(&negative);
-    assert!(matches!(result, Err(Error::Setting { setting: "negative-prompt", .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })), "{result:?}");
 }
 
 #[test]
@@ -415,7 +406,7 @@ fn tokens_that_do_not_fit_are_counted() {
     let long = |words: usize| "panda ".repeat(words);
     let prompts = Prompts { negative: Some(long(80)), ..prompt(&long(100)) };
     // One more for the suffix.
-    assert_eq!(rig.upscaler.set_prompts(&prompts).unwrap(), Cut { prompt: 26, negative: 5 });
+    assert_eq!(rig.upscaler.set_prompts(&prompts).unwrap(), TruncatedTokens { prompt: 26, negative: 5 });
 }
 
 /// Noise that is 1 for the encoder's posterior of each third frame and 0 elsewhere.
@@ -433,7 +424,7 @@ fn the_posterior_is_sampled_with_its_own_noise() {
     for mode in [WindowMode::Blend, WindowMode::Wavefront] {
         let run = |posterior| {
             let settings = Settings { posterior, window_mode: Some(mode), ..settings(1.0, 2) };
-            let mut rig = Rig::new(&settings, |model| model.deviation = true);
+            let mut rig = Rig::new(&settings, |model| model.std = true);
             rig.upscaler = rig.upscaler.with_noise(Box::new(Sparse));
             rig.run(7)
         };
@@ -452,7 +443,7 @@ fn the_posterior_is_sampled_with_its_own_noise() {
     // Drawn from the seed it is the same however a picture is cut into tiles and frames are fed.
     let settings = Settings { posterior: Posterior::Sample, seed: 3, ..settings(1.0, 1) };
     let with = |settings: &Settings, step| {
-        let mut rig = Rig::new(settings, |model| model.deviation = true);
+        let mut rig = Rig::new(settings, |model| model.std = true);
         stand_in::run(&mut rig.upscaler, 0..6, frame, step)
     };
     let whole = with(&settings, 1);
@@ -467,5 +458,5 @@ fn the_posterior_is_sampled_with_its_own_noise() {
     );
 
     let result = Rig::try_new(&settings, |_| {}).map(|_| ());
-    assert!(matches!(result, Err(Error::Setting { setting: "posterior", .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::Setting { setting: Setting::Posterior, .. })), "{result:?}");
 }

@@ -5,14 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use starsr::cancel::Cancel;
 use starsr::geometry::{Interpolation, upscale};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Denoiser, Model};
-use starsr::upscaler::{Received, Settings, Upscaler};
+use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::{WindowMode, Windows};
+use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
 use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 
@@ -31,13 +29,8 @@ struct StandIn {
 }
 
 impl Denoiser for StandIn {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        _: Condition,
-    ) -> Result<Array4<f32>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, t, hint, .. } = *query;
         let before = self.evaluations.fetch_add(1, Ordering::SeqCst);
         if let Some((number, cancel)) = &self.cancels
             && before == *number
@@ -57,7 +50,7 @@ impl Denoiser for StandIn {
         for column in [0, last] {
             v.index_axis_mut(Axis(3), column).mapv_inplace(|v| v - self.edge / s);
         }
-        Ok(v)
+        Ok(vec![v; query.conditions.len()])
     }
 }
 
@@ -91,7 +84,7 @@ fn rig_with(settings: &Settings, change: impl FnOnce(&mut StandIn, &Cancel)) -> 
     let mut model = stand_in();
     let (evaluations, cancel) = (model.evaluations.clone(), Cancel::default());
     change(&mut model, &cancel);
-    let upscaler = Upscaler::new(Box::new(model), &manifest, settings, WIDTH, HEIGHT, cancel.clone())
+    let upscaler = Upscaler::new(Box::new(model), &manifest, settings, Size::new(WIDTH, HEIGHT), cancel.clone())
         .expect("valid settings");
     Rig { upscaler, evaluations, cancel }
 }
@@ -350,22 +343,22 @@ fn frames_of_another_size_are_refused() {
 #[test]
 fn settings_outside_the_bundle_are_refused_by_name() {
     let cases = [
-        (Settings { window_length: Some(65), ..Settings::default() }, "window-length"),
+        (Settings { window_length: Some(65), ..Settings::default() }, Setting::WindowLength),
         (
             Settings { window_length: Some(4), window_overlap: Some(3), ..Settings::default() },
-            "window-overlap",
+            Setting::WindowOverlap,
         ),
-        (Settings { steps: Some(0), ..Settings::default() }, "steps"),
-        (Settings { noise_level: Some(1001), ..Settings::default() }, "noise-level"),
-        (Settings { guidance_scale: Some(7.5), ..Settings::default() }, "guidance-scale"),
-        (Settings { guidance_rescale: Some(1.5), ..Settings::default() }, "guidance-rescale"),
-        (Settings { strength: Some(f32::NAN), ..Settings::default() }, "strength"),
-        (Settings { tile_size: Some(8), tile_overlap: Some(0), ..Settings::default() }, "tile-size"),
-        (Settings { tile_size: Some(32), tile_overlap: Some(32), ..Settings::default() }, "tile-overlap"),
+        (Settings { steps: Some(0), ..Settings::default() }, Setting::Steps),
+        (Settings { noise_level: Some(1001), ..Settings::default() }, Setting::NoiseLevel),
+        (Settings { guidance_scale: Some(7.5), ..Settings::default() }, Setting::GuidanceScale),
+        (Settings { guidance_rescale: Some(1.5), ..Settings::default() }, Setting::GuidanceRescale),
+        (Settings { strength: Some(f32::NAN), ..Settings::default() }, Setting::Strength),
+        (Settings { tile_size: Some(8), tile_overlap: Some(0), ..Settings::default() }, Setting::TileSize),
+        (Settings { tile_size: Some(32), tile_overlap: Some(32), ..Settings::default() }, Setting::TileOverlap),
     ];
     let manifest = manifest();
     for (settings, name) in cases {
-        match Upscaler::new(Box::new(stand_in()), &manifest, &settings, 64, 64, Cancel::default()) {
+        match Upscaler::new(Box::new(stand_in()), &manifest, &settings, Size::new(64, 64), Cancel::default()) {
             Err(Error::Setting { setting, .. }) => assert_eq!(setting, name),
             Err(other) => panic!("{name}: {other}"),
             Ok(_) => panic!("{name} was accepted"),

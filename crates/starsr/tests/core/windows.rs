@@ -2,16 +2,15 @@
 
 //! Properties of windows and of the samplers over them, for any number of frames, length and overlap.
 
-use starsr::cancel::Cancel;
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::FrameNoise;
 use starsr::diffusion::sampler::Sampler;
 use starsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::wavefront::Wavefront;
-use starsr::error::{Error, Result};
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding};
+use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query};
 use starsr::windows::{Window, WindowMode, Windows, cross_fade};
-use ndarray::{Array2, Array3, Array4, ArrayView4, Axis};
+use starsr::{Cancel, Error, Result};
+use ndarray::{Array2, Array3, Array4, Axis};
 use proptest::prelude::*;
 
 fn layout() -> impl Strategy<Value = Windows> {
@@ -53,36 +52,34 @@ impl Mixing {
 }
 
 impl Denoiser for Mixing {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        c: Condition,
-    ) -> Result<Array4<f32>> {
-        self.calls += 1;
-        if let Some((at, cancel)) = &self.fail_at
-            && self.calls == *at
-        {
-            cancel.set(true);
-            return Err(Error::Cancelled);
-        }
-        let shift = c.expect("both halves have an embedding").values()[[0, 0]];
-        let mean = &x.mean_axis(Axis(0)).unwrap() * (0.1 + 1e-4 * t as f32);
-        Ok(&x * 0.4 - &hint * 0.7 + mean + shift)
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, t, hint, conditions } = *query;
+        let each = |condition: &Condition| {
+            self.calls += 1;
+            if let Some((at, cancel)) = &self.fail_at
+                && self.calls == *at
+            {
+                cancel.set(true);
+                return Err(Error::Cancelled);
+            }
+            let shift = condition.expect("both halves have an embedding").values()[[0, 0]];
+            let mean = &x.mean_axis(Axis(0)).unwrap() * (0.1 + 1e-4 * t as f32);
+            Ok(&x * 0.4 - &hint * 0.7 + mean + shift)
+        };
+        conditions.iter().map(each).collect()
     }
 }
 
 /// The official order: every step for all windows of the whole clip.
 fn official(
-    sampler: &Sampler,
+    sampler: &mut Sampler,
     windows: &Windows,
     first: u64,
     frames: usize,
     noise: &FrameNoise,
 ) -> Vec<Array3<f32>> {
     use starsr::diffusion::noise::Noise;
-    let solver = sampler.solver();
+    let solver = sampler.solver().clone();
     let list = windows.list(frames);
     let hints: Vec<_> = (0..frames as u64).map(|f| hint(first + f)).collect();
     let hints = ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
@@ -244,11 +241,11 @@ proptest! {
         fail_at in 1usize..200,
     ) {
         let overlap = overlap % length;
-        let sampler = sampler(steps);
+        let mut sampler = sampler(steps);
         let noise = FrameNoise::new(5);
         let windows = Windows::new(WindowMode::Wavefront, length, overlap).unwrap().anchored(first);
         let expected =
-            if frames == 0 { Vec::new() } else { official(&sampler, &windows, first, frames, &noise) };
+            if frames == 0 { Vec::new() } else { official(&mut sampler, &windows, first, frames, &noise) };
         let mut wavefront = Wavefront::new(sampler, length, overlap).unwrap();
         // Cancelled once somewhere, and continued.
         let cancel = Cancel::default();
@@ -290,6 +287,8 @@ fn endless_streams() {
         [(8, 4, 15), (8, 2, 5), (32, 16, 14), (5, 3, 4), (6, 5, 3), (4, 0, 6), (1, 0, 3)]
     {
         let mut wavefront = Wavefront::new(sampler(steps), length, overlap).unwrap();
+        let windows = Windows::new(WindowMode::Wavefront, length, overlap).unwrap();
+        let latency = windows.latency(steps as usize);
         let noise = FrameNoise::new(0);
         let mut model = Mixing::new();
         let mut pending = std::collections::VecDeque::new();
@@ -301,14 +300,14 @@ fn endless_streams() {
             for _ in wavefront.advance(&mut model, &noise, &prompts(), &Cancel::default()).unwrap() {
                 longest = longest.max(f - pending.pop_front().unwrap());
             }
-            assert!(pending.front().is_none_or(|&first| f - first < wavefront.latency() || length == 1));
+            assert!(pending.front().is_none_or(|&first| f - first < latency || length == 1));
             let most = if f < frames / 2 { &mut most_early } else { &mut most_late };
             *most = wavefront.held().max(*most);
         }
-        assert_eq!(longest, wavefront.latency(), "{length} {overlap} {steps}");
+        assert_eq!(longest, latency, "{length} {overlap} {steps}");
         assert_eq!(most_late, most_early, "{length} {overlap} {steps}");
         // A hint for every frame that waits; a state and a prediction for those in a level's window and the next.
-        let bound = wavefront.latency() + 1 + steps as usize * 2 * 2 * length;
+        let bound = latency + 1 + steps as usize * 2 * 2 * length;
         assert!(most_late <= bound, "{length} {overlap} {steps}: {most_late} over {bound}");
         wavefront.finish();
         assert_eq!(
@@ -330,6 +329,7 @@ fn windows_share_content() {
             let numbers: Vec<u64> = (w.start..w.end).map(|f| first + f as u64).collect();
             let hints: Vec<_> = numbers.iter().map(|&f| hint(f)).collect();
             let hints = ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
+            let mut sampler = sampler.clone();
             sampler
                 .sample(&mut Mixing::new(), hints.view(), &numbers, &noise, &prompts(), &Cancel::default())
                 .unwrap()
@@ -365,7 +365,7 @@ fn refusals() {
     wavefront.reset();
     wavefront.push(1, hint(1)).unwrap();
 
-    let sampler = sampler(2);
+    let mut sampler = sampler(2);
     let noise = FrameNoise::new(0);
     let hints = Array4::zeros((3, 2, 2, 3));
     let cancel = Cancel::default();
@@ -390,14 +390,8 @@ fn refusals() {
 fn bad_models() {
     struct Bad(Array4<f32>);
     impl Denoiser for Bad {
-        fn velocity(
-            &mut self,
-            _: ArrayView4<f32>,
-            _: i64,
-            _: ArrayView4<f32>,
-            _: Condition,
-        ) -> Result<Array4<f32>> {
-            Ok(self.0.clone())
+        fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+            Ok(vec![self.0.clone(); query.conditions.len()])
         }
     }
     let hints = Array4::zeros((2, 2, 2, 3));

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use starsr_testkit::fixtures;
 use ndarray::{Array, ArrayD, ArrayView, Dimension, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 
@@ -25,9 +26,7 @@ pub fn folders() -> Vec<PathBuf> {
             folders.push(named);
         }
         None if beside.is_dir() => folders.push(beside),
-        None => println!(
-            "no ../shared/star and no STARSR_REFERENCE: only the references in tests/data are checked"
-        ),
+        None => fixtures::skip("no ../shared/star and no STARSR_REFERENCE: only tests/data is checked"),
     }
     folders
 }

@@ -4,8 +4,7 @@
 
 use std::path::Path;
 
-use starsr::cancel::Cancel;
-use starsr::geometry::{Axis, Canvas, Interpolation, Padding, upscale};
+use starsr::geometry::{Canvas, Interpolation, LegalSizes, Padding, upscale};
 use starsr::color::ColorFix;
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::{FrameNoise, Noise};
@@ -13,10 +12,10 @@ use starsr::diffusion::sampler::Sampler;
 use starsr::diffusion::schedule::{Plan, SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::solver::diffuse;
 use starsr::diffusion::wavefront::Wavefront;
-use starsr::error::Result;
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding};
+use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query};
 use starsr::windows::{Window, WindowMode, Windows};
-use ndarray::{Array1, Array2, Array3, Array4, Array5, ArrayView4, Axis as Dim, s, stack};
+use starsr::{Cancel, Result, Size};
+use ndarray::{Array1, Array2, Array3, Array4, Array5, Axis, s, stack};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::{planar, window_list};
@@ -36,7 +35,7 @@ impl Noise for Given {
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
         let frame = (frame - FIRST) as usize;
         let values = match step {
-            0 => self.start.index_axis(Dim(0), frame),
+            0 => self.start.index_axis(Axis(0), frame),
             _ => self.steps.slice(s![step as usize - 1, frame, .., .., ..]),
         };
         assert_eq!(values.len(), out.len());
@@ -65,25 +64,24 @@ fn mean(condition: Condition) -> f32 {
 }
 
 impl Denoiser for StandIn {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        hint: ArrayView4<f32>,
-        c: Condition,
-    ) -> Result<Array4<f32>> {
-        self.asked += 1;
-        let y = mean(c);
-        if y == self.positive {
-            self.inputs.push((t, x.to_owned()));
-        }
-        let tau = t as f32 / 1000.0;
-        let mean = x.mean_axis(Dim(0)).unwrap();
-        let mut v = &x * (0.6 - 0.3 * tau + 0.05 * y) - &hint * (0.9 - 0.2 * tau + 0.02 * y) + 0.03 * y;
-        for mut frame in v.axis_iter_mut(Dim(0)) {
-            frame.scaled_add(0.1, &mean);
-        }
-        Ok(v)
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, t, hint, conditions } = *query;
+        let each = |&condition: &Condition| {
+            self.asked += 1;
+            let y = mean(condition);
+            if y == self.positive {
+                self.inputs.push((t, x.to_owned()));
+            }
+            let tau = t as f32 / 1000.0;
+            let mean = x.mean_axis(Axis(0)).unwrap();
+            let mut v = &x * (0.6 - 0.3 * tau + 0.05 * y) - &hint * (0.9 - 0.2 * tau + 0.02 * y)
+                + 0.03 * y;
+            for mut frame in v.axis_iter_mut(Axis(0)) {
+                frame.scaled_add(0.1, &mean);
+            }
+            v
+        };
+        Ok(conditions.iter().map(each).collect())
     }
 }
 
@@ -100,7 +98,7 @@ fn stream(
     let mut out = Vec::new();
     let mut left = feed[0];
     let mut turn = 0;
-    for (f, frame) in hint.axis_iter(Dim(0)).enumerate() {
+    for (f, frame) in hint.axis_iter(Axis(0)).enumerate() {
         wavefront.push(FIRST + f as u64, frame.to_owned()).unwrap();
         left -= 1;
         if left == 0 {
@@ -112,7 +110,7 @@ fn stream(
     wavefront.finish();
     out.extend(wavefront.advance(model, noise, conditioning, &cancel).unwrap());
     assert_eq!(wavefront.held(), 0);
-    stack(Dim(0), &out.iter().map(|o| o.view()).collect::<Vec<_>>()).unwrap()
+    stack(Axis(0), &out.iter().map(|o| o.view()).collect::<Vec<_>>()).unwrap()
 }
 
 /// Every run of a folder's `index.json`.
@@ -175,7 +173,7 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
     report.difference(&format!("{name} k_sigmas"), k_difference, LIMIT);
 
     let guidance = guidance(run);
-    let sampler = Sampler::new(&schedule, &plan, guidance.clone()).unwrap();
+    let mut sampler = Sampler::new(&schedule, &plan, guidance.clone()).unwrap();
     let hint: Array4<f32> = tensors.latents("hint");
     let steps = if plan.t.len() > 1 { tensors.latents("noise") } else { Array5::zeros((0, 0, 0, 0, 0)) };
     let noise = Given { start: tensors.latents("init_noise"), steps };
@@ -192,7 +190,7 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
 
     let embedding = |name: &str| {
         let y: Array3<f32> = tensors.array(name);
-        Some(Embedding::new(y.index_axis_move(Dim(0), 0)))
+        Some(Embedding::new(y.index_axis_move(Axis(0), 0)))
     };
     let conditioning = Conditioning { positive: embedding("y"), negative: embedding("y_neg") };
     let model = || StandIn::new(&conditioning);
@@ -230,7 +228,7 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
         let denoised: Array5<f32> = tensors.latents("denoised");
         // With the reference's own k, whose single precision alone moves the states by up to 1e-4 on the way to the same result.
         let theirs = Plan { k: k.iter().map(|&k| f64::from(k)).collect(), t: plan.t.clone() };
-        let sampler = Sampler::new(&schedule, &theirs, guidance).unwrap();
+        let mut sampler = Sampler::new(&schedule, &theirs, guidance).unwrap();
         let mut first = model();
         stream(
             &mut Wavefront::new(sampler.clone(), length, length / 2).unwrap(),
@@ -283,7 +281,7 @@ fn crash(name: &str, run: &serde_json::Value, report: &mut Report) {
     let plan = schedule.plan(mode, 15, 900).unwrap();
     let sampler = Sampler::new(&schedule, &plan, guidance(run)).unwrap();
     let mut hint = Array4::zeros((frames, 4, 6, 5));
-    for (f, mut frame) in hint.axis_iter_mut(Dim(0)).enumerate() {
+    for (f, mut frame) in hint.axis_iter_mut(Axis(0)).enumerate() {
         FrameNoise::new(1).fill(f as u64, 0, frame.as_slice_mut().unwrap());
     }
     let noise = FrameNoise::new(2);
@@ -310,22 +308,18 @@ struct Replay {
 }
 
 impl Denoiser for Replay {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        t: i64,
-        _: ArrayView4<f32>,
-        _: Condition,
-    ) -> Result<Array4<f32>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        let Query { x, t, .. } = *query;
         let i = self.plan.t.iter().position(|&step| step == t).unwrap();
         let window = self.windows[self.asked[i]];
         self.asked[i] += 1;
         let part = s![i, window.start..window.end, .., .., ..];
         self.worst = self.worst.max(max_difference(x, self.expected.slice(part)));
         let (a, s) = (self.schedule.alphas()[t as usize], self.schedule.sigmas()[t as usize]);
-        Ok(ndarray::Zip::from(x)
+        let v = ndarray::Zip::from(x)
             .and(self.denoised.slice(part))
-            .map_collect(|&x, &d| ((a * f64::from(x) - f64::from(d)) / s) as f32))
+            .map_collect(|&x, &d| ((a * f64::from(x) - f64::from(d)) / s) as f32);
+        Ok(vec![v; query.conditions.len()])
     }
 }
 
@@ -338,14 +332,14 @@ pub fn end_to_end(folder: &Path, report: &mut Report) {
         let number = |key: &str| run[key].as_u64().unwrap() as usize;
 
         let source = planar(&tensors.array("lr_u8"));
-        let rows = Axis { multiple: 64, offset: 16, minimum: number("best_h") };
-        let columns = Axis { multiple: 64, offset: 0, minimum: number("best_w") };
-        let canvas = Canvas::new(4 * number("h"), 4 * number("w"), rows, columns, Padding::Official).unwrap();
+        let rows = LegalSizes { multiple: 64, offset: 16, minimum: number("best_h") };
+        let columns = LegalSizes { multiple: 64, offset: 0, minimum: number("best_w") };
+        let canvas = Canvas::new(Size::new(4 * number("w"), 4 * number("h")), rows, columns, Padding::Official).unwrap();
         let padded: Array4<f32> = tensors.array("padded");
         let mut worst: f64 = 0.0;
-        for (frame, expected) in source.iter().zip(padded.axis_iter(Dim(0))) {
+        for (frame, expected) in source.iter().zip(padded.axis_iter(Axis(0))) {
             let picture = upscale(frame.mapv(|v| 2.0 * v - 1.0).view(), 4, Interpolation::Bilinear).unwrap();
-            let mut ours = Array3::zeros((picture.dim().0, canvas.height, canvas.width));
+            let mut ours = Array3::zeros((picture.dim().0, canvas.size.height, canvas.size.width));
             canvas.pad(picture.view(), &mut ours.view_mut()).unwrap();
             worst = worst.max(max_difference(ours.view(), expected));
             assert_eq!(canvas.crop(ours.view()).unwrap(), picture);

@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use starsr::geometry::{Axis, Canvas, Padding};
+use starsr::geometry::{Canvas, LegalSizes, Padding, Size};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
 use starsr::windows::{Window, WindowMode, Windows};
-use ndarray::{Array1, Array3, Array4, Axis as Dim};
+use ndarray::{Array1, Array3, Array4, Axis};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 
@@ -52,14 +52,15 @@ pub fn make_chunks(path: &Path, report: &mut Report) {
 }
 
 pub fn pad_to_fit(path: &Path, report: &mut Report) {
-    let rows = Axis { multiple: 64, offset: 16, minimum: 720 };
-    let columns = Axis { multiple: 64, offset: 0, minimum: 1280 };
+    let rows = LegalSizes { multiple: 64, offset: 16, minimum: 720 };
+    let columns = LegalSizes { multiple: 64, offset: 0, minimum: 1280 };
     for case in read_json(path).as_array().unwrap() {
         let number = |key: &str| case[key].as_u64().unwrap() as usize;
-        let c = Canvas::new(number("h"), number("w"), rows, columns, Padding::Official).unwrap();
-        let right = c.width - c.left - c.picture_width;
-        let bottom = c.height - c.top - c.picture_height;
-        let ours = [c.left, right, c.top, bottom, c.height, c.width];
+        let picture = Size::new(number("w"), number("h"));
+        let c = Canvas::new(picture, rows, columns, Padding::Official).unwrap();
+        let right = c.size.width - c.left - c.picture.width;
+        let bottom = c.size.height - c.top - c.picture.height;
+        let ours = [c.left, right, c.top, bottom, c.size.height, c.size.width];
         let expected = ["w1", "w2", "h1", "h2", "H", "W"].map(number);
         report.check(ours == expected, || {
             format!("{}x{}: {ours:?}, not {expected:?}", number("h"), number("w"))
@@ -72,7 +73,7 @@ pub fn planar(frames: &Array4<f32>) -> Vec<Array3<f32>> {
     let planar = |frame: ndarray::ArrayView3<f32>| {
         frame.permuted_axes([2, 0, 1]).mapv(|v| v / 255.0).as_standard_layout().into_owned()
     };
-    frames.axis_iter(Dim(0)).map(planar).collect()
+    frames.axis_iter(Axis(0)).map(planar).collect()
 }
 
 pub fn color_fix(path: &Path, report: &mut Report) {
@@ -86,7 +87,7 @@ pub fn color_fix(path: &Path, report: &mut Report) {
         let style: Array4<f32> = tensors.array::<ndarray::Ix4>(style).mapv(|v| 0.5 * v + 0.5);
         let expected = planar(&tensors.array(name));
         let mut worst: f64 = 0.0;
-        for ((content, style), expected) in content.iter().zip(style.axis_iter(Dim(0))).zip(&expected) {
+        for ((content, style), expected) in content.iter().zip(style.axis_iter(Axis(0))).zip(&expected) {
             let mut fixed = content.clone();
             fix.apply(&mut fixed, style).unwrap();
             worst = worst.max(max_difference(fixed.view(), expected.view()));

@@ -5,16 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use starsr::bundle::Bundle;
-use starsr::cancel::Cancel;
 use starsr::color::ColorFix;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::SamplerMode;
 use starsr::model::{Conditioning, Embedding};
 use starsr::runtime::{Engine, Options, Provider};
-use starsr::upscaler::{Posterior, Received, Settings, Upscaler};
+use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
+use starsr::{Cancel, Received, Settings, Size, Upscaler};
 use starsr_testkit::fixtures;
-use ndarray::{Array3, Array4, Array5, Axis as Dim, s};
+use ndarray::{Array3, Array4, Array5, Axis, s};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::planar;
@@ -30,8 +30,8 @@ impl Noise for Given {
     fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
         let frame = frame as usize;
         let values = match step {
-            POSTERIOR_STEP => self.posterior.index_axis(Dim(0), frame),
-            0 => self.start.index_axis(Dim(0), frame),
+            POSTERIOR_STEP => self.posterior.index_axis(Axis(0), frame),
+            0 => self.start.index_axis(Axis(0), frame),
             _ => self.steps.slice(s![step as usize - 1, frame, .., .., ..]),
         };
         assert_eq!(values.len(), out.len());
@@ -57,7 +57,7 @@ pub fn cases(folder: &Path, report: &mut Report) {
         report.check(ours.len() == expected.dim().0, || format!("{name}: {} frames came out", ours.len()));
         let difference = ours
             .iter()
-            .zip(expected.axis_iter(Dim(0)))
+            .zip(expected.axis_iter(Axis(0)))
             .map(|(ours, theirs)| max_difference(ours.view(), theirs.permuted_axes([2, 0, 1])))
             .fold(0.0, f64::max);
         report.difference(name, difference, case["limit"].as_f64().unwrap());
@@ -122,11 +122,11 @@ fn upscaled(
     };
     let embedding = |name: &str| {
         let y: Array3<f32> = tensors.array(name);
-        Some(Embedding::new(y.index_axis_move(Dim(0), 0)))
+        Some(Embedding::new(y.index_axis_move(Axis(0), 0)))
     };
     let (_, height, width) = frames[0].dim();
     let mut upscaler =
-        Upscaler::new(Box::new(engine), &manifest, &settings, width, height, Cancel::default())
+        Upscaler::new(Box::new(engine), &manifest, &settings, Size { width, height }, Cancel::default())
             .unwrap()
             .with_noise(Box::new(noise));
     let conditioning = Conditioning { positive: embedding("y"), negative: embedding("y_neg") };

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Seams between spatial tiles, with nano. Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+//! Seams between spatial tiles, with nano.
 
-
-use std::path::Path;
 
 use starsr::bundle::Bundle;
-use starsr::cancel::Cancel;
 use starsr::runtime::{Engine, Options, Provider};
-use starsr::upscaler::{Settings, Upscaler};
 use starsr::windows::WindowMode;
+use starsr::{Cancel, Settings, Size, Upscaler};
 use starsr_testkit::{fixtures, stand_in};
 use ndarray::Array3;
 
@@ -48,7 +45,7 @@ fn run(bundle: &Bundle, settings: &Settings, (width, height): (usize, usize)) ->
         Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() };
     let engine = Engine::load(bundle, &options, &Cancel::default()).unwrap();
     let mut upscaler =
-        Upscaler::new(Box::new(engine), bundle.manifest(), settings, width, height, Cancel::default())
+        Upscaler::new(Box::new(engine), bundle.manifest(), settings, Size { width, height }, Cancel::default())
             .unwrap();
     stand_in::run(&mut upscaler, 0..FRAMES, |number| frame(number, width, height), 1)
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! Engines that run the same graphs in the same way share their sessions.
-//! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
 
 use std::path::Path;
@@ -9,12 +8,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use starsr::bundle::Bundle;
-use starsr::cancel::Cancel;
-use starsr::error::{Error, Result};
-use starsr::model::{Denoiser, Model};
-use starsr::runtime::{Engine, Options, Provider};
-use starsr_testkit::fixtures;
+use starsr::bundle::{Bundle, Role};
+use starsr::Cancel;
+use starsr::{Error, Result};
+use starsr::model::Model;
+use starsr::runtime::{Engine, GraphTimes, Options, Provider};
+use starsr_testkit::{fixtures, stand_in::velocity};
 use ndarray::Array4;
 
 fn load(bundle: &Path, threads: usize, cancel: &Cancel) -> Engine {
@@ -36,16 +35,23 @@ fn pattern(frames: usize, shift: usize) -> Array4<f32> {
 /// A prediction in a thread of its own: of `t` million rounds of the endless bundle.
 struct Prediction {
     outcome: mpsc::Receiver<Result<Array4<f32>>>,
+    stats: GraphTimes,
 }
 
 impl Prediction {
     fn start(mut engine: Engine, t: i64) -> Self {
-        let (tell, outcome) = mpsc::channel();
+        let stats = engine.stats();
+        let (done, outcome) = mpsc::channel();
         thread::spawn(move || {
             let x = pattern(2, 0);
-            tell.send(engine.velocity(x.view(), t, x.view(), None))
+            done.send(velocity(&mut engine, x.view(), t, x.view(), None))
         });
-        Self { outcome }
+        Self { outcome, stats }
+    }
+
+    /// Whether its ControlNet has run, after which comes the endless part.
+    fn has_begun(&self) -> bool {
+        self.stats.runs(Role::ControlNet) > 0
     }
 
     fn is_running(&self) -> bool {
@@ -53,7 +59,13 @@ impl Prediction {
     }
 
     fn wait(&self) -> Result<Array4<f32>> {
-        self.outcome.recv_timeout(Duration::from_secs(120)).expect("the prediction hangs")
+        self.outcome.recv().expect("a prediction has an outcome")
+    }
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    while !done() {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -65,8 +77,10 @@ fn engines_take_turns_and_each_is_cancelled_alone() {
     // One of the two runs and the other waits for it, whichever is cancelled first.
     for order in [[0, 1], [1, 0]] {
         let cancels = [Cancel::default(), Cancel::default()];
-        let predictions = [0, 1].map(|i| Prediction::start(load(bundle.path(), 1, &cancels[i]), FOR_EVER));
-        thread::sleep(Duration::from_millis(100));
+        let predictions =
+            [0, 1].map(|i| Prediction::start(load(bundle.path(), 1, &cancels[i]), FOR_EVER));
+        wait_until(|| predictions.iter().any(Prediction::has_begun));
+        assert!(!predictions.iter().all(Prediction::has_begun), "both run at once");
         for (i, k) in order.into_iter().enumerate() {
             cancels[k].set(true);
             assert!(matches!(predictions[k].wait(), Err(Error::Cancelled)));
@@ -78,18 +92,22 @@ fn engines_take_turns_and_each_is_cancelled_alone() {
 #[test]
 fn only_what_runs_alike_is_shared() {
     let bundle = fixtures::tiny_with(&[("denoiser", "denoiser_endless.onnx")]);
-    let cancel = Cancel::default();
-    let running = Prediction::start(load(bundle.path(), 1, &cancel), FOR_EVER);
-    thread::sleep(Duration::from_millis(100));
-
-    let other_threads = Prediction::start(load(bundle.path(), 2, &Cancel::default()), 0);
-    other_threads.wait().unwrap();
     let other_file = fixtures::tiny_with(&[("denoiser", "denoiser_endless.onnx")]);
-    Prediction::start(load(other_file.path(), 1, &Cancel::default()), 0).wait().unwrap();
+    let cancel = Cancel::default();
+    let engine = load(bundle.path(), 1, &cancel);
+    let alike = load(bundle.path(), 1, &Cancel::default());
+    let others =
+        [load(bundle.path(), 2, &Cancel::default()), load(other_file.path(), 1, &Cancel::default())];
+    assert!(engine.shares_graphs_with(&alike));
+    assert!(others.iter().all(|other| !engine.shares_graphs_with(other)));
 
-    let alike = Prediction::start(load(bundle.path(), 1, &Cancel::default()), 0);
-    thread::sleep(Duration::from_millis(300));
-    assert!(alike.is_running() && running.is_running(), "the session is not shared");
+    let running = Prediction::start(engine, FOR_EVER);
+    wait_until(|| running.has_begun());
+    for other in others {
+        Prediction::start(other, 0).wait().unwrap();
+    }
+    let alike = Prediction::start(alike, 0);
+    assert!(alike.is_running() && running.is_running());
     cancel.set(true);
     alike.wait().unwrap();
 }
@@ -100,7 +118,7 @@ fn results_do_not_depend_on_who_else_runs() {
     let run = |engine: &mut Engine, k: usize| {
         let x = pattern(1 + k % 3, k);
         let pixels = engine.decode(x.view()).unwrap();
-        (engine.velocity(x.view(), 500, x.view(), None).unwrap(), engine.encode(pixels.view()).unwrap())
+        (velocity(engine, x.view(), 500, x.view(), None).unwrap(), engine.encode(pixels.view()).unwrap())
     };
     let mut alone = load();
     let expected: Vec<_> = (0..30).map(|k| run(&mut alone, k)).collect();

@@ -2,7 +2,6 @@
 
 //! Execution providers: which one runs the graphs, and how it is set up.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
@@ -12,52 +11,22 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::Tensor;
 
 use super::library::Library;
+use super::runner::one_line;
 use crate::error::{Error, Result};
-
-/// Who computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Provider {
-    /// The first of TensorRT, CUDA and CPU that works.
-    #[default]
-    Auto,
-    /// The processor.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-    /// An NVIDIA GPU through TensorRT, with CUDA for what TensorRT does not know.
-    TensorRt,
-}
-
-impl Provider {
-    /// The name users write, for instance `cuda`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Provider::Auto => "auto",
-            Provider::Cpu => "cpu",
-            Provider::Cuda => "cuda",
-            Provider::TensorRt => "tensorrt",
-        }
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::names::{Provider, Setting};
 
 /// How the graphs are run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// The ONNX Runtime library; `None` looks for it.
     pub library: Option<PathBuf>,
-    /// Folders in which the library may lie, the plugin's above all.
+    /// Folders in which the library may lie, in this order.
     pub near: Vec<PathBuf>,
-    /// Who computes. One that is named must work; only [`Provider::Auto`] falls back.
+    /// What computes. A named provider must work; only [`Provider::Auto`] falls back.
     pub provider: Provider,
     /// Number of the GPU.
     pub device: u32,
-    /// Where TensorRT keeps its engines between runs; created when missing.
+    /// Folder in which TensorRT keeps its engines between runs; created where it is missing.
     pub cache_dir: Option<PathBuf>,
     /// Threads on the CPU; 0 is one for each core.
     pub threads: usize,
@@ -67,7 +36,7 @@ pub struct Options {
 pub(super) struct Chosen {
     /// Never [`Provider::Auto`].
     pub provider: Provider,
-    /// The better ones that could not be had, and why.
+    /// The better ones that do not work, and why.
     pub passed_over: Vec<(Provider, String)>,
     dispatches: Vec<ExecutionProviderDispatch>,
     pub threads: usize,
@@ -76,7 +45,7 @@ pub(super) struct Chosen {
 }
 
 /// What makes sessions run alike: provider, device, threads and the folder of TensorRT's engines.
-pub(super) type Key = (Provider, u32, usize, Option<PathBuf>);
+pub(super) type ProviderKey = (Provider, u32, usize, Option<PathBuf>);
 
 /// A graph `y = x + x`, for trying a provider out.
 static PROBE: &[u8] = include_bytes!("probe.onnx");
@@ -109,7 +78,7 @@ impl Chosen {
             [(_, reason)] => reason.clone(),
             all => all.iter().map(|(p, reason)| format!("{p}: {reason}")).collect::<Vec<_>>().join("; "),
         };
-        Err(Error::Provider { provider: options.provider.to_string(), reason })
+        Err(Error::Provider { provider: options.provider, reason })
     }
 
     fn probe(&self, library: &Library) -> Result<(), String> {
@@ -120,7 +89,7 @@ impl Chosen {
         };
         if !built_in.unwrap_or(false) {
             return Err(format!(
-                "{} (ONNX Runtime {}) was built without it; point ort-library at the library of onnxruntime-gpu",
+                "{} (ONNX Runtime {}) was built without it; the library of onnxruntime-gpu has it",
                 library.path.display(),
                 library.version
             ));
@@ -134,12 +103,12 @@ impl Chosen {
         match run() {
             Ok(2.0) => Ok(()),
             Ok(other) => Err(format!("a trial gave {other} for 1 + 1")),
-            Err(e) => Err(super::one_line(&e)),
+            Err(e) => Err(one_line(&e)),
         }
     }
 
     /// Equal for those whose sessions can be shared.
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> ProviderKey {
         (self.provider, self.device, self.threads, self.cache_dir.clone())
     }
 
@@ -167,9 +136,9 @@ impl Chosen {
 }
 
 fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProviderDispatch>> {
-    let device = i32::try_from(options.device).map_err(|_| Error::Setting {
-        setting: "device",
-        reason: format!("{} is not the number of a GPU; the first is 0", options.device),
+    let device = i32::try_from(options.device).map_err(|_| {
+        let reason = format!("{} is not the number of a GPU; the first is 0", options.device);
+        Error::setting(Setting::Device, reason)
     })?;
     // No search for convolution algorithms by timing: its outcome, and with it the last bits, would vary.
     let cuda = || {
@@ -200,10 +169,10 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
 }
 
 fn cache_folder(folder: &Path) -> Result<&str> {
-    let fail = |reason| Error::Setting { setting: "model-cache-dir", reason };
-    std::fs::create_dir_all(folder)
-        .map_err(|e| fail(format!("{} cannot be created: {e}", folder.display())))?;
-    folder.to_str().filter(|text| !text.contains('\0')).ok_or_else(|| {
-        fail(format!("{} is not UTF-8, which TensorRT needs; choose another folder", folder.display()))
-    })
+    let fail = |wrong: String| {
+        Error::setting(Setting::CacheDir, format!("{} {wrong}", folder.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(|e| fail(format!("cannot be created: {e}")))?;
+    let text = folder.to_str().filter(|text| !text.contains('\0'));
+    text.ok_or_else(|| fail("is not UTF-8, which TensorRT needs; choose another folder".into()))
 }

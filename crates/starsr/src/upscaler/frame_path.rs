@@ -6,28 +6,29 @@ use std::ops::Range;
 
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Slice, Zip, s};
 
+use super::decode_groups::DecodeGroup;
+use super::settings::{Posterior, Settings};
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
-use crate::geometry::{Axis as Legal, Canvas, Grid, Interpolation, upscale};
 use crate::color::ColorFix;
 use crate::diffusion::noise::{Noise, POSTERIOR_STEP};
 use crate::diffusion::tiled::Tiled;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::geometry::{Canvas, Grid, Interpolation, LegalSizes, Size, upscale};
 use crate::model::Model;
 use crate::parallel::Threads;
 
-use super::groups::Group;
-use super::settings::{Posterior, Settings};
-
-/// The way of a frame of one size to the model and back.
-pub(super) struct Picture {
+/// The way of frames of one size to the model and back.
+pub(super) struct FramePath {
+    /// Size of the frames that come in.
+    input: Size,
     canvas: Canvas,
     /// The tiles, in pixels and in latents.
     grid: Grid,
     latent_grid: Grid,
     /// Legal sizes of rows and columns.
-    legal: [Legal; 2],
-    /// As wanted; small tiles have less.
+    legal: [LegalSizes; 2],
+    /// As set; small tiles share less.
     tile_overlap: usize,
     scale: usize,
     interpolation: Interpolation,
@@ -40,21 +41,23 @@ pub(super) struct Picture {
     threads: Threads,
 }
 
-impl Picture {
-    /// For frames of `width` x `height` pixels.
+impl FramePath {
     pub(super) fn new(
         manifest: &Manifest,
         settings: &Settings,
-        (width, height): (usize, usize),
+        input: Size,
+        threads: Threads,
     ) -> Result<Self> {
         let rules = &manifest.canvas;
         let scale = settings.model_scale(manifest);
         let tile_size = settings.tile_size.unwrap_or(rules.tile);
         let overlap = settings.tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
-        let canvas = Canvas::new(height * scale, width * scale, rules.height, rules.width, rules.padding)?;
+        let large = input.enlarged(scale)?;
+        let canvas = Canvas::new(large, rules.height, rules.width, rules.padding)?;
         let legal = [rules.height, rules.width];
-        let grid = Grid::new((canvas.height, canvas.width), tile_size, overlap, legal)?;
+        let grid = Grid::new(canvas.size, tile_size, overlap, legal)?;
         Ok(Self {
+            input,
             latent_grid: grid.shrunk(manifest.latent.spatial_factor),
             grid,
             legal,
@@ -67,18 +70,28 @@ impl Picture {
             posterior: settings.posterior,
             color_fix: settings.color_fix.unwrap_or(manifest.sampler.color_fix),
             strength: settings.strength(manifest)?,
-            threads: Threads::new(settings.threads),
+            threads,
         })
     }
 
-    /// Size `(width, height)` of the result.
-    pub(super) fn size(&self) -> (usize, usize) {
-        (self.canvas.picture_width, self.canvas.picture_height)
+    /// Size of the frames that come in.
+    pub(super) fn input_size(&self) -> Size {
+        self.input
     }
 
-    /// Size `(width, height)` of what the model sees.
-    pub(super) fn canvas_size(&self) -> (usize, usize) {
-        (self.canvas.width, self.canvas.height)
+    /// Size of the result.
+    pub(super) fn output_size(&self) -> Size {
+        self.canvas.picture
+    }
+
+    /// Size of what the model sees.
+    pub(super) fn canvas_size(&self) -> Size {
+        self.canvas.size
+    }
+
+    /// Size of a tile, in pixels of the canvas.
+    pub(super) fn tile_size(&self) -> Size {
+        self.grid.tile_size()
     }
 
     /// Output pixels per input pixel in each direction.
@@ -86,19 +99,10 @@ impl Picture {
         self.scale
     }
 
-    /// Size `(width, height)` of the frames that come in.
-    pub(super) fn input_size(&self) -> (usize, usize) {
-        (self.canvas.picture_width / self.scale, self.canvas.picture_height / self.scale)
-    }
-
-    /// Width and height of a tile, in pixels.
-    pub(super) fn tile_size(&self) -> (usize, usize) {
-        self.grid.tile_size()
-    }
-
-    /// Goes on in tiles of half the size, or of the least legal one; gives that size, `None` where nothing smaller is legal.
+    /// Goes on in tiles of half the size, or of the smallest legal one; gives that size, `None` where
+    /// nothing smaller is legal.
     pub(super) fn reduce_tiles(&mut self) -> Option<usize> {
-        let (width, height) = self.tile_size();
+        let Size { width, height } = self.tile_size();
         let present = width.max(height);
         let [rows, columns] = self.legal;
         let size = (present / 2).max(rows.fit(1).ok()?).max(columns.fit(1).ok()?);
@@ -106,7 +110,7 @@ impl Picture {
             return None;
         }
         let overlap = self.tile_overlap.min(size / 4);
-        self.grid = Grid::new((self.canvas.height, self.canvas.width), size, overlap, self.legal).ok()?;
+        self.grid = Grid::new(self.canvas.size, size, overlap, self.legal).ok()?;
         self.latent_grid = self.grid.shrunk(self.factor);
         Some(size)
     }
@@ -129,7 +133,8 @@ impl Picture {
         frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
-        let mut prepared = Array4::zeros((frames.len(), 3, self.canvas.height, self.canvas.width));
+        let Size { width, height } = self.canvas.size;
+        let mut prepared = Array4::zeros((frames.len(), 3, height, width));
         self.threads.map(prepared.outer_iter_mut().zip(frames), |(mut to, low)| {
             cancel.check()?;
             let mut plain = self.enlarge(low.view())?;
@@ -151,32 +156,22 @@ impl Picture {
         let factor = self.factor;
         let mut groups = Vec::new();
         let frames = prepared.axis_chunks_iter(Axis(0), self.frames_per_encode);
-        let frames = frames.zip(numbers.chunks(self.frames_per_encode));
-        for (group, numbers) in frames {
-            let tile = |rows: Range<usize>, columns: Range<usize>| {
+        for (group, numbers) in frames.zip(numbers.chunks(self.frames_per_encode)) {
+            let mut parts = self.latent_grid.blend(|rows, columns| {
                 cancel.check()?;
-                let place = s![
-                    ..,
-                    ..,
-                    factor * rows.start..factor * rows.end,
-                    factor * columns.start..factor * columns.end
-                ];
-                Ok(group.slice(place))
-            };
-            groups.push(match self.posterior {
-                Posterior::Mean => {
-                    let [mean] = self
-                        .latent_grid
-                        .blend(|rows, columns| model.encode(tile(rows, columns)?).map(|mean| [mean]))?;
-                    mean
-                }
-                Posterior::Sample => {
-                    let [mean, deviation] = self
-                        .latent_grid
-                        .blend(|rows, columns| model.encode_posterior(tile(rows, columns)?))?;
-                    draw(mean, &deviation, numbers, noise)
-                }
-            });
+                let pixels = |r: Range<usize>| factor * r.start..factor * r.end;
+                let tile = group.slice(s![.., .., pixels(rows), pixels(columns)]);
+                Ok(match self.posterior {
+                    Posterior::Mean => vec![model.encode(tile)?],
+                    Posterior::Sample => model.encode_posterior(tile)?.into(),
+                })
+            })?;
+            let std = if parts.len() > 1 { parts.pop() } else { None };
+            let mut latents = one(parts)?;
+            if let Some(std) = std {
+                draw(&mut latents, &std, numbers, noise);
+            }
+            groups.push(latents);
         }
         Ok(join(groups))
     }
@@ -186,40 +181,39 @@ impl Picture {
         &self,
         model: &mut dyn Model,
         latents: ArrayView4<f32>,
-        Group { decoded, kept }: &Group,
+        DecodeGroup { decoded, kept }: &DecodeGroup,
         cancel: &Cancel,
     ) -> Result<Array4<f32>> {
         let factor = self.factor;
         let before = kept.start - decoded.start;
-        let [canvases] = self.grid.blend(|rows, columns| {
+        let canvases = self.grid.blend(|rows, columns| {
             cancel.check()?;
-            let place = s![
-                decoded.clone(),
-                ..,
-                rows.start / factor..rows.end / factor,
-                columns.start / factor..columns.end / factor
-            ];
-            let mut pixels = model.decode(latents.slice(place))?;
+            let small = |r: Range<usize>| r.start / factor..r.end / factor;
+            let tile = latents.slice(s![decoded.clone(), .., small(rows), small(columns)]);
+            let mut pixels = model.decode(tile)?;
             pixels.slice_axis_inplace(Axis(0), Slice::from(before..before + kept.len()));
-            Ok([pixels])
+            Ok(vec![pixels])
         })?;
-        Ok(canvases)
+        one(canvases)
     }
 
-    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames `[3,h,w]` that they came from.
+    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames `[3,h,w]`
+    /// that they came from.
     pub(super) fn finish<'a>(
         &self,
         canvases: ArrayView4<f32>,
         frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
         cancel: &Cancel,
     ) -> Result<Vec<Array3<f32>>> {
-        // Made here, since what many threads allocate is scattered over as many heaps.
-        let size = (canvases.dim().1, self.canvas.picture_height, self.canvas.picture_width);
-        let mut results: Vec<_> = canvases.outer_iter().map(|_| Array3::zeros(size)).collect();
-        self.threads
-            .map(results.iter_mut().zip(canvases.outer_iter()).zip(frames), |((result, canvas), low)| {
-                self.finish_frame(canvas, low.view(), result, cancel)
-            })?;
+        // Allocated by the calling thread: frames that the pool's threads allocate would be scattered
+        // over a heap for each of them.
+        let Size { width, height } = self.canvas.picture;
+        let new = |_| Array3::zeros((canvases.dim().1, height, width));
+        let mut results: Vec<_> = (0..frames.len()).map(new).collect();
+        let work = results.iter_mut().zip(canvases.outer_iter()).zip(frames);
+        self.threads.map(work, |((result, canvas), low)| {
+            self.finish_frame(canvas, low.view(), result, cancel)
+        })?;
         Ok(results)
     }
 
@@ -232,26 +226,36 @@ impl Picture {
     ) -> Result<()> {
         cancel.check()?;
         let picture = self.canvas.crop(canvas)?;
-        Zip::from(&mut *result).and(picture).for_each(|to, &from| *to = (0.5 * from + 0.5).clamp(0.0, 1.0));
+        let to_unit = |to: &mut f32, &from: &f32| *to = (0.5 * from + 0.5).clamp(0.0, 1.0);
+        Zip::from(&mut *result).and(picture).for_each(to_unit);
         self.color_fix.apply(result, low)?;
         if self.strength < 1.0 {
             cancel.check()?;
             let plain = self.enlarge(low)?;
-            Zip::from(result).and(&plain).for_each(|to, &from| *to = from + self.strength * (*to - from));
+            let blend = |to: &mut f32, &from: &f32| *to = from + self.strength * (*to - from);
+            Zip::from(result).and(&plain).for_each(blend);
         }
         Ok(())
     }
 }
 
-/// Draws latents `[F,C,h,w]` from a posterior of the given mean and deviation.
-fn draw(mut mean: Array4<f32>, deviation: &Array4<f32>, numbers: &[u64], noise: &dyn Noise) -> Array4<f32> {
-    for ((mut latents, deviation), &number) in mean.outer_iter_mut().zip(deviation.outer_iter()).zip(numbers)
-    {
+/// Draws latents `[F,C,h,w]` from a posterior of the given mean, whose place they take, and standard
+/// deviation.
+fn draw(mean: &mut Array4<f32>, std: &Array4<f32>, numbers: &[u64], noise: &dyn Noise) {
+    for ((mut latents, std), &number) in mean.outer_iter_mut().zip(std.outer_iter()).zip(numbers) {
         let mut drawn = Array3::zeros(latents.raw_dim());
-        noise.fill(number, POSTERIOR_STEP, drawn.as_slice_mut().expect("standard layout"));
-        Zip::from(&mut latents).and(deviation).and(&drawn).for_each(|x, &std, &noise| *x += std * noise);
+        let values = drawn.as_slice_mut().expect("standard layout");
+        noise.fill(number, POSTERIOR_STEP, values);
+        Zip::from(&mut latents).and(std).and(&drawn).for_each(|x, &std, &n| *x += std * n);
     }
-    mean
+}
+
+/// The only one of `arrays`.
+fn one(mut arrays: Vec<Array4<f32>>) -> Result<Array4<f32>> {
+    match arrays.pop() {
+        Some(array) if arrays.is_empty() => Ok(array),
+        _ => Err(Error::input("tiles", "there is not one array of each")),
+    }
 }
 
 /// Groups of frames one after the other.

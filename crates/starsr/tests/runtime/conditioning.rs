@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Text conditions on ONNX Runtime: embeddings, both halves in one batch, the posterior, and what can be missing.
-//! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+//! Text conditions on ONNX Runtime: embeddings, both halves in one batch, the posterior, and what can be
+//! missing.
 
 use std::fs;
 use std::path::Path;
 
 use starsr::bundle::{Bundle, Role};
-use starsr::cancel::Cancel;
 use starsr::diffusion::guidance::Batching;
-use starsr::error::{Error, Result};
-use starsr::model::{Denoiser, Embedding, Model};
-use starsr::runtime::{Engine, Options, Provider};
+use starsr::model::{Condition, Denoiser, Embedding, Model, Query};
+use starsr::runtime::{Engine, GraphTimes, Options, Provider};
 use starsr::text::{Prompts, tokenize};
-use starsr::upscaler::{Settings, Upscaler};
 use starsr::windows::WindowMode;
-use starsr_testkit::{fixtures, stand_in};
+use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
+use starsr_testkit::stand_in::{self, velocity};
+use starsr_testkit::fixtures;
 use ndarray::{Array2, Array3, Array4, s};
 
 
@@ -28,7 +27,7 @@ fn load(bundle: &Path) -> Result<Engine> {
 #[track_caller]
 fn bundle_error(bundle: &Path) -> (String, String) {
     match load(bundle).map(|_| ()) {
-        Err(Error::Bundle { file, field, reason }) => {
+        Err(Error::Bundle { file, field, reason, .. }) => {
             assert!(file.starts_with(bundle) && file.is_file(), "{}", file.display());
             (field, reason)
         }
@@ -61,6 +60,17 @@ fn worst(found: &Array4<f32>, expected: &Array4<f32>) -> f32 {
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+/// The velocities under two conditions, as one batch.
+fn both(
+    engine: &mut Engine,
+    x: &Array4<f32>,
+    t: i64,
+    hint: &Array4<f32>,
+    conditions: [Condition; 2],
+) -> Result<Vec<Array4<f32>>> {
+    engine.predict(&Query { x: x.view(), t, hint: hint.view(), conditions: &conditions })
+}
+
 fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
     fixtures::with_graphs(&fixtures::text(), graphs)
 }
@@ -76,9 +86,9 @@ fn together_is_the_same_as_separately() {
         let (x, hint) = (pattern((frames, 48, 4, 6), i), pattern((frames, 48, 4, 6), i + 100));
         let t = 899 - 100 * i as i64;
         let [a, b] = [&embeddings[a], &embeddings[b]];
-        let both = engine.velocities(x.view(), t, hint.view(), [Some(a), Some(b)]).unwrap();
-        for (together, embedding) in both.iter().zip([a, b]) {
-            let alone = engine.velocity(x.view(), t, hint.view(), Some(embedding)).unwrap();
+        let pair = both(&mut engine, &x, t, &hint, [Some(a), Some(b)]).unwrap();
+        for (together, embedding) in pair.iter().zip([a, b]) {
+            let alone = velocity(&mut engine, x.view(), t, hint.view(), Some(embedding)).unwrap();
             assert!(worst(together, &alone) <= 1e-6);
             assert!(worst(&alone, &expected_v(&x, t, &hint, embedding)) <= 3e-6);
         }
@@ -95,9 +105,9 @@ fn expected(embedding: &Embedding) -> Array4<f32> {
 fn a_bundle_without_text_condition_can_be_asked_for_both() {
     let mut engine = load(&fixtures::tiny()).unwrap();
     let x = pattern((2, 48, 4, 4), 1);
-    let both = engine.velocities(x.view(), 5, x.view(), [None, None]).unwrap();
-    let alone = engine.velocity(x.view(), 5, x.view(), None).unwrap();
-    assert_eq!(both, [alone.clone(), alone]);
+    let pair = both(&mut engine, &x, 5, &x, [None, None]).unwrap();
+    let alone = velocity(&mut engine, x.view(), 5, x.view(), None).unwrap();
+    assert_eq!(pair, [alone.clone(), alone]);
 }
 
 #[test]
@@ -107,14 +117,14 @@ fn half_precision_embeddings_and_bfloat16_controls() {
     let mut engine = load(halves.path()).unwrap();
     let embedding = engine.embed(&tokenize("rock").ids).unwrap();
     let x = pattern((2, 48, 4, 4), 1);
-    let v = engine.velocity(x.view(), 5, x.view(), Some(&embedding)).unwrap();
+    let v = velocity(&mut engine, x.view(), 5, x.view(), Some(&embedding)).unwrap();
     assert!(worst(&v, &expected_v(&x, 5, &x, &embedding)) < 5e-3);
 
     let brief =
         fixtures::tiny_with(&[("controlnet", "controlnet_brief.onnx"), ("denoiser", "denoiser_brief.onnx")]);
     let x = pattern((2, 48, 4, 4), 2);
-    let exact = load(&fixtures::tiny()).unwrap().velocity(x.view(), 5, x.view(), None).unwrap();
-    let rounded = load(brief.path()).unwrap().velocity(x.view(), 5, x.view(), None).unwrap();
+    let exact = velocity(&mut load(&fixtures::tiny()).unwrap(), x.view(), 5, x.view(), None).unwrap();
+    let rounded = velocity(&mut load(brief.path()).unwrap(), x.view(), 5, x.view(), None).unwrap();
     let difference = worst(&rounded, &exact);
     assert!(difference > 0.0 && difference < 0.02, "{difference}");
 }
@@ -124,7 +134,6 @@ fn known_prompts_need_no_encoder() {
     let mut with = load(&fixtures::text()).unwrap();
     let bundle = fixtures::without_text_encoder();
     let mut without = load(bundle.path()).unwrap();
-    assert!(with.has_text_encoder() && !without.has_text_encoder());
     let copy = fixtures::copy_of(&fixtures::text());
     fixtures::edit(copy.path(), |text| {
         text.lines().filter(|line| !line.starts_with("embeddings")).map(|line| format!("{line}\n")).collect()
@@ -139,21 +148,21 @@ fn known_prompts_need_no_encoder() {
     assert_eq!(with.stats().runs(Role::TextEncoder), 0);
     assert_eq!(only_encoder.stats().runs(Role::TextEncoder), 2);
     let error = without.embed(&tokenize("a dog").ids).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "prompt", .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }), "{error}");
     assert!(error.to_string().contains("no text encoder"), "{error}");
 }
 
 #[test]
-fn the_deviation_of_the_posterior() {
+fn the_standard_deviation_of_the_posterior() {
     let mut engine = load(&fixtures::text()).unwrap();
     let pixels = pattern((5, 3, 16, 24), 1);
-    let [mean, deviation] = engine.encode_posterior(pixels.view()).unwrap();
+    let [mean, std] = engine.encode_posterior(pixels.view()).unwrap();
     assert_eq!(mean, engine.encode(pixels.view()).unwrap());
-    assert_eq!(deviation, mean.mapv(|v| v.abs() / 4.0));
+    assert_eq!(std, mean.mapv(|v| v.abs() / 4.0));
     let mut tiny = load(&fixtures::tiny()).unwrap();
-    assert!(engine.has_deviation() && !tiny.has_deviation());
+    assert!(engine.has_std() && !tiny.has_std());
     let error = tiny.encode_posterior(pixels.view()).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "posterior", .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: Setting::Posterior, .. }), "{error}");
 }
 
 #[test]
@@ -186,16 +195,16 @@ fn what_is_missing_is_said() {
 
     let mut engine = load(&fixtures::text()).unwrap();
     let x = Array4::zeros((1, 48, 2, 2));
-    let error = engine.velocity(x.view(), 0, x.view(), None).unwrap_err();
+    let error = velocity(&mut engine, x.view(), 0, x.view(), None).unwrap_err();
     assert!(matches!(error, Error::Input { .. }) && error.to_string().contains("no embedding"), "{error}");
     for shape in [(76, 8), (77, 0)] {
         let odd = Embedding::new(Array2::zeros(shape));
-        assert!(engine.velocity(x.view(), 0, x.view(), Some(&odd)).is_err(), "{shape:?}");
+        assert!(velocity(&mut engine, x.view(), 0, x.view(), Some(&odd)).is_err(), "{shape:?}");
     }
     let (a, b) = (Embedding::new(Array2::zeros((77, 8))), Embedding::new(Array2::zeros((77, 9))));
-    assert!(engine.velocities(x.view(), 0, x.view(), [Some(&a), Some(&b)]).is_err());
+    assert!(both(&mut engine, &x, 0, &x, [Some(&a), Some(&b)]).is_err());
     // And the engine works on.
-    assert!(engine.velocities(x.view(), 0, x.view(), [Some(&a), Some(&a)]).is_ok());
+    assert!(both(&mut engine, &x, 0, &x, [Some(&a), Some(&a)]).is_ok());
 }
 
 fn frame(number: u64) -> Array3<f32> {
@@ -204,11 +213,11 @@ fn frame(number: u64) -> Array3<f32> {
     })
 }
 
-fn upscaler(settings: &Settings) -> (Upscaler, starsr::runtime::Stats) {
+fn upscaler(settings: &Settings) -> (Upscaler, GraphTimes) {
     let engine = load(&fixtures::text()).unwrap();
     let stats = engine.stats();
     let manifest = Bundle::open(&fixtures::text()).unwrap().manifest().clone();
-    let upscaler = Upscaler::new(Box::new(engine), &manifest, settings, 8, 8, Cancel::default()).unwrap();
+    let upscaler = Upscaler::new(Box::new(engine), &manifest, settings, Size::new(8, 8), Cancel::default()).unwrap();
     (upscaler, stats)
 }
 
@@ -226,11 +235,11 @@ fn each_prompt_is_encoded_once() {
         assert_eq!(stats.runs(Role::TextEncoder), runs, "{text:?}");
     }
     // A prompt that is changed and changed back besides a negative one of the user's.
-    let both = |text| Prompts { negative: Some("a stone".into()), ..prompt(text) };
+    let pair = |text| Prompts { negative: Some("a stone".into()), ..prompt(text) };
     let before = stats.runs(Role::TextEncoder);
     for text in ["one", "two", "three"] {
-        upscaler.set_prompts(&both(text)).unwrap();
-        upscaler.set_prompts(&both(text)).unwrap();
+        upscaler.set_prompts(&pair(text)).unwrap();
+        upscaler.set_prompts(&pair(text)).unwrap();
     }
     assert_eq!(stats.runs(Role::TextEncoder), before + 4);
 }
