@@ -19,7 +19,7 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 
-use starsr::error::Error;
+use starsr::Error;
 
 use super::loading::{self, Loaded};
 use super::log::CAT;
