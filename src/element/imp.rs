@@ -19,7 +19,7 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 
-use starsr::error::Error;
+use starsr::Error;
 
 use super::loading::{self, Loaded};
 use super::log::CAT;
@@ -81,8 +81,8 @@ impl Starsr {
 
 /// What the streaming thread does with the session.
 impl Starsr {
-    /// Works with the session, which nobody else can reach meanwhile, and posts its notices. Pushing and
-    /// posting come after `work`, when the session is back in its place.
+    /// Takes the session out of its mutex for `work`, and then posts the notices. What `work` returns is
+    /// pushed when the session is back, so that no lock is held and events may come in again.
     fn session<T>(&self, work: impl FnOnce(&mut Session) -> T) -> Result<T, gst::FlowError> {
         let mut session = self.session.lock().take().ok_or(gst::FlowError::Flushing)?;
         let result = work(&mut session);

@@ -4,7 +4,7 @@
 
 use parking_lot::Mutex;
 
-use starsr::cancel::Cancel;
+use starsr::Cancel;
 
 /// Why running work should stop. There are two reasons, as each ends on its own: a FLUSH_STOP just after
 /// the state change must not revoke the state change.

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use gst::prelude::*;
 
-use starsr::bundle::{Bundle, Manifest};
-use starsr::cancel::Cancel;
-use starsr::error::{Error, Result};
+use starsr::bundle::Manifest;
 use starsr::model::Model;
 use starsr::runtime::{self, Engine, Provider};
+use starsr::{Bundle, Cancel, Error, Result};
 
 use super::log::{self, CAT};
 use super::settings::Settings;

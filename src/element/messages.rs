@@ -7,7 +7,7 @@ use std::time::Duration;
 use gst::glib;
 use gst::prelude::*;
 
-use starsr::error::Error;
+use starsr::{Error, Setting};
 
 use super::log::CAT;
 
@@ -136,11 +136,38 @@ fn engine_message(error: &Error) -> gst::ErrorMessage {
     }
 }
 
-/// The engine's error in the element's words: with the property's name, and with what to do.
+/// The engine's error in the element's words: with the name of the property, and with what to do.
 fn engine_text(error: &Error) -> String {
     match error {
+        Error::LibraryMissing { .. } => format!(
+            "{error}. Set the property ort-library or the variable ORT_DYLIB_PATH to libonnxruntime.so, or \
+             run `make build`, which puts it beside the plugin"
+        ),
+        Error::LibraryVersion { .. } => {
+            format!("{error}. Install a newer onnxruntime and point ort-library at it")
+        }
+        Error::LibraryInUse { .. } => {
+            format!("{error}. Give every starsr element the same ort-library, or restart the application")
+        }
+        Error::Provider { .. } => format!(
+            "{error}. Use execution-provider=auto to fall back to the CPU, or point ort-library at a library \
+             with this provider"
+        ),
+        Error::Bundle { field, .. } if field == "folder" => {
+            format!("{error}. Set model-path to the folder of a bundle, or leave it unset for nano")
+        }
+        Error::Setting { setting, reason } => format!("{}: {reason}", property(*setting)),
+        Error::Memory { .. } => format!("{error}: lower window-length, or give it smaller frames"),
         Error::Cancelled => "Loading the model was cancelled".into(),
         error => error.to_string(),
+    }
+}
+
+/// The name of the property behind a setting of the engine.
+fn property(setting: Setting) -> String {
+    match setting {
+        Setting::CacheDir => "model-cache-dir".into(),
+        setting => setting.name().replace('_', "-"),
     }
 }
 
@@ -226,7 +253,7 @@ impl Notice {
     }
 }
 
-/// Posts an element message. Nothing is lost where there is no bus: nobody listens.
+/// Posts an element message, which only an element without a bus refuses.
 fn post(element: &gst::Element, structure: gst::Structure) {
     let _ = element.post_message(gst::message::Element::builder(structure).src(element).build());
 }

@@ -5,8 +5,9 @@
 use gst::prelude::*;
 
 use starsr::text::Prompts;
-use starsr::upscaler::{self, Cut, Upscaler};
+use starsr::upscaler::memory_of_this_machine;
 use starsr::windows::WindowMode;
+use starsr::{Size, TruncatedTokens, Upscaler};
 
 use super::frames::{Reader, Writer};
 use super::messages::Failure;
@@ -33,6 +34,11 @@ impl Formats {
         Ok(())
     }
 
+    /// Size of the frames that come in.
+    pub(super) fn input_size(&self) -> Size {
+        Size::new(self.input.width() as usize, self.input.height() as usize)
+    }
+
     /// How long a frame waits for `frames` others.
     pub(super) fn latency(&self, frames: usize) -> gst::ClockTime {
         let fps = self.input.fps();
@@ -44,7 +50,7 @@ impl Formats {
 }
 
 /// The caps of the sink and source pad whose refusal was reported last. The base class tries refused caps
-/// again with each buffer, but the application is told once.
+/// again with each buffer, but the application gets one message.
 #[derive(Debug, Default)]
 pub(super) struct Refused(Option<(gst::Caps, gst::Caps)>);
 
@@ -79,9 +85,9 @@ pub(super) fn prepare(
     settings: &Settings,
     formats: &Formats,
     prompts: &Prompts,
-) -> Result<(Converters, Cut), Failure> {
+) -> Result<(Converters, TruncatedTokens), Failure> {
     check_overload(settings.overload, upscaler.window_mode())?;
-    if let Some(available) = upscaler::memory_of_this_machine() {
+    if let Some(available) = memory_of_this_machine() {
         upscaler.fit_memory(available)?;
     }
     let truncated = upscaler.set_prompts(prompts)?;

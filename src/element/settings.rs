@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use gst::glib;
 
 use starsr::diffusion::{guidance, schedule};
-use starsr::error::{Error, Result};
-use starsr::{color, runtime, text, upscaler, windows};
+use starsr::{Error, Result, Setting, color, runtime, text, upscaler, windows};
 
 /// GstStarsrExecutionProvider:
 ///
@@ -382,12 +381,12 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] unless `guidance-interval` has two numbers.
+    /// [`Error::Setting`] unless `guidance_interval` has two numbers.
     pub(super) fn upscaler(&self) -> Result<upscaler::Settings> {
         let interval: Vec<f32> = self.guidance_interval.iter().filter_map(|v| v.get().ok()).collect();
         let &[low, high] = interval.as_slice() else {
             let reason = format!("takes two numbers, such as <0.2,0.8>, not {}", interval.len());
-            return Err(Error::Setting { setting: "guidance-interval", reason });
+            return Err(Error::setting(Setting::GuidanceInterval, reason));
         };
         Ok(upscaler::Settings {
             scale: nonzero(self.scale),

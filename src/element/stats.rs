@@ -7,7 +7,7 @@ use std::time::Duration;
 use gst::glib;
 use gst::prelude::*;
 
-use starsr::upscaler;
+use starsr::StageTimes;
 
 use super::loading::Loaded;
 
@@ -18,9 +18,9 @@ pub(super) struct ElementStats {
     pub(super) frames_out: u64,
     /// Scenes that began after the first frame, announced by event or detected.
     pub(super) scene_cuts: u64,
-    /// See [`upscaler::Upscaler::latency`].
+    /// See [`starsr::Upscaler::latency`].
     pub(super) latency_frames: u64,
-    /// See [`upscaler::Upscaler::memory_estimate`].
+    /// See [`starsr::Upscaler::memory_estimate`].
     pub(super) memory: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
@@ -35,9 +35,9 @@ pub(super) struct ElementStats {
     /// Time spent inside ONNX Runtime.
     pub(super) model_busy: Duration,
     /// Times of the present upscaler's stages.
-    pub(super) stages: upscaler::Stats,
+    pub(super) stages: StageTimes,
     /// Times of the stages of the upscalers for earlier caps.
-    earlier: upscaler::Stats,
+    earlier: StageTimes,
     model: String,
     provider: String,
     device: String,
@@ -59,7 +59,7 @@ impl ElementStats {
     /// Keeps the times of the present upscaler, as the next one counts from zero.
     pub(super) fn upscaler_replaced(&mut self) {
         self.earlier = sum(&self.earlier, &self.stages);
-        self.stages = upscaler::Stats::default();
+        self.stages = StageTimes::default();
     }
 
     /// The specification of the property, whose fields [`Self::structure`] gives.
@@ -107,8 +107,8 @@ impl ElementStats {
     }
 }
 
-fn sum(a: &upscaler::Stats, b: &upscaler::Stats) -> upscaler::Stats {
-    upscaler::Stats {
+fn sum(a: &StageTimes, b: &StageTimes) -> StageTimes {
+    StageTimes {
         frames_in: a.frames_in + b.frames_in,
         frames_out: a.frames_out + b.frames_out,
         windows: a.windows + b.windows,

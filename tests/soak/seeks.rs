@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Flushing seeks, flushes from in front and changes of caps at any time, in a real pipeline.
+//! Flushing seeks, flushes from upstream and changes of caps at any time, in a real pipeline.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -26,7 +26,7 @@ struct Account {
 
 type Shared = Arc<(Mutex<Account>, Condvar)>;
 
-/// Has the pads of `element` tell what passes.
+/// Keeps account of what passes the pads of `element`.
 fn watch(element: &gst::Element, account: &Shared) {
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
     let shared = account.clone();
@@ -62,8 +62,8 @@ fn watch(element: &gst::Element, account: &Shared) {
 /// Whether an event is on its way from in front of an element into it.
 type Passing = Arc<(Mutex<bool>, Condvar)>;
 
-/// Has the pad in front of `element` tell when serialized events pass. A flush from behind must not meet one: base classes
-/// turn a refused event into an error, where a refused buffer is only flushed.
+/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet one:
+/// base classes turn a refused event into an error, but only flush after a refused buffer.
 fn watch_events(element: &gst::Element) -> Passing {
     let passing = Passing::default();
     let shared = passing.clone();

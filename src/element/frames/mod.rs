@@ -11,6 +11,8 @@ use gst::glib;
 use gst_video::prelude::*;
 use ndarray::Array3;
 
+use starsr::Size;
+
 mod layout;
 
 const BYTES_PER_PIXEL: usize = 8;
@@ -344,11 +346,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer of pictures of `width` x `height` as frames that `info` describes, with `threads` threads
+    /// A writer of pictures of `size` as frames that `info` describes, with `threads` threads
     /// (0: one per core).
     pub(super) fn new(
         info: &gst_video::VideoInfo,
-        (width, height): (usize, usize),
+        size: Size,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
         let size =
@@ -360,7 +362,7 @@ impl Writer {
             converter: Converter::new(&working, between(info)?, info, threads)?,
             room: None,
             scratch: scratch(&working)?,
-            opaque: vec![1.0; width],
+            opaque: vec![1.0; size.width],
         })
     }
 

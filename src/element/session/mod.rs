@@ -14,13 +14,11 @@ use ndarray::Array3;
 use parking_lot::Mutex;
 
 use starsr::bundle::Manifest;
-use starsr::cancel::Cancel;
-use starsr::error::Error;
 use starsr::geometry::{Interpolation, upscale};
 use starsr::model::Model;
 use starsr::scene::SceneDetector;
 use starsr::text::Prompts;
-use starsr::upscaler::{Cut, Received, Upscaler};
+use starsr::{Cancel, Error, Received, TruncatedTokens, Upscaler};
 
 use super::frames::RgbFrame;
 use super::loading::Loaded;
@@ -176,9 +174,8 @@ impl Session {
         let settings = self.settings.upscaler()?;
         let own = self.worker.take().map(|worker| worker.upscaler.into_model());
         let model = own.or_else(|| self.model.take()).or(model).ok_or(Failure::NotStarted)?;
-        let (width, height) = (formats.input.width() as usize, formats.input.height() as usize);
-        let mut upscaler =
-            Upscaler::new(model, &self.manifest, &settings, width, height, self.cancel.clone())?;
+        let (size, cancel) = (formats.input_size(), self.cancel.clone());
+        let mut upscaler = Upscaler::new(model, &self.manifest, &settings, size, cancel)?;
         let (converters, truncated) = match prepare(&mut upscaler, &self.settings, formats, &prompts) {
             Ok(prepared) => prepared,
             Err(failure) => {
@@ -499,7 +496,7 @@ impl Session {
         Ok(())
     }
 
-    fn report_truncated(&mut self, truncated: Cut) {
+    fn report_truncated(&mut self, truncated: TruncatedTokens) {
         self.stats.lock().prompt_tokens_cut = (truncated.prompt + truncated.negative) as u64;
         for (property, tokens) in [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)] {
             if tokens > 0 {

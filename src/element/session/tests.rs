@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ndarray::{Array4, ArrayView4};
-use starsr::error::Result;
-use starsr::model::{Condition, Denoiser};
+use starsr::Result;
+use starsr::bundle::Role;
+use starsr::model::{Denoiser, Query};
 use starsr_testkit::stand_in;
 
 use super::*;
@@ -25,21 +26,15 @@ struct StandIn {
 }
 
 impl Denoiser for StandIn {
-    fn velocity(
-        &mut self,
-        x: ArrayView4<f32>,
-        _t: i64,
-        _hint: ArrayView4<f32>,
-        _condition: Condition,
-    ) -> Result<Array4<f32>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
         self.evaluations.fetch_add(1, Ordering::SeqCst);
         if let Some(clock) = &self.clock {
             clock.set_time(clock.time() + gst::ClockTime::SECOND);
         }
         if self.fails.load(Ordering::SeqCst) {
-            return Err(Error::Inference { graph: "denoiser".into(), reason: "it was asked to".into() });
+            return Err(Error::inference(Role::Denoiser, "it was asked to"));
         }
-        Ok(Array4::zeros(x.dim()))
+        Ok(vec![Array4::zeros(query.x.dim()); query.conditions.len()])
     }
 }
 

@@ -72,7 +72,8 @@ enum Sizes {
     Absent,
     One(Length),
     Range(Length, Length, u8),
-    /// Without ranges: GStreamer 1.22 itself cannot compare lists that have both. Nor empty: it holds that these intersect with anything.
+    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty, as it says
+    /// that an empty list intersects with anything.
     List(Vec<Length>),
 }
 
@@ -299,8 +300,8 @@ fn send(rig: &Rig, accepted: &gst::Caps, caps: &gst::Caps, before: &gst::Caps, k
         }
         Err(gst::FlowError::NotNegotiated | gst::FlowError::Error) => {
             // The same caps are reported once.
-            let reported = !errors.is_empty() || caps == before;
-            assert!(reported || !offers, "{caps} is within {offered}, but was refused silently");
+            let told = !errors.is_empty() || caps == before;
+            assert!(told || !offers, "{caps} is within {offered}, but was refused silently");
             assert!(rig.buffers().is_empty());
         }
         Err(other) => panic!("{caps}: {other:?} {errors:?}"),
