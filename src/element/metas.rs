@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Metas that the base class does not carry over because they depend on the frame's size.
+//! Everything of a buffer except its memory, and the metas that the base class does not carry over
+//! because they depend on the frame's size.
 
-/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf` where its kind can be scaled.
+use gst::glib;
+
+/// Everything of `buffer` except its memory. The copy is deep: a shallow one would also copy the
+/// reference to the buffer that owns the memory, and upstream's pool would run dry.
+pub(super) fn skeleton(buffer: &gst::BufferRef) -> Result<gst::Buffer, glib::BoolError> {
+    let flags = gst::BufferCopyFlags::FLAGS
+        | gst::BufferCopyFlags::TIMESTAMPS
+        | gst::BufferCopyFlags::META
+        | gst::BufferCopyFlags::DEEP;
+    let mut skeleton = gst::Buffer::new();
+    buffer.copy_into(skeleton.make_mut(), flags, ..)?;
+    Ok(skeleton)
+}
+
+/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf`. Metas that cannot be scaled are left out.
 pub(super) fn scale(
     meta: &gst::MetaRef<'_, gst::Meta>,
     outbuf: &mut gst::BufferRef,
     from: &gst_video::VideoInfo,
     to: &gst_video::VideoInfo,
 ) {
-    // Says nothing about pixels that the output does not say itself.
+    // The output buffer has its own.
     if meta.downcast_ref::<gst_video::VideoMeta>().is_some() {
         return;
     }
@@ -25,6 +40,6 @@ pub(super) fn scale(
         gst_video::VideoBarMeta::add(outbuf, bar.field(), bar.is_letterbox(), first, second);
         return;
     }
-    // A refusal means that the meta cannot be scaled; then it must not describe the output.
+    // It fails for a meta that cannot be scaled, which then must not describe the output.
     let _ = meta.transform(outbuf, &gst_video::video_meta::VideoMetaTransformScale::new(from, to));
 }

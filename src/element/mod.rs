@@ -1,224 +1,135 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The public face of the element `starsr`: its type, the types of its properties, and its registration.
+//! The element `starsr`: its type, its registration and its documentation for users.
+//!
+//! A frame's way: `imp` talks to GStreamer and `session` does the work. The session is a plain struct
+//! that knows neither pads nor the bus; it takes buffers, events and facts, and returns what `imp` then
+//! pushes and posts. The other modules serve these two and know nothing of them.
 
+/**
+ * SECTION:element-starsr
+ *
+ * Upscales low-quality video with STAR (https://arxiv.org/abs/2501.02976), a text-to-video diffusion
+ * model adapted to video super-resolution. The model is a bundle, a folder of ONNX graphs that ONNX
+ * Runtime runs. The small bundle `nano`, which is installed with the plugin, runs on any CPU.
+ *
+ * The element accepts and produces every raw video format that GStreamer can convert, so no
+ * `videoconvert` is needed. The output has the input's format unless downstream asks for another, and
+ * `scale` times its width and height unless downstream asks for another size. In that case the result
+ * is resized and keeps its display aspect ratio. The model does not see alpha; an alpha channel is
+ * enlarged beside the picture. Interlaced video is refused; put `deinterlace` in front.
+ *
+ * ## Files
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! starsr ! x264enc ! mp4mux ! filesink location=out.mp4
+ * ]|
+ *
+ * The model looks at a window of `window-length` frames at once, so the first frame leaves after a
+ * whole window has arrived. A branch beside the element, such as an audio track, has to hold more than
+ * that, or muxer and demuxer wait for each other forever. A plain `queue` holds one second. Give it the
+ * latency of the branch with the element, including the encoder's, and one more second:
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! qtdemux name=d \
+ *   d.video_0 ! queue ! decodebin ! starsr ! x264enc ! mp4mux name=m ! filesink location=out.mp4 \
+ *   d.audio_0 ! queue max-size-bytes=0 max-size-buffers=0 max-size-time=6000000000 ! m.
+ * ]|
+ *
+ * ## Live
+ *
+ * |[
+ * gst-launch-1.0 v4l2src ! queue ! starsr window-length=4 ! queue ! autovideosink
+ * ]|
+ *
+ * The element adds the frames of a window to the pipeline's latency: with `window-mode=blend` at most
+ * the window's length. With a variable framerate (0/1) it assumes 25 frames a second. The time that the
+ * model needs comes on top, and the hardware has to keep up with the stream. The frames of a window
+ * leave in a burst. The `queue` behind the element holds them, so that the next window can run while
+ * they are shown. The one in front keeps the source from stalling.
+ *
+ * With `overload=bypass`, windows that would leave later than the latency allows come out as the plain
+ * upscale, so that no frame is late or lost. The element judges by how long the last windows took. Set
+ * `processing-latency` to the time that a window may take; it is zero by default. For each bypassed
+ * window the element posts an element message `starsr-bypass` with the fields `running-time`
+ * (#GstClockTime of its first frame), `frames` (guint64) and `reason` (string: overload, or error with
+ * `on-error=bypass`).
+ *
+ * |[
+ * gst-launch-1.0 v4l2src ! queue ! starsr window-length=4 overload=bypass processing-latency=500000000 ! queue ! autovideosink
+ * ]|
+ *
+ * QoS is off, as a frame dropped inside a window would leave a hole in what the model sees. With
+ * `qos=true`, late frames are dropped at the input.
+ *
+ * ## Scene cuts
+ *
+ * A window ends where a new scene begins, so that no scene shows in another. The frames before the cut
+ * leave at once. Cuts are found by comparing each frame with those before it (`scene-detection`);
+ * flashes, fades and dissolves do not count as cuts. An application that knows better sends the
+ * serialized custom event `starsr-scene-cut` before the first frame of a scene:
+ *
+ * |[
+ * gst_pad_push_event (pad, gst_event_new_custom (GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty ("starsr-scene-cut")));
+ * ]|
+ *
+ * ## Progress and logs
+ *
+ * For each window that the model has restored, the element posts an element message `starsr-progress`
+ * with the fields `running-time` (#GstClockTime of its first frame, where known), `evaluations`
+ * (guint64, runs of the denoiser), `time` (guint64, nanoseconds that the window took), `frames-in` and
+ * `frames-out` (guint64, since the start). The property `stats` holds the totals. `GST_DEBUG=starsr:5`
+ * logs what the element does, and `GST_DEBUG=starsr-onnxruntime:5` logs ONNX Runtime's own messages.
+ *
+ * ## Prompts
+ *
+ * A bundle with a text condition takes a `prompt`. It can be changed at any time and applies from the
+ * next window on. The bundle's suffix follows the prompt, see `prompt-suffix`. Tokens beyond the 77
+ * that the text encoder takes are cut off, with a warning.
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! starsr model-path=star-light prompt="a panda plays the guitar" ! autovideosink
+ * ]|
+ *
+ * ## Reproducible output
+ *
+ * The same input, `seed` and settings give the same output. Each frame has a number: with a constant
+ * framerate the number follows from the stream time, otherwise and when playing backwards the frames
+ * are counted. A frame's noise depends on its number, and windows start at the multiples of
+ * `window-length` minus `window-overlap`. After a seek, or in a part of a file, frames are therefore
+ * identical to those of the whole file from the first window that starts within the part (with
+ * `wavefront`, after as many further windows as there are evaluations). Where frames are missing,
+ * windows keep their length and leave that grid until the next scene or discontinuity.
+ *
+ * Since: 0.1
+ */
 use gst::glib;
 use gst::prelude::*;
 
-mod bypass;
 mod caps;
-mod negotiation;
 mod frames;
 mod imp;
-mod metas;
+mod interrupt;
 mod loading;
+mod log;
+mod messages;
+mod metas;
+mod negotiation;
 mod numbering;
+mod pace;
 mod properties;
+mod session;
 mod settings;
 mod stats;
-mod stream;
 
-/// GstStarsrExecutionProvider:
-///
-/// What ONNX Runtime runs the model on.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrExecutionProvider")]
-#[repr(i32)]
-pub enum ExecutionProvider {
-    /// The best that is available.
-    #[default]
-    #[enum_value(name = "Auto: TensorRT if available, else CUDA, else the CPU", nick = "auto")]
-    Auto = 0,
-    /// The CPU.
-    #[enum_value(name = "CPU", nick = "cpu")]
-    Cpu = 1,
-    /// NVIDIA CUDA; an error where it is missing.
-    #[enum_value(name = "CUDA: an error if not available", nick = "cuda")]
-    Cuda = 2,
-    /// NVIDIA TensorRT; an error where it is missing.
-    #[enum_value(name = "TensorRT: an error if not available", nick = "tensorrt")]
-    TensorRt = 3,
-}
-
-/// GstStarsrWindowMode:
-///
-/// How neighbouring windows of frames are joined.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrWindowMode")]
-#[repr(i32)]
-pub enum WindowMode {
-    /// As the model bundle says.
-    #[default]
-    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
-    Default = 0,
-    /// Pixels are cross-faded.
-    #[enum_value(
-        name = "Blend: windows are sampled on their own, pixels of the overlap cross-faded",
-        nick = "blend"
-    )]
-    Blend = 1,
-    /// Predictions are merged at every step.
-    #[enum_value(
-        name = "Wavefront: predictions are merged at every step, as in the paper",
-        nick = "wavefront"
-    )]
-    Wavefront = 2,
-}
-
-/// GstStarsrSamplerMode:
-///
-/// How the sampler's timesteps are spaced.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrSamplerMode")]
-#[repr(i32)]
-pub enum SamplerMode {
-    /// As the model bundle says.
-    #[default]
-    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
-    Default = 0,
-    /// The official 14 evaluations.
-    #[enum_value(name = "Fast: 14 evaluations", nick = "fast")]
-    Fast = 1,
-    /// As many evaluations as `steps`.
-    #[enum_value(name = "Normal: as many evaluations as steps, evenly spaced", nick = "normal")]
-    Normal = 2,
-}
-
-/// GstStarsrColorFix:
-///
-/// How the colours of the result are corrected against the input.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrColorFix")]
-#[repr(i32)]
-pub enum ColorFix {
-    /// As the model bundle says.
-    #[default]
-    #[enum_value(name = "Default: as the model bundle says", nick = "default")]
-    Default = 0,
-    /// Not at all.
-    #[enum_value(name = "None: colours as the model gives them", nick = "none")]
-    None = 1,
-    /// Statistics of each channel.
-    #[enum_value(name = "AdaIN: mean and deviation of each channel from the input", nick = "adain")]
-    Adain = 2,
-    /// Low frequencies.
-    #[enum_value(name = "Wavelet: low frequencies from the input", nick = "wavelet")]
-    Wavelet = 3,
-}
-
-/// GstStarsrPromptSuffix:
-///
-/// How the model bundle's suffix follows the prompt.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrPromptSuffix")]
-#[repr(i32)]
-pub enum PromptSuffix {
-    /// Behind a space.
-    #[default]
-    #[enum_value(name = "Spaced: behind a space", nick = "spaced")]
-    Spaced = 0,
-    /// Without one.
-    #[enum_value(name = "Glued: without a space, as in the official program", nick = "glued")]
-    Glued = 1,
-    /// No suffix.
-    #[enum_value(name = "None: the prompt alone", nick = "none")]
-    None = 2,
-}
-
-/// GstStarsrGuidanceBatching:
-///
-/// How the model is asked for the two halves of a guided prediction.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrGuidanceBatching")]
-#[repr(i32)]
-pub enum GuidanceBatching {
-    /// By provider and memory.
-    #[default]
-    #[enum_value(
-        name = "Auto: together on a GPU while its memory allows, separate on the CPU",
-        nick = "auto"
-    )]
-    Auto = 0,
-    /// As a batch of two.
-    #[enum_value(name = "Together: as a batch of two", nick = "together")]
-    Together = 1,
-    /// One after the other.
-    #[enum_value(name = "Separate: one after the other, with less memory", nick = "separate")]
-    Separate = 2,
-}
-
-/// GstStarsrPosterior:
-///
-/// Which latents of the encoder's posterior are used.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrPosterior")]
-#[repr(i32)]
-pub enum Posterior {
-    /// The mean.
-    #[default]
-    #[enum_value(name = "Mean", nick = "mean")]
-    Mean = 0,
-    /// A sample.
-    #[enum_value(name = "Sample: drawn by the seed, as in the official program", nick = "sample")]
-    Sample = 1,
-}
-
-/// GstStarsrOverload:
-///
-/// What happens in a live pipeline when the model is slower than the stream.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrOverload")]
-#[repr(i32)]
-pub enum Overload {
-    /// Frames are late.
-    #[default]
-    #[enum_value(name = "Block: frames leave late, and upstream waits", nick = "block")]
-    Block = 0,
-    /// Windows are left out.
-    #[enum_value(name = "Bypass: windows that would be late come out as the plain upscale", nick = "bypass")]
-    Bypass = 1,
-}
-
-/// GstStarsrOnError:
-///
-/// What happens when the model fails while it runs.
-///
-/// Since: 0.1
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[enum_type(name = "GstStarsrOnError")]
-#[repr(i32)]
-pub enum OnError {
-    /// The stream ends with an error.
-    #[default]
-    #[enum_value(name = "Fail: an error message, and the stream ends", nick = "fail")]
-    Fail = 0,
-    /// Windows are left out.
-    #[enum_value(
-        name = "Bypass: the window comes out as the plain upscale, with a warning once per stream",
-        nick = "bypass"
-    )]
-    Bypass = 1,
-}
+use settings::{
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix, SamplerMode,
+    WindowMode,
+};
 
 glib::wrapper! {
     /// The element `starsr`.
-    pub struct Starsr(ObjectSubclass<imp::Starsr>)
+    pub struct Starsr(ObjectSubclass<properties::Starsr>)
         @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
 }
 

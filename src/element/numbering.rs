@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Which absolute number each frame has; the number selects the frame's noise.
+//! The absolute number of each frame, which selects its noise.
 
 use gst::prelude::*;
 
-/// Numbers frames by their stream time, so that a seek lands on the same numbers, or else counts them.
+/// Numbers frames by their stream time, so that a seek lands on the same numbers. Counts them where the
+/// framerate varies or the time is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Numbering {
-    /// Frames per second, where it is constant.
+    /// Frames per second; `None` where it varies.
     fps: Option<gst::Fraction>,
     /// The last number of the present clip.
     last: Option<u64>,
-    /// What counting gives next.
+    /// The next number by counting.
     next: u64,
 }
 
 impl Numbering {
-    /// Sets the framerate; 0/1 stands for a variable one.
+    /// Sets the framerate; 0/1 is a variable framerate.
     pub(super) fn set_framerate(&mut self, fps: gst::Fraction) {
         self.fps = (fps.numer() > 0 && fps.denom() > 0).then_some(fps);
     }
 
-    /// Starts a clip: its first number need not follow the last one.
+    /// Starts a clip, whose first number need not follow the last one.
     pub(super) fn cut(&mut self) {
         self.last = None;
     }
 
-    /// Forgets all numbers; counting starts at 0 again.
+    /// Forgets all numbers. Counting starts at 0 again.
     pub(super) fn restart(&mut self) {
         self.last = None;
         self.next = 0;
@@ -38,15 +39,16 @@ impl Numbering {
         stream_time?.nseconds().mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
     }
 
-    /// Whether a frame at `stream_time` is so far from its predecessor, more than about a second, that the two do
-    /// not belong to one clip.
+    /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and so does
+    /// not belong to the same clip.
     pub(super) fn is_jump(&self, stream_time: Option<gst::ClockTime>) -> bool {
         let (Some(last), Some(number)) = (self.last, self.keyed(stream_time)) else { return false };
         let tolerance = self.fps.map_or(2, |fps| (fps.numer() / fps.denom()).max(2) as u64);
-        number.abs_diff(last + 1) > tolerance
+        number.abs_diff(last.saturating_add(1)) > tolerance
     }
 
-    /// The number of the next frame: from its stream time, or one more than the last where that is unknown or not later.
+    /// The number of the next frame: by its stream time, or one more than the last where the time is unknown
+    /// or not later.
     pub(super) fn number(&mut self, stream_time: Option<gst::ClockTime>) -> u64 {
         let number = match (self.keyed(stream_time), self.last) {
             (Some(keyed), Some(last)) => keyed.max(last.saturating_add(1)),

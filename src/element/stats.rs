@@ -1,51 +1,80 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the property `stats` shows.
+//! The property `stats`.
 
 use std::time::Duration;
 
-use starsr::upscaler;
+use gst::glib;
+use gst::prelude::*;
+
+use starsr::StageTimes;
+
+use super::loading::Loaded;
 
 /// Counts and times since the element started.
 #[derive(Debug, Default)]
-pub(super) struct Stats {
+pub(super) struct ElementStats {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
-    /// Scenes that began after the first frame, asked for by event or detected.
+    /// Scenes that began after the first frame, announced by event or detected.
     pub(super) scene_cuts: u64,
-    /// See [`upscaler::Upscaler::latency`].
+    /// See [`starsr::Upscaler::latency`].
     pub(super) latency_frames: u64,
-    /// See [`upscaler::Upscaler::memory_estimate`].
+    /// See [`starsr::Upscaler::memory_estimate`].
     pub(super) memory: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
-    /// Conversion to RGB.
+    /// Time spent on converting frames to RGB.
     pub(super) convert_in: Duration,
-    /// Everything in the upscaler.
+    /// Time spent in the upscaler.
     pub(super) upscale: Duration,
-    /// Conversion from RGB, with the resize where there is one.
+    /// Time spent on converting frames from RGB, and on resizing them.
     pub(super) convert_out: Duration,
     /// Runs of the denoiser.
     pub(super) evaluations: u64,
-    /// Inside ONNX Runtime.
+    /// Time spent inside ONNX Runtime.
     pub(super) model_busy: Duration,
-    /// The stages of the upscaler at work.
-    pub(super) stages: upscaler::Stats,
-    /// Those of the upscalers for earlier caps.
-    pub(super) earlier: upscaler::Stats,
-    pub(super) model: String,
-    pub(super) provider: String,
-    /// Where the provider computes.
-    pub(super) device: String,
-    pub(super) runtime: String,
+    /// Times of the present upscaler's stages.
+    pub(super) stages: StageTimes,
+    /// Times of the stages of the upscalers for earlier caps.
+    earlier: StageTimes,
+    model: String,
+    provider: String,
+    device: String,
+    runtime: String,
 }
 
-impl Stats {
-    /// Another upscaler begins to count from zero, with an estimate of `memory`.
-    pub(super) fn upscaler_replaced(&mut self, memory: u64) {
-        self.memory = memory;
+impl ElementStats {
+    /// Everything at zero, with the names of what is `loaded`.
+    pub(super) fn new(loaded: &Loaded) -> Self {
+        Self {
+            model: loaded.manifest.name.clone(),
+            provider: loaded.provider.clone(),
+            device: loaded.device.clone(),
+            runtime: loaded.runtime.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Keeps the times of the present upscaler, as the next one counts from zero.
+    pub(super) fn upscaler_replaced(&mut self) {
         self.earlier = sum(&self.earlier, &self.stages);
-        self.stages = upscaler::Stats::default();
+        self.stages = StageTimes::default();
+    }
+
+    /// The specification of the property, whose fields [`Self::structure`] gives.
+    pub(super) fn spec() -> glib::ParamSpec {
+        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+            .nick("Statistics")
+            .blurb(
+                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser), bypassed \
+                 (frames), scene-cuts, latency-frames, memory-estimate (bytes of frames, latents and graphs, \
+                 without weights), prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, \
+                 time-prepare, time-encode, time-sample, time-decode and time-finish, then time-convert-out \
+                 and time-onnxruntime (guint64, ns); model, provider, device, onnxruntime-version (string)",
+            )
+            .read_only()
+            .build()
     }
 
     pub(super) fn structure(&self) -> gst::Structure {
@@ -78,8 +107,8 @@ impl Stats {
     }
 }
 
-fn sum(a: &upscaler::Stats, b: &upscaler::Stats) -> upscaler::Stats {
-    upscaler::Stats {
+fn sum(a: &StageTimes, b: &StageTimes) -> StageTimes {
+    StageTimes {
         frames_in: a.frames_in + b.frames_in,
         frames_out: a.frames_out + b.frames_out,
         windows: a.windows + b.windows,

@@ -123,7 +123,7 @@ fn the_event_cuts_before_the_next_frame_and_goes_on() {
 }
 
 #[test]
-fn a_failing_downstream_is_told_to_the_frame_that_cuts() {
+fn the_frame_that_cuts_gets_the_failure_of_downstream() {
     let rig = rig(true);
     for k in 0..4 {
         rig.push(scene_frame(0, k)).unwrap();

@@ -86,6 +86,12 @@ pub fn tiny_with(graphs: &[(&str, &str)]) -> TempDir {
     with_graphs(&tiny(), graphs)
 }
 
+/// The tiny bundle with a graph for `role` that never ends.
+pub fn tiny_endless(role: &str) -> TempDir {
+    let file = role.strip_prefix("vae_").unwrap_or(role);
+    tiny_with(&[(role, &format!("{file}_endless.onnx"))])
+}
+
 /// The text bundle without its text encoder.
 pub fn without_text_encoder() -> TempDir {
     let copy = copy_of(&text());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! An element between two pads of the test's own, which notes in what order everything leaves it.
+//! An element between two pads of the test's own, which record in what order everything leaves it.
 
 use std::sync::{Arc, Mutex, Once};
 
@@ -24,8 +24,8 @@ pub fn init() {
     });
 }
 
-/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and end at no cut, and the plain upscale as its
-/// result, so that frames can be told apart by their brightness.
+/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at cuts,
+/// and the plain upscale as its result, so that each frame is known by its brightness.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -40,20 +40,14 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element
 }
 
-/// starsr that takes many seconds for its first window of four frames.
-pub fn slow_starsr() -> gst::Element {
+/// starsr with windows of four frames, of which one is shared, that never finishes with the graph of
+/// `role`, and its bundle.
+pub fn endless_starsr(role: &str) -> (tempfile::TempDir, gst::Element) {
+    let bundle = fixtures::tiny_endless(role);
     let element = starsr(4, 1);
-    element.set_property_from_str("sampler-mode", "normal");
-    element.set_property("steps", 1000u32);
+    element.set_property("model-path", bundle.path().to_str().unwrap());
     element.set_property("strength", 1.0f32);
-    element
-}
-
-/// Caps and frames of a size at which [`slow_starsr`] is slow.
-pub const SLOW_CAPS: &str = "video/x-raw,format=GRAY8,width=256,height=192,framerate=25/1";
-
-pub fn slow_frame(k: u64) -> gst::Buffer {
-    stamped(gst::Buffer::from_mut_slice(vec![100; 256 * 192]), k)
+    (bundle, element)
 }
 
 /// The brightness of frame `k`.

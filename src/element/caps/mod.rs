@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Caps of one pad from those of the other: sizes multiplied or divided by the scale, everything else kept.
+//! The caps of one pad from those of the other. Sizes are multiplied or divided by the scale; everything
+//! else is kept.
 
 use gst::glib;
 use gst::prelude::*;
@@ -15,7 +16,7 @@ pub(super) enum Map {
 }
 
 impl Map {
-    /// The mapping for caps that belong to the pad of `direction`.
+    /// The mapping for caps of the pad with this `direction`.
     pub(super) fn of(direction: gst::PadDirection) -> Self {
         if direction == gst::PadDirection::Src { Self::Down } else { Self::Up }
     }
@@ -29,7 +30,7 @@ impl Map {
         i32::try_from(mapped).ok().filter(|v| *v > 0)
     }
 
-    /// The size aimed at, for a size that need not be a multiple.
+    /// The nearest size, for a size that may not be a multiple.
     fn target(self, value: i32, scale: u32) -> i32 {
         let (value, scale) = (i64::from(value), i64::from(scale));
         let mapped = if self == Self::Up { value * scale } else { (value + scale / 2) / scale };
@@ -55,7 +56,7 @@ impl Map {
         match max.cmp(&min) {
             std::cmp::Ordering::Less => None,
             std::cmp::Ordering::Equal => Some(min.to_send_value()),
-            // GStreamer wants the bounds on the grid of the step.
+            // GStreamer wants bounds that are multiples of the step.
             std::cmp::Ordering::Greater if min % step == 0 && max % step == 0 => {
                 Some(gst::IntRange::<i32>::with_step(min, max, step).to_send_value())
             }
@@ -117,8 +118,9 @@ fn of_fields() -> gst::CapsFeatures {
     gst::CapsFeatures::new([gst_video::CAPS_FEATURE_FORMAT_INTERLACED])
 }
 
-/// What the pads take: every raw format in system memory. Buffers that are single fields go into the sink pad only, to be refused with
-/// a word about deinterlacers where the caps alone would be refused without one.
+/// The caps of a pad template: every raw format in system memory. The sink pad also takes buffers that are
+/// single fields. They are refused later, with an error that names a deinterlacer; a mismatch of caps
+/// would not say why.
 pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
     let formats = || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
     let mut caps = formats().build();
@@ -128,9 +130,9 @@ pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
     caps
 }
 
-/// What the other pad may carry when this one carries `caps`: in order of preference the exact multiple in the
-/// same format, the exact multiple in any format, any size in the same format, any size and format.
-/// Without a `scale` (the model is not loaded yet) every size is possible.
+/// What the other pad may carry when this one carries `caps`. In order of preference: the exact multiple
+/// in the same format, the exact multiple in any format, any size in the same format, any size and format.
+/// Without a `scale`, as before the model is loaded, every size is possible.
 pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gst::Caps {
     if caps.is_any() {
         return gst::Caps::new_any();
@@ -162,14 +164,14 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
     out
 }
 
-/// How much of the picture is lost by storing `from` as `to`; 0 for the same format.
+/// A measure of what is lost when `from` is stored as `to`; 0 for the same format.
 fn format_loss(from: gst_video::VideoFormat, to: gst_video::VideoFormat) -> u32 {
     if from == to {
         return 0;
     }
     let (a, b) = (gst_video::VideoFormatInfo::from_format(from), gst_video::VideoFormatInfo::from_format(to));
     let depth = |i: &gst_video::VideoFormatInfo| i.depth().iter().copied().max().unwrap_or(0);
-    // Log2 of the chroma samples left out; 0 where every pixel has its own.
+    // Log2 of the pixels that share a chroma sample.
     let subsampling = |i: &gst_video::VideoFormatInfo| {
         if i.is_yuv() && i.n_components() > 1 { i.w_sub()[1] + i.h_sub()[1] } else { 0 }
     };
@@ -191,7 +193,7 @@ fn format_loss(from: gst_video::VideoFormat, to: gst_video::VideoFormat) -> u32 
     loss
 }
 
-/// Fixes the format to the one that loses least and returns it with its loss.
+/// Fixes the format to the one that loses the least, and returns it with its loss.
 fn fixate_format(
     s: &mut gst::Structure,
     from: gst_video::VideoFormat,
@@ -248,7 +250,7 @@ fn fixed_int(s: &gst::StructureRef, field: &str) -> Option<i32> {
     s.get::<i32>(field).ok()
 }
 
-/// The value allowed by `field` that is nearest to `target`.
+/// The value in `field` nearest to `target`, rounded to a `multiple`.
 fn nearest(s: &gst::StructureRef, field: &str, target: f64, multiple: i32) -> i32 {
     let multiple = f64::from(multiple);
     let target = ((target / multiple).round() * multiple).clamp(1.0, f64::from(i32::MAX)) as i32;
@@ -270,9 +272,9 @@ fn reduced(num: i128, den: i128) -> gst::Fraction {
     }
 }
 
-/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio.
-/// `wanted` is the exact multiple, `multiple` what width and height should be divisible by.
-/// Returns whether the size is the exact multiple.
+/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio. `wanted` is the
+/// exact multiple; width and height should be divisible by `multiple`. Returns whether the size is the
+/// exact multiple.
 fn fixate_size(
     s: &mut gst::Structure,
     (in_w, in_h): (i32, i32),
@@ -281,7 +283,7 @@ fn fixate_size(
     multiple: (i32, i32),
 ) -> bool {
     let ratio = |f: gst::Fraction| f64::from(f.numer()) / f64::from(f.denom());
-    // Which aspect pixels may have: the input's where that is allowed.
+    // The aspect ratio of output pixels: the input's where that is allowed.
     let par = if s.has_field("pixel-aspect-ratio") {
         let mut fixed = s.clone();
         fixed.fixate_field_nearest_fraction("pixel-aspect-ratio", in_par);
@@ -289,7 +291,7 @@ fn fixate_size(
     } else {
         in_par
     };
-    // Width over height in output pixels.
+    // Width by height of the picture in output pixels.
     let aspect = f64::from(in_w) / f64::from(in_h) * ratio(in_par) / ratio(par);
     let (tw, th) = wanted;
     let (w, h) = match (fixed_int(s, "width"), fixed_int(s, "height")) {
@@ -303,7 +305,7 @@ fn fixate_size(
             if (w, h) == wanted && par == in_par {
                 (w, h)
             } else {
-                // The largest picture of the right aspect within what is allowed on either side.
+                // The largest picture of the right aspect ratio that fits the allowed width and height.
                 let (w, h) =
                     (f64::from(w).min(f64::from(h) * aspect), f64::from(h).min(f64::from(w) / aspect));
                 (nearest(s, "width", w, multiple.0), nearest(s, "height", h, multiple.1))
@@ -313,7 +315,7 @@ fn fixate_size(
     s.set("width", w);
     s.set("height", h);
     let (fw, fh) = (f64::from(w), f64::from(h));
-    // A size is a whole number, so an error of up to a pixel says nothing about the pixels' shape.
+    // Sizes are whole numbers, so an error of up to a pixel says nothing about the shape of pixels.
     let slack = |multiple: i32| if multiple > 1 { 1.0 + 1e-9 } else { 1.0 - 1e-9 };
     let fits = (fw - fh * aspect).abs() < slack(multiple.0) || (fh - fw / aspect).abs() < slack(multiple.1);
     if fits {
@@ -332,9 +334,9 @@ fn fixate_size(
     (w, h) == wanted
 }
 
-/// Chooses one caps among `candidates` for the other pad of `caps`, which are fixed: the exact multiple if
-/// possible, else the largest allowed size up to it with the same display aspect ratio, and the format
-/// that loses least.
+/// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact multiple
+/// if possible, else the largest allowed size below it with the same display aspect ratio, in the format
+/// that loses the least.
 pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scale: u32) -> gst::Caps {
     let (Some(given), Ok(info)) = (caps.structure(0), gst_video::VideoInfo::from_caps(caps)) else {
         return candidates.clone();
@@ -357,7 +359,7 @@ pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scal
         if let Some(colorimetry) = colorimetry_for(&info, &format) {
             offer_string(&mut s, "colorimetry", &colorimetry.to_string());
         }
-        // Defaults follow the size, so what the input left open must be said for the larger output.
+        // Defaults depend on the size, so the larger output has to spell out what the input left open.
         if !format.is_rgb()
             && !info.is_rgb()
             && let Ok(site) = given.get::<String>("chroma-site")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether a buffer holds what its video meta says. GStreamer maps a plane by its first byte and does not look where it ends.
+//! Checks that a buffer holds the planes of its video meta. GStreamer maps a plane by its first byte and
+//! does not check where the plane ends.
 
 use gst::glib;
 
@@ -11,12 +12,12 @@ struct Plane {
     bytes: u64,
     /// Bytes from one line to the next.
     stride: i64,
-    /// The least that `stride` may be.
+    /// The lowest `stride` that is allowed.
     least: i64,
 }
 
 impl Plane {
-    /// Plane `plane` of a frame of `info` whose video meta has `stride`.
+    /// Plane number `plane` of a frame of `info`, with the `stride` of its video meta.
     fn new(info: &gst_video::VideoInfo, plane: usize, stride: i32) -> Self {
         let format = info.format_info();
         let usual = info.stride()[plane];
@@ -36,7 +37,8 @@ impl Plane {
         let lines = components().map(|c| covered(info.height(), format.h_sub()[c])).max().unwrap_or(0);
         let widths =
             components().map(|c| format.pixel_stride()[c] as u64 * covered(info.width(), format.w_sub()[c]));
-        // Formats in which pixels share bytes tell no distance between them; GStreamer copies their whole strides.
+        // Where pixels share bytes, the format gives no distance between them, and GStreamer copies
+        // whole strides.
         let bytes = widths.max().filter(|bytes| !format.is_complex() && *bytes > 0);
         let least = if bytes.is_some() { i64::MIN } else { usual.into() };
         let bytes = bytes.unwrap_or(usual as u64).min(usual as u64);
@@ -53,12 +55,12 @@ impl Plane {
     }
 }
 
-/// Fails where the video meta of `buffer`, if there is one, is of a smaller or another frame than `info` or tells of planes that are not in
-/// the buffer.
+/// Fails where `buffer` has a video meta of a smaller or different frame than `info`, or with planes that
+/// lie outside the buffer.
 pub(super) fn check(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Result<(), glib::BoolError> {
     let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
     let (width, height, format) = (meta.width(), meta.height(), meta.format());
-    // A frame of which the caps show a part may be larger.
+    // The frame may be larger where the caps show a part of it.
     if width < info.width() || height < info.height() || format != info.format() {
         return Err(glib::bool_error!(
             "its video meta is of {width}x{height} {format}, the caps are of {}x{} {}",
@@ -77,7 +79,7 @@ pub(super) fn check(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Res
     }
     for (plane, (&offset, &stride)) in planes.enumerate() {
         let memory = offset.checked_add(1).and_then(|end| buffer.find_memory(offset..end));
-        // A plane is mapped with the memory in which it begins.
+        // A plane is mapped together with the memory in which it begins.
         let size = |(range, _): &(std::ops::Range<usize>, usize)| buffer.peek_memory(range.start).size();
         let layout = Plane::new(info, plane, stride);
         if !memory.is_some_and(|memory| layout.is_within(memory.1, size(&memory))) {

@@ -2,14 +2,16 @@
 
 //! GstVideoFrame to planar f32 RGB and back.
 //!
-//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format and 16-bit AYUV or
-//! ARGB of the same colorimetry, so that every format is laid out as everywhere in GStreamer. The step between YUV and RGB
-//! is done here in f32: the converter's own works with coefficients of eight bits, which moves brightness by up to
-//! half a level of 255 each way, and cuts where it should round.
+//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format and
+//! 16-bit AYUV or ARGB of the same colorimetry. So every format is laid out as everywhere in GStreamer.
+//! The step between YUV and RGB is done here in f32: the converter's own uses 8-bit coefficients, which
+//! shift brightness by up to half a level of 255 each way, and it truncates where it should round.
 
 use gst::glib;
 use gst_video::prelude::*;
 use ndarray::Array3;
+
+use starsr::Size;
 
 mod layout;
 
@@ -20,17 +22,19 @@ type Writable = gst_video::VideoFrame<gst_video::video_frame::Writable>;
 /// What the 16-bit components of a working frame mean.
 #[derive(Debug, Clone, Copy)]
 struct Colors {
-    /// Weights of red and blue in luma; `None` where the components are red, green and blue.
+    /// Weights of red and blue in luma; `None` for RGB.
     weights: Option<(f32, f32)>,
-    /// Levels of the format: bits, level of 0, levels from there to 1 (chroma: from -1/2 to 1/2).
+    /// Bits of each component.
     depth: [u32; 3],
+    /// The level that means 0.
     offset: [f32; 3],
+    /// Levels between 0 and 1; for chroma, between -1/2 and 1/2.
     scale: [f32; 3],
-    /// Bits of alpha; 16 where the format has none.
+    /// Bits of alpha; 16 for a format without alpha.
     alpha_depth: u32,
 }
 
-/// Weights where a stream does not say its matrix: BT.601, as GStreamer assumes for small pictures.
+/// Weights for a stream without a matrix: BT.601, as GStreamer assumes for small pictures.
 const BT601: (f64, f64) = (0.299, 0.114);
 
 impl Colors {
@@ -62,8 +66,8 @@ impl Colors {
         }
     }
 
-    /// `(a, b)` of `value = a * word + b` for a component's 16-bit word: GStreamer unpacks a level by repeating its
-    /// bits, so that the highest is 65535.
+    /// `(a, b)` of `value = a * word + b` for the 16-bit words of each component. GStreamer unpacks a level
+    /// by repeating its bits, so that the highest becomes 65535.
     fn of_words(self) -> [(f32, f32); 3] {
         [0, 1, 2].map(|c| {
             let levels = ((1u32 << self.depth[c]) - 1) as f32;
@@ -71,8 +75,8 @@ impl Colors {
         })
     }
 
-    /// `(a, b)` of `word = a * value + b`: GStreamer packs a word by cutting its low bits, so a word in the middle of
-    /// those that give a level makes it round.
+    /// `(a, b)` of `word = a * value + b` for each component. GStreamer packs a word by dropping its low
+    /// bits. The word in the middle of those that give the same level turns this into rounding.
     fn to_words(self) -> [(f32, f32); 3] {
         [0, 1, 2].map(|c| {
             let step = (1u32 << (16 - self.depth[c].min(16))) as f32;
@@ -80,7 +84,7 @@ impl Colors {
         })
     }
 
-    /// That of alpha, which has the full range.
+    /// `(a, b)` of `word = a * value + b` for alpha, which has the full range.
     fn to_alpha(self) -> (f32, f32) {
         let depth = self.alpha_depth.min(16);
         let step = (1u32 << (16 - depth)) as f32;
@@ -88,12 +92,12 @@ impl Colors {
     }
 }
 
-/// Whether the format has an alpha of its own; a palette's is not.
+/// Whether the format has an alpha component. The alpha of a palette does not count.
 fn has_alpha(info: &gst_video::VideoInfo) -> bool {
     info.has_alpha() && !info.format_info().has_palette()
 }
 
-/// The working picture of `width` x `height` for a stream like `stream`.
+/// The 16-bit working format of `width` x `height` for `stream`.
 fn working_info(
     stream: &gst_video::VideoInfo,
     width: u32,
@@ -118,8 +122,9 @@ fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
         .map_err(|_| glib::bool_error!("Failed to map a {}x{} working frame", info.width(), info.height()))
 }
 
-/// Where `frame` goes through, as GStreamer would read or write beyond it: of some formats it takes whole groups of pixels, and
-/// where a meta says that the frame is interlaced, which the caps deny, it takes one line of chroma too many. `None` where it does not.
+/// A larger frame to copy `frame` into, where GStreamer would read or write beyond the end of `frame`
+/// itself; `None` where it would not. Some formats are converted in whole groups of pixels, and a frame
+/// whose meta says that it is interlaced, though the caps deny it, in one line of chroma too many.
 fn detour<'a, T>(
     room: &'a mut Option<Writable>,
     frame: &gst_video::VideoFrameRef<T>,
@@ -134,9 +139,10 @@ fn detour<'a, T>(
     Ok(room.as_mut())
 }
 
-/// GStreamer resamples the chroma of 8-bit formats in 8 bits, always rounding up, which colours the picture. So where
-/// there is one, the deepest format with the same subsampling goes between; 12 bits lose at most a 16th of a level,
-/// and the 10 that there are with alpha a quarter.
+/// The format between `info` and the working format, if one is needed. GStreamer resamples the chroma of
+/// 8-bit formats in 8 bits and always rounds up, which tints the picture. A deeper format with the same
+/// subsampling avoids that: 12 bits lose at most a 16th of a level. With alpha there are only 10 bits,
+/// which lose a quarter.
 fn between(info: &gst_video::VideoInfo) -> Result<Option<gst_video::VideoInfo>, glib::BoolError> {
     use gst_video::VideoFormat::{A42010le, A42210le, I42212le, P016Le};
 
@@ -203,7 +209,7 @@ impl Converter {
 fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {
     let mut config = gst_video::VideoConverterConfig::new();
     config.set_threads(threads);
-    // Words are prepared so that cutting them rounds.
+    // The words are prepared so that dropping their low bits rounds.
     config.set_dither_method(gst_video::VideoDitherMethod::None);
     config.set_matrix_mode(gst_video::VideoMatrixMode::None);
     config.set_alpha_mode(if alpha {
@@ -215,12 +221,12 @@ fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {
     config
 }
 
-/// The picture of a frame.
+/// A frame as the upscaler takes it.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct RgbFrame {
     /// `[3,h,w]` RGB in [0,1].
     pub(super) pixels: Array3<f32>,
-    /// `[1,h,w]` in [0,1], where the format has an alpha.
+    /// `[1,h,w]` in [0,1]; `None` for a format without alpha.
     pub(super) alpha: Option<Array3<f32>>,
 }
 
@@ -229,13 +235,13 @@ pub(super) struct Reader {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
-    /// Through which frames go that need it.
+    /// See [`detour`].
     room: Option<Writable>,
     scratch: Writable,
 }
 
 impl Reader {
-    /// For frames as `info` describes them, converted by `threads` threads (0: one a core).
+    /// A reader for frames that `info` describes, with `threads` threads (0: one per core).
     pub(super) fn new(info: &gst_video::VideoInfo, threads: u32) -> Result<Self, glib::BoolError> {
         let working = working_info(info, info.width(), info.height())?;
         Ok(Self {
@@ -247,8 +253,8 @@ impl Reader {
         })
     }
 
-    /// The picture of `buffer`.
-    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<Picture, glib::BoolError> {
+    /// Reads the frame in `buffer`.
+    pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<RgbFrame, glib::BoolError> {
         layout::check(buffer, &self.info)?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             glib::bool_error!(
@@ -295,7 +301,7 @@ impl Reader {
             }
         }
         let alpha = has_alpha(&self.info).then(|| {
-            // Only the high bits: GStreamer does not fill the low ones as it does those of other components.
+            // Only the high bits: for alpha, GStreamer does not fill the low ones.
             let depth = self.colors.alpha_depth.min(16);
             let most = ((1u32 << depth) - 1) as f32;
             Array3::from_shape_fn((1, height, width), |(_, y, x)| {
@@ -303,11 +309,11 @@ impl Reader {
                 f32::from(u16::from_ne_bytes([word[0], word[1]]) >> (16 - depth)) / most
             })
         });
-        Ok(Picture { pixels, alpha })
+        Ok(RgbFrame { pixels, alpha })
     }
 }
 
-/// One row of working pixels to RGB; `to_rgb` takes the components' values.
+/// Converts one row of working pixels to RGB; `to_rgb` takes the values of the components.
 #[inline(always)]
 fn read_row(
     row: &[u8],
@@ -327,27 +333,28 @@ fn read_row(
     }
 }
 
-/// Writes frames of one format, resizing where the pictures have another size.
+/// Writes frames of one format, and resizes pictures of another size.
 pub(super) struct Writer {
     info: gst_video::VideoInfo,
     colors: Colors,
     converter: Converter,
-    /// Through which frames go that need it.
+    /// See [`detour`].
     room: Option<Writable>,
     scratch: Writable,
-    /// A row of alpha for pictures that have none.
+    /// A row of alpha for pictures without one.
     opaque: Vec<f32>,
 }
 
 impl Writer {
-    /// For pictures of `width` x `height` written as `info` describes, by `threads` threads (0: one a core).
+    /// A writer of pictures of `size` as frames that `info` describes, with `threads` threads
+    /// (0: one per core).
     pub(super) fn new(
         info: &gst_video::VideoInfo,
-        (width, height): (usize, usize),
+        size: Size,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
         let size =
-            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("Picture size {v} is too large"));
+            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("RgbFrame size {v} is too large"));
         let working = working_info(info, size(width)?, size(height)?)?;
         Ok(Self {
             info: info.clone(),
@@ -355,17 +362,17 @@ impl Writer {
             converter: Converter::new(&working, between(info)?, info, threads)?,
             room: None,
             scratch: scratch(&working)?,
-            opaque: vec![1.0; width],
+            opaque: vec![1.0; size.width],
         })
     }
 
-    /// Writes `picture`, clamped to [0,1], into `buffer`; opaque where it has no alpha.
+    /// Writes `picture`, clamped to [0,1], into `buffer`. A picture without alpha becomes opaque.
     pub(super) fn write(
         &mut self,
-        picture: &Picture,
+        picture: &RgbFrame,
         buffer: &mut gst::BufferRef,
     ) -> Result<(), glib::BoolError> {
-        let Picture { pixels, alpha } = picture;
+        let RgbFrame { pixels, alpha } = picture;
         let working = self.scratch.info();
         let (width, height) = (working.width() as usize, working.height() as usize);
         if pixels.dim() != (3, height, width) {
@@ -429,7 +436,8 @@ fn write_alpha(row: &mut [u8], alpha: &[f32], (a, b): (f32, f32)) {
     }
 }
 
-/// One row of RGB to working pixels, alpha left as it is; `from_rgb` gives the components' values.
+/// Converts one row of RGB to working pixels and leaves alpha as it is; `from_rgb` gives the values of
+/// the components.
 #[inline(always)]
 fn write_row(
     row: &mut [u8],

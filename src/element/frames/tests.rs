@@ -5,10 +5,11 @@ use starsr_testkit::guarded;
 
 use super::*;
 
-const SIZE: (usize, usize) = (66, 50);
+const SIZE: Size = Size { width: 66, height: 50 };
 
 /// Smooth colours in the middle of the range, grey where `info` is, as `[3,h,w]`.
-fn gradient(info: &gst_video::VideoInfo, (width, height): (usize, usize)) -> Array3<f32> {
+fn gradient(info: &gst_video::VideoInfo, size: Size) -> Array3<f32> {
+    let Size { width, height } = size;
     let colour = |(c, y, x): (usize, usize, usize)| {
         let (x, y) = (x as f32 / width as f32, y as f32 / height as f32);
         0.5 + 0.35 * ((c as f32 + 1.0) * 1.7 * x + (3.0 - c as f32) * y).sin()
@@ -18,7 +19,7 @@ fn gradient(info: &gst_video::VideoInfo, (width, height): (usize, usize)) -> Arr
 
 fn stream(format: gst_video::VideoFormat, colorimetry: Option<&str>) -> gst_video::VideoInfo {
     let colorimetry = colorimetry.map(|c| c.parse::<gst_video::VideoColorimetry>().unwrap());
-    gst_video::VideoInfo::builder(format, SIZE.0 as u32, SIZE.1 as u32)
+    gst_video::VideoInfo::builder(format, SIZE.width as u32, SIZE.height as u32)
         .fps(gst::Fraction::new(25, 1))
         .colorimetry_if_some(colorimetry.as_ref())
         .build()
@@ -28,12 +29,12 @@ fn stream(format: gst_video::VideoFormat, colorimetry: Option<&str>) -> gst_vide
 fn written(info: &gst_video::VideoInfo, pixels: &Array3<f32>, threads: u32) -> gst::Buffer {
     let (_, height, width) = pixels.dim();
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
-    Writer::new(info, (width, height), threads).unwrap().write(&opaque(pixels), buffer.make_mut()).unwrap();
+    Writer::new(info, Size::new(width, height), threads).unwrap().write(&opaque(pixels), buffer.make_mut()).unwrap();
     buffer
 }
 
-fn opaque(pixels: &Array3<f32>) -> Picture {
-    Picture { pixels: pixels.clone(), alpha: None }
+fn opaque(pixels: &Array3<f32>) -> RgbFrame {
+    RgbFrame { pixels: pixels.clone(), alpha: None }
 }
 
 fn read(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Array3<f32> {
@@ -138,7 +139,7 @@ fn levels_mean_what_the_range_says() {
     ] {
         let info = stream(gst_video::VideoFormat::from_string(format), Some(colorimetry));
         for (value, level) in [(0.0, black), (1.0, white), (-3.0, black), (7.0, white), (f32::NAN, black)] {
-            let buffer = written(&info, &Array3::from_elem((3, SIZE.1, SIZE.0), value), 1);
+            let buffer = written(&info, &Array3::from_elem((3, SIZE.height, SIZE.width), value), 1);
             if value.is_nan() {
                 continue;
             }
@@ -158,7 +159,7 @@ fn a_picture_of_another_size_is_resized() {
     for format in ["I420", "Y42B", "Y444", "RGB", "P010_10LE", "GRAY8"] {
         let info = stream(gst_video::VideoFormat::from_string(format), None);
         let expected = gradient(&info, SIZE);
-        let large = gradient(&info, (SIZE.0 * 4, SIZE.1 * 4));
+        let large = gradient(&info, SIZE.enlarged(4).unwrap());
         let result = read(&info, &written(&info, &large, 1));
         let mean = (&result - &expected).map(|d| d.abs()).mean().unwrap();
         assert!(mean < 0.012, "{format}: {mean} off");
@@ -174,7 +175,7 @@ fn threads_do_not_change_the_result() {
     gst::init().unwrap();
     for format in ["I420", "NV12", "Y42B", "RGB"] {
         let info = stream(gst_video::VideoFormat::from_string(format), None);
-        let large = gradient(&info, (SIZE.0 * 2, SIZE.1 * 2));
+        let large = gradient(&info, SIZE.enlarged(2).unwrap());
         let [one, many] = [1, 3].map(|threads| read(&info, &written(&info, &large, threads)));
         assert!(one == many, "{format}");
     }
@@ -201,9 +202,9 @@ fn alpha_is_read_as_it_is_written() {
         let info = stream(format, None);
         let has_alpha = info.has_alpha() && !info.format_info().has_palette();
         let pixels = gradient(&info, SIZE);
-        let ramp = |(_, y, x): (usize, usize, usize)| (y * SIZE.0 + x) as f32 / (SIZE.0 * SIZE.1 - 1) as f32;
-        let alpha = Array3::from_shape_fn((1, SIZE.1, SIZE.0), ramp);
-        let picture = Picture { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
+        let ramp = |(_, y, x): (usize, usize, usize)| (y * SIZE.width + x) as f32 / (SIZE.width * SIZE.height - 1) as f32;
+        let alpha = Array3::from_shape_fn((1, SIZE.height, SIZE.width), ramp);
+        let picture = RgbFrame { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
         let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
         Writer::new(&info, SIZE, 1).unwrap().write(&picture, buffer.make_mut()).unwrap();
         let found = Reader::new(&info, 1).unwrap().read(&buffer).unwrap();
@@ -226,14 +227,14 @@ fn alpha_is_read_as_it_is_written() {
 fn alpha_of_another_size_is_refused_and_large_alpha_is_resized() {
     gst::init().unwrap();
     let info = stream(gst_video::VideoFormat::A420, None);
-    let large = (SIZE.0 * 4, SIZE.1 * 4);
+    let large = SIZE.enlarged(4).unwrap();
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
     let mut writer = Writer::new(&info, large, 1).unwrap();
     let pixels = gradient(&info, large);
-    let alpha = Array3::from_elem((1, large.1, large.0), 0.25);
-    let small = Picture { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.1, SIZE.0))) };
+    let alpha = Array3::from_elem((1, large.height, large.width), 0.25);
+    let small = RgbFrame { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.height, SIZE.width))) };
     assert!(writer.write(&small, buffer.make_mut()).is_err());
-    writer.write(&Picture { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
+    writer.write(&RgbFrame { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
     assert!(component(&buffer, &info, 3).iter().all(|alpha| *alpha == 64));
 }
 
@@ -262,7 +263,7 @@ fn nothing_outside_a_buffer_is_touched() {
                     buffer
                 };
                 let picture = Reader::new(&info, 1).unwrap().read(&guarded()).unwrap();
-                let size = (width as usize, height as usize);
+                let size = Size::new(width as usize, height as usize);
                 Writer::new(&info, size, 1).unwrap().write(&picture, guarded().make_mut()).unwrap();
             }
         }

@@ -72,7 +72,8 @@ enum Sizes {
     Absent,
     One(Length),
     Range(Length, Length, u8),
-    /// Without ranges: GStreamer 1.22 itself cannot compare lists that have both. Nor empty: it holds that these intersect with anything.
+    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty, as it says
+    /// that an empty list intersects with anything.
     List(Vec<Length>),
 }
 
@@ -298,7 +299,7 @@ fn send(rig: &Rig, accepted: &gst::Caps, caps: &gst::Caps, before: &gst::Caps, k
             assert_eq!(sizes, [info.size()], "{caps} became {out}");
         }
         Err(gst::FlowError::NotNegotiated | gst::FlowError::Error) => {
-            // Of the same caps it is told once.
+            // The same caps are reported once.
             let told = !errors.is_empty() || caps == before;
             assert!(told || !offers, "{caps} is within {offered}, but was refused silently");
             assert!(rig.buffers().is_empty());

@@ -30,7 +30,7 @@ fn format(number: u8) -> gst_video::VideoFormat {
     formats[usize::from(number) % formats.len()]
 }
 
-/// The errors on the bus; a panic in the element, which GStreamer's bindings turn into one, is none that it may have.
+/// The errors on the bus. GStreamer's bindings turn a panic in the element into an error, which fails the test.
 fn errors(rig: &rig::Rig) -> Vec<String> {
     let errors = rig.errors();
     assert!(!errors.iter().any(|e| e.to_lowercase().contains("panic")), "{errors:?}");
