@@ -85,21 +85,24 @@ valgrind: build ## run short pipelines under valgrind
 fuzz: build $(FUZZ) ## look for inputs that break the element: TARGETS ("manifest caps events frames"), each for SECONDS (600)
 	tools/fuzz $(FUZZ) $(RUNTIME) $(CACHE)/fuzz $(or $(SECONDS),600) $(or $(TARGETS),manifest caps events frames)
 
-.PHONY: lint
-lint: system lint-python ## check format, lints and the commands in README.md
-	cargo fmt --check
+.PHONY: lint lint-rust lint-python lint-docs
+lint: lint-rust lint-python lint-docs ## check format, lints, types, licences and the documentation
+
+lint-rust: system
+	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
-	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; fi
-	tools/check-docs
-	@$(MAKE) --no-print-directory build
-	tools/check-readme
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
+	  else echo "cargo-deny is missing: the licences of the dependencies are not checked"; fi
 
-.PHONY: lint-python
-lint-python: $(VENV)/requirements ## check the format, lints and types of the Python package
+lint-python: $(VENV)/requirements
 	$(VENV)/bin/ruff format --check python
 	$(VENV)/bin/ruff check python
 	$(VENV)/bin/mypy --config-file python/pyproject.toml python/src python/tests
+
+lint-docs: build
+	tools/check-docs
+	tools/check-readme
 
 .PHONY: nano
 nano: $(VENV)/requirements ## train on the media in MEDIA, with starsr-train's options in ARGS, and export the bundle to models/nano

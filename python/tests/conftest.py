@@ -1,41 +1,67 @@
 # SPDX-License-Identifier: MPL-2.0
+"""Fixtures that several test files share, and the rule for missing references."""
 
 import json
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
+from PIL import Image
+from torch import Tensor
 
-# Before anything imports the hub's library: tests fetch nothing.
+from small_star import Networks, read_networks
+from starsr.models.star.network import StarConfig
+from starsr.models.star.vae import VaeConfig
+
+# Tests download nothing. The hub's library, which reads this, is imported only when it is used.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "python" / "src"))
+#: With this variable set to 1, a test fails whose references or programs are missing.
+REQUIRE = "STARSR_REQUIRE_REFERENCES"
+#: Begins the reason of each skipped test that lacks something.
+MISSING = "missing: "
 
 
 def skip_or_fail(reason: str) -> NoReturn:
-    """Skips a test for which something is missing; in continuous integration, where nothing may be, it fails."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    """Skip a test that lacks references or a program, or fail it if they are required."""
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(MISSING + reason)
+    pytest.skip(MISSING + reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many tests lacked something."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(MISSING in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(
+            f"{count} tests were skipped because references or programs are missing; with "
+            f"{REQUIRE}=1 they would fail"
+        )
 
 
 def place(variable: str, default: str) -> Path:
-    """Where a folder outside the project is: as an environment variable says, or beside the checkout."""
-    return Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    """Return a folder outside the project: the variable's, or the one beside the checkout."""
+    return Path(os.environ.get(variable) or ROOT.parent / "shared" / default)
 
 
 def folder(variable: str, default: str) -> Path:
-    """As `place`; where it is missing the test is left by `skip_or_fail`."""
+    """Return the folder `place` or leave the test by `skip_or_fail`."""
     path = place(variable, default)
     if not path.is_dir():
-        skip_or_fail(f"{path} is missing: set {variable} to the folder with the reference files")
+        skip_or_fail(f"{path}; set {variable} to the folder of the reference files")
     return path
 
 
 def reference_cases(index: str, key: str, having: str | None = None) -> list[str]:
-    """Names of all cases (or of those `having` an entry) that the file `index` of the reference folder lists under `key`, as
-    parameters of a test."""
+    """Return the names of the cases that a file of the reference folder lists under `key`.
+
+    `having` selects those with such an entry. The names are parameters of a test.
+    """
     path = place("STARSR_REFERENCE", "star") / index
     if not path.is_file():
         return ["missing"]
@@ -54,25 +80,21 @@ def media() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_networks():
-    """Weights of the reference's small networks and autoencoder, and their sizes."""
-    from small_star import read_networks
-
+def golden_networks() -> Networks:
+    """The reference's small networks and autoencoder."""
     return read_networks(folder("STARSR_REFERENCE", "star"))
 
 
 @pytest.fixture(scope="session")
-def golden_star(golden_networks):
+def golden_star(golden_networks: Networks) -> tuple[StarConfig, Mapping[str, Tensor]]:
     """Configuration and weights of the small networks of `golden_small`."""
-    star, _, config, _ = golden_networks
-    return config, star
+    return golden_networks.config, golden_networks.star
 
 
 @pytest.fixture(scope="session")
-def golden_vae(golden_networks):
+def golden_vae(golden_networks: Networks) -> tuple[VaeConfig, Mapping[str, Tensor]]:
     """Configuration and weights of the small autoencoder of `golden_vae`."""
-    _, vae, _, config = golden_networks
-    return config, vae
+    return golden_networks.vae_config, golden_networks.vae
 
 
 @pytest.fixture
@@ -81,18 +103,16 @@ def nano_folder() -> Path:
 
 
 @pytest.fixture
-def photos(tmp_path) -> Path:
-    """Two small photographs made on the spot: smooth noise, which has detail at every scale."""
-    import numpy as np
-    from PIL import Image
-
+def photos(tmp_path: Path) -> Path:
+    """Two small photographs of smooth noise, which has detail at every scale."""
     rng = np.random.default_rng(0)
     target = tmp_path / "photos"
     target.mkdir()
     for index in range(2):
-        layers = [
-            np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((320, 320)), np.float32)
-            for n in (4, 20, 80)
-        ]
-        Image.fromarray(np.clip(sum(layers) / 3, 0, 255).astype(np.uint8)).save(target / f"photo{index}.png")
+        layers = []
+        for n in (4, 20, 80):
+            noise = Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8))
+            layers.append(np.asarray(noise.resize((320, 320)), np.float32))
+        levels = np.clip(np.sum(layers, 0) / 3, 0, 255).astype(np.uint8)
+        Image.fromarray(levels).save(target / f"photo{index}.png")
     return target

@@ -1,40 +1,64 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""Small bundles and clips for the plugin's own tests: the networks of the reference folder (`golden_small`, `golden_vae`) as a
-bundle, the runs of `golden_e2e`, and longer clips restored by `starsr.models.star.pipeline`, all with their noise."""
+"""Small bundles and clips for the tests of the plugin.
+
+They are the networks of the reference folder (`golden_small`, `golden_vae`) as a bundle, the runs
+of `golden_e2e`, and longer clips that `starsr.models.star.pipeline` restores, all with their noise.
+"""
 
 import argparse
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import starsr
-from starsr.bundle import writer as bundle
-from starsr.export import star as export
-from starsr.models.star import text
+from starsr.bundle import writer
 from starsr.export.graphs import star_graphs, vae_graphs
+from starsr.export.star import EMBEDDINGS, manifest
+from starsr.models.star import text
 from starsr.models.star.network import StarConfig
 from starsr.models.star.pipeline import Noise, Pipeline, Sampling, evaluation_points
 from starsr.models.star.vae import VaeConfig
 from starsr.models.weights import Arrays
 
+ROOT = Path(__file__).resolve().parents[2]
 INDEX = "index.json"
-#: Frames of the clips made here: more than a window in one, and four windows.
+#: Frames of the clips made here: more than a window as a single one, and four windows.
 CLIPS = {"one_window": 36, "four_windows": 78}
-#: A random network amplifies rounding to the whole range in 14 evaluations; with its last layer scaled down it does not.
+#: In 14 evaluations a random network amplifies rounding to the whole range, unless its last layer
+#: is scaled down.
 TAME = 1 / 1024
-#: Largest difference of a pixel in [0,1] from the authors' program, and from the pipeline here, where rounding stays near 1e-6
-#: and the wrong prompt gives 1e-3.
+#: Largest difference of a pixel in [0,1] from the authors' program, and from the pipeline here.
+#: Rounding stays near 1e-6, and the wrong prompt gives 1e-3.
 LIMITS = {"official": 1e-3, "pipeline": 1e-4}
 
 
-def read_networks(reference: Path) -> tuple[dict, dict, StarConfig, VaeConfig]:
+@dataclass
+class Networks:
     """Weights of the small networks and of the small autoencoder in 32 bits, and their sizes."""
-    sizes = json.loads((reference / "golden_small" / "config.json").read_text(encoding="utf-8"))["constructor_args"]
+
+    star: dict[str, Tensor]
+    vae: dict[str, Tensor]
+    config: StarConfig
+    vae_config: VaeConfig
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_networks(reference: Path) -> Networks:
+    """Read the small networks of the reference folder."""
+    sizes = read_json(reference / "golden_small" / "config.json")["constructor_args"]
     config = StarConfig(
         in_dim=sizes["in_dim"],
         out_dim=sizes["out_dim"],
@@ -46,63 +70,79 @@ def read_networks(reference: Path) -> tuple[dict, dict, StarConfig, VaeConfig]:
         num_heads=sizes["num_heads"],
         context_dim=sizes["context_dim"],
     )
-    star = load_file(reference / "golden_small" / "state_dict.f16.safetensors")
-    vae_config = json.loads((reference / "golden_vae" / "config.json").read_text(encoding="utf-8"))["config"]
-    vae = load_file(reference / "golden_vae" / "vae.f16.safetensors")
-    floats = [{name: tensor.float() for name, tensor in weights.items()} for weights in (star, vae)]
-    return floats[0], floats[1], config, VaeConfig.of(vae_config)
+    vae_config = VaeConfig.of(read_json(reference / "golden_vae" / "config.json")["config"])
+
+    def read(name: str) -> dict[str, Tensor]:
+        return {name: tensor.float() for name, tensor in load_file(reference / name).items()}
+
+    star = read("golden_small/state_dict.f16.safetensors")
+    return Networks(star, read("golden_vae/vae.f16.safetensors"), config, vae_config)
 
 
-def scaled(star: dict, factor: float) -> dict:
-    """Weights whose velocity is `factor` times as large."""
+def scaled(star: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return weights whose velocity is `factor` times as large."""
     last = {name: star[name] * factor for name in ("out.2.weight", "out.2.bias")}
     return {**star, **last}
 
 
-def sampling_of(run: dict) -> Sampling:
-    """The settings of a run of `golden_e2e/index.json`."""
-    return Sampling(run["mode"], run["steps"], 900, run["guide_scale"], run["guide_rescale"], run["max_chunk_len"])
+def sampling_of(run: Mapping[str, Any]) -> Sampling:
+    """Return the settings of a run of `golden_e2e/index.json`."""
+    guidance = (run["guide_scale"], run["guide_rescale"])
+    return Sampling(run["mode"], run["steps"], 900, *guidance, run["max_chunk_len"])
 
 
-def noise_of(tensors: dict) -> Noise:
-    """The noise of a run of `golden_e2e`."""
+def noise_of(tensors: Mapping[str, Tensor]) -> Noise:
+    """Return the noise of a run of `golden_e2e`."""
     return Noise(tensors["init_noise"], tensors["solver_noise"], tensors["vae_noise"])
 
 
 class Folder:
-    """The folder that is being filled: bundles, cases and their index."""
+    """The folder to fill with bundles, cases and their index."""
 
-    def __init__(self, path: Path, reference: Path) -> None:
-        self.path = path
-        self.star, self.vae, self.config, self.vae_config = read_networks(reference)
-        self.cases: dict[str, dict] = {}
+    def __init__(self, path: Path, networks: Networks) -> None:
+        self.path, self.networks = path, networks
+        self.cases: dict[str, dict[str, Any]] = {}
 
-    def bundle(self, factor: float, minimum: tuple[int, int], y: torch.Tensor, y_neg: torch.Tensor) -> str:
-        """Writes the networks as a bundle, once for each kind, and gives its name. `minimum` are height and width of the least
-        canvas."""
+    def bundle(self, factor: float, minimum: tuple[int, int], y: Tensor, y_neg: Tensor) -> str:
+        """Write the networks as a bundle, once for each kind, and return its name.
+
+        `minimum` are height and width of the least canvas.
+        """
         name = f"bundle-{factor:g}-{minimum[0]}x{minimum[1]}"
         if (self.path / name).exists():
             return name
-        described = export.manifest(name, "1", "random weights", self.vae_config, "official")
-        described["canvas"]["height"]["minimum"], described["canvas"]["width"]["minimum"] = minimum
+        nets = self.networks
+        described = manifest(name, "1", "random weights", nets.vae_config, "official")
+        canvas = described["canvas"]
+        canvas["height"]["minimum"], canvas["width"]["minimum"] = minimum
         graphs = {
-            **vae_graphs(Arrays(self.vae), self.vae_config, "fp32"),
-            **star_graphs(Arrays(scaled(self.star, factor)), self.config, "fp32"),
+            **vae_graphs(Arrays(nets.vae), nets.vae_config, "fp32"),
+            **star_graphs(Arrays(scaled(nets.star, factor)), nets.config, "fp32"),
         }
-        with bundle.staged(self.path / name) as work:
+        prompts = (f"{text.DEFAULT} {text.SUFFIX}", text.NEGATIVE)
+        tokens = np.stack([text.tokenize(prompt) for prompt in prompts])
+        with writer.staged(self.path / name) as work:
             files = {role: graph.save(work / f"{role}.onnx") for role, graph in graphs.items()}
-            tokens = np.stack([text.tokenize(f"{text.DEFAULT} {text.SUFFIX}"), text.tokenize(text.NEGATIVE)])
-            path = work / export.EMBEDDINGS
-            sha256 = bundle.write_embeddings(path, tokens, torch.cat([y, y_neg]).numpy())
+            path = work / EMBEDDINGS
+            sha256 = writer.write_embeddings(path, tokens, torch.cat([y, y_neg]).numpy())
             described["prompts"]["embeddings"] = {"file": path.name, "sha256": sha256}
-            bundle.write_manifest(work, described, files)
+            writer.write_manifest(work, described, files)
         return name
 
     def add(
-        self, name: str, origin: str, factor: float, minimum, sampling: Sampling, tensors: dict, result: torch.Tensor
+        self,
+        name: str,
+        origin: str,
+        factor: float,
+        minimum: tuple[int, int],
+        sampling: Sampling,
+        tensors: Mapping[str, Tensor],
+        result: Tensor,
     ) -> None:
-        """Adds a case: its settings to the index, its clip, noise and `result` `[F,H,W,3]` in [0,1] as a file. `origin` of the
-        result is one of `LIMITS`."""
+        """Add a case: its settings to the index, and its clip, noise and result as a file.
+
+        `result` is `[F,H,W,3]` in [0,1]; `origin` is one of `LIMITS`.
+        """
         self.cases[name] = {
             "bundle": self.bundle(factor, minimum, tensors["y"], tensors["y_neg"]),
             "mode": sampling.mode,
@@ -121,36 +161,41 @@ class Folder:
         kept = {key: tensors[key].contiguous() for key in names}
         save_file({**kept, "result": result.contiguous()}, self.path / f"{name}.safetensors")
 
-    def add_clip(self, name: str, frames: int, y: torch.Tensor, y_neg: torch.Tensor) -> None:
-        """Adds a clip of smooth moving noise, restored by the reference pipeline with the official settings."""
+    def add_clip(self, name: str, frames: int, y: Tensor, y_neg: Tensor) -> None:
+        """Add a clip of smooth moving noise, restored with the official settings."""
         generator = torch.Generator().manual_seed(frames)
 
-        def normal(*shape):
+        def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
         minimum, sampling = (80, 64), Sampling()
         points = len(evaluation_points(sampling)[0])
-        scene = torch.nn.functional.avg_pool2d(torch.rand((3, 16, 14 + frames), generator=generator), 3, 1)
-        clip = torch.stack([scene[:, 1:13, f : f + 10] for f in range(frames)]).permute(0, 2, 3, 1)
+        noise = torch.rand((3, 16, 14 + frames), generator=generator)
+        scene = torch.nn.functional.avg_pool2d(noise, 3, 1)
+        clip = torch.stack([scene[:, 1:13, f : f + 10] for f in range(frames)])
         tensors = {
-            "lr_u8": (clip * 255).to(torch.uint8),
+            "lr_u8": (clip.permute(0, 2, 3, 1) * 255).to(torch.uint8),
             "y": y,
             "y_neg": y_neg,
             "vae_noise": normal(frames, 4, 10, 8),
             "init_noise": normal(1, 4, frames, 10, 8),
             "solver_noise": normal(points - 1, 1, 4, frames, 10, 8),
         }
-        pipeline = Pipeline(scaled(self.star, TAME), self.vae, self.config, self.vae_config, minimum)
-        result = pipeline.upscale(tensors["lr_u8"].numpy(), y, y_neg, noise_of(tensors), sampling)
+        nets = self.networks
+        star = scaled(nets.star, TAME)
+        pipeline = Pipeline(star, nets.vae, nets.config, nets.vae_config, minimum)
+        low = tensors["lr_u8"].numpy()
+        result = pipeline.upscale(low, y, y_neg, noise_of(tensors), sampling)
         self.add(name, "pipeline", TAME, minimum, sampling, tensors, result.fixed)
 
 
 def fingerprint(reference: Path) -> str:
-    """A hash of all that the folder is made of: the references and the code."""
-    package, digest = Path(starsr.__path__[0]), hashlib.sha256()
-    golden = [reference / part for part in ("golden_small", "golden_vae", "golden_e2e")]
-    code = [package / part for part in ("bundle", "export", "models", "ops")]
-    files = [p for folder in (*golden, *code) for p in folder.rglob("*") if p.suffix != ".pyc"]
+    """Return a hash of everything the folder is made of: the references and the code."""
+    package = Path(starsr.__path__[0])
+    folders = [reference / part for part in ("golden_small", "golden_vae", "golden_e2e")]
+    folders += [package / part for part in ("bundle", "export", "models", "ops")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".pyc"]
+    digest = hashlib.sha256()
     for path in [*sorted(files), Path(__file__)]:
         if path.is_file():
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
@@ -158,38 +203,39 @@ def fingerprint(reference: Path) -> str:
 
 
 def fill(path: Path, reference: Path) -> None:
-    """Writes everything to the new folder `path`."""
-    folder = Folder(path, reference)
-    runs = json.loads((reference / "golden_e2e" / "index.json").read_text(encoding="utf-8"))["runs"]
-    for name, run in runs.items():
+    """Write everything to the new folder `path`."""
+    folder = Folder(path, read_networks(reference))
+    tensors: dict[str, Tensor] = {}
+    for name, run in read_json(reference / "golden_e2e" / "index.json")["runs"].items():
         if run["out2_scale"] == 1.0:
-            # Comparable evaluation by evaluation only, which the tests of the pipeline do.
+            # Only its single evaluations are comparable, which the tests of the pipeline do.
             continue
         tensors = load_file(reference / "golden_e2e" / f"{name}.safetensors")
-        minimum = (run["best_h"], run["best_w"])
-        folder.add(name, "official", run["out2_scale"], minimum, sampling_of(run), tensors, tensors["fixed_THWC"] / 255)
-    y, y_neg = tensors["y"], tensors["y_neg"]
+        minimum, result = (run["best_h"], run["best_w"]), tensors["fixed_THWC"] / 255
+        sampling = sampling_of(run)
+        folder.add(name, "official", run["out2_scale"], minimum, sampling, tensors, result)
     for name, frames in CLIPS.items():
-        folder.add_clip(name, frames, y, y_neg)
+        folder.add_clip(name, frames, tensors["y"], tensors["y_neg"])
         print(f"restored {name}, {frames} frames")
-    (path / INDEX).write_text(
-        json.dumps({"fingerprint": fingerprint(reference), "cases": folder.cases}, indent=1), encoding="utf-8"
-    )
+    index = {"fingerprint": fingerprint(reference), "cases": folder.cases}
+    (path / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="small_star.py", description=__doc__)
-    default = os.environ.get("STARSR_REFERENCE", "../shared/star")
-    parser.add_argument("--reference", type=Path, default=Path(default), help="reference folder (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, replaced when complete")
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(os.environ.get("STARSR_REFERENCE") or ROOT.parent / "shared" / "star")
+    parser.add_argument("--reference", type=Path, default=default, help="(%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to write, replaced once complete"
+    )
     options = parser.parse_args()
     index = options.output / INDEX
     if not options.reference.is_dir():
-        print(f"{options.reference} is missing: set STARSR_REFERENCE to the folder with the reference files")
+        print(f"{options.reference} is missing: set STARSR_REFERENCE to the reference folder")
         return
-    if index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(options.reference):
+    if index.is_file() and read_json(index).get("fingerprint") == fingerprint(options.reference):
         return
-    with bundle.staged(options.output) as work:
+    with writer.staged(options.output) as work:
         fill(work, options.reference)
     print(f"wrote {options.output}")
 

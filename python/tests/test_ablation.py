@@ -12,7 +12,7 @@ from starsr.training.ablation import PAPER, Judge, Study, Table, df
 
 @pytest.fixture
 def study(photos, tmp_path, monkeypatch):
-    """Two variants, of which one is in two tables, on two photographs, one of them held out."""
+    """Two variants, one of them in two tables, and two photographs, one of them held out."""
     folder = tmp_path / "media" / "kodak"
     folder.mkdir(parents=True)
     for name, photo in (("03", "photo0"), ("18", "photo1")):
@@ -24,13 +24,15 @@ def study(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "TABLES", tables)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(ablation, "Judge", partial(Judge, frames=2, side=128, photos=1))
-    return Study(folder.parent, tmp_path / "runs", tmp_path / "results.json", iterations=2, seeds=2, clips=2)
+    return Study(
+        folder.parent, tmp_path / "runs", tmp_path / "results.json", iterations=2, seeds=2, clips=2
+    )
 
 
 def test_runs_are_made_once_and_fill_the_tables(study, monkeypatch):
     study.fill()
     results = study.results()
-    # Two variants with two seeds; that of both tables is measured for both.
+    # Two variants with two seeds; the one in both tables is measured for both.
     assert sorted(sorted(row) for row in results.values()) == [["1"], ["1"], ["1", "3"], ["1", "3"]]
     assert results == json.loads(study.results_file.read_text())
     figures = [json.dumps(row, sort_keys=True) for row in results.values()]
@@ -45,14 +47,16 @@ def test_runs_are_made_once_and_fill_the_tables(study, monkeypatch):
     study.fill()
     tables = study.tables()
     assert tables.count("## ") == 2 and "not run" not in tables
-    assert [line.split(" | ")[:2] for line in tables.splitlines() if line.startswith("| paper")] == [
+    assert [
+        line.split(" | ")[:2] for line in tables.splitlines() if line.startswith("| paper")
+    ] == [
         ["| paper", "1"],
         ["| paper", "1"],
         ["| paper", "3"],
     ]
 
 
-def test_a_missing_run_is_told(study):
+def test_a_missing_run_is_reported(study):
     with pytest.raises(LookupError, match="leave --tables-only out"):
         study.tables()
     figures = dict.fromkeys(ablation.FORMS, 1.0)

@@ -8,6 +8,7 @@ import torch
 
 from starsr.data.clips import pan
 from starsr.data.media import from_bytes, read_photo, to_bytes
+from starsr.data.resize import bicubic
 from starsr.degradation import codecs, kernels
 from starsr.degradation.second_order import (
     PRESETS,
@@ -22,12 +23,13 @@ from starsr.degradation.second_order import (
     interlace,
     old_film,
 )
-from starsr.data.resize import bicubic
 
 
 def clip_of(photos, frames=6, size=(128, 160), seed=0):
     rng = np.random.default_rng(seed)
-    return from_bytes(np.ascontiguousarray(pan(read_photo(photos / "photo0.png"), frames, size, rng, 1.5)))
+    return from_bytes(
+        np.ascontiguousarray(pan(read_photo(photos / "photo0.png"), frames, size, rng, 1.5))
+    )
 
 
 def test_kernels_are_normalised_and_of_their_width():
@@ -57,9 +59,12 @@ def test_kernel_shapes_are_drawn_in_their_shares():
 
 @pytest.mark.parametrize("codec", PRESETS["heavy"].video)
 def test_video_codecs_spend_what_they_are_given(photos, codec):
-    # Grey, as halved chroma is lost at any rate.
+    # Grey, since half the chroma is lost at every bit rate.
     clip = to_bytes(clip_of(photos, 8, (96, 96)).mean(1, keepdim=True).expand(-1, 3, -1, -1))
-    errors = [np.abs(codecs.transcode(clip, codec, bits=bits).astype(float) - clip).mean() for bits in (0.05, 1.5)]
+    errors = [
+        np.abs(codecs.transcode(clip, codec, bits=bits).astype(float) - clip).mean()
+        for bits in (0.05, 1.5)
+    ]
     assert errors[1] < 0.9 * errors[0]
     small = codecs.transcode(clip[:2, :6, :7], codec, bits=1.0)
     assert small.shape == (2, 6, 7, 3)
@@ -84,7 +89,11 @@ def test_resize_is_drawn_in_its_shares_and_ranges():
 
 
 def test_noise_is_drawn_in_its_shares_and_measures_what_it_says():
-    rng, clip, kinds = np.random.default_rng(0), torch.full((4, 3, 64, 64), 0.5), {"gaussian": 0, "poisson": 0}
+    rng, clip, kinds = (
+        np.random.default_rng(0),
+        torch.full((4, 3, 64, 64), 0.5),
+        {"gaussian": 0, "poisson": 0},
+    )
     gray = 0
     for _ in range(300):
         recipe = Recipe()
@@ -106,8 +115,8 @@ def test_noise_is_new_in_each_frame_and_its_strength_drifts():
     draw_noise(rng, recipe, 12, Stage(poisson=(1.0, 1.0), gaussian=(20.0, 20.0)))
     noisy = recipe(torch.full((12, 3, 64, 64), 0.5)) - 0.5
     assert abs(float((noisy[0] * noisy[1]).mean())) < 0.1 * float(noisy[0].square().mean())
-    deviations = noisy.flatten(1).std(1)
-    assert (deviations.diff().abs() < 0.1 * deviations[1:]).all()
+    stds = noisy.flatten(1).std(1)
+    assert (stds.diff().abs() < 0.1 * stds[1:]).all()
     factors = drift(rng, 200, 0.2)
     assert np.abs(np.diff(factors)).max() < 0.03 and np.abs(factors - 1).max() <= 0.2
 
@@ -128,7 +137,9 @@ def test_heavy_is_worse_than_light(photos):
     def quality(preset):
         results = []
         for seed in range(12):
-            plain = bicubic(from_bytes(degrade(clip, PRESETS[preset], np.random.default_rng(seed)))).clamp(0, 1)
+            plain = bicubic(
+                from_bytes(degrade(clip, PRESETS[preset], np.random.default_rng(seed)))
+            ).clamp(0, 1)
             results.append(-10 * math.log10(float((plain - clip).square().mean())))
         return np.mean(results)
 
@@ -141,14 +152,18 @@ def test_clips_are_coherent_and_official_frames_are_not(photos):
 
     def flicker(per_frame):
         preset = Preset((stage,), per_frame=per_frame)
-        lows = [from_bytes(degrade(still, preset, np.random.default_rng(seed))) for seed in range(6)]
+        lows = [
+            from_bytes(degrade(still, preset, np.random.default_rng(seed))) for seed in range(6)
+        ]
         return np.mean([float(low.diff(dim=0).abs().mean()) for low in lows])
 
     assert flicker(True) > 3 * flicker(False)
 
 
 def test_recipe_order_and_names():
-    names = [name for name, _ in draw(np.random.default_rng(1), PRESETS["heavy"], 4, (128, 128)).steps]
+    names = [
+        name for name, _ in draw(np.random.default_rng(1), PRESETS["heavy"], 4, (128, 128)).steps
+    ]
     kinds = [name.split()[0] for name in names]
     assert kinds.index("resize") > kinds.index("blur")
     assert kinds[-1] in codecs.VIDEO
@@ -158,7 +173,9 @@ def test_recipe_order_and_names():
 def test_interlaced_and_old_film(photos):
     clip = clip_of(photos)
     woven = interlace(clip)
-    assert torch.equal(woven[:, :, ::2], clip[:, :, ::2]) and torch.equal(woven[0, :, 1::2], clip[1, :, 1::2])
+    assert torch.equal(woven[:, :, ::2], clip[:, :, ::2]) and torch.equal(
+        woven[0, :, 1::2], clip[1, :, 1::2]
+    )
     film = old_film(clip, 0)
-    assert film.shape == clip.shape and 0 <= film.min() and film.max() <= 1
+    assert film.shape == clip.shape and film.min() >= 0 and film.max() <= 1
     assert (film - clip).abs().mean() > 0.005

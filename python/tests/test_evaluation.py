@@ -18,7 +18,7 @@ from starsr.evaluation.upscalers import Upscaler, make
 
 @pytest.fixture
 def media(photos, tmp_path):
-    """A folder of photographs of which one is held out."""
+    """A folder of two photographs, one of them held out."""
     folder = tmp_path / "media" / "kodak"
     folder.mkdir(parents=True)
     for name, photo in (("03", "photo0"), ("18", "photo1")):
@@ -43,22 +43,42 @@ def run(*arguments):
 
 
 def refused(capsys, *arguments):
-    """The one sentence with which the command refuses."""
+    """Return the one sentence with which the command refuses."""
     assert run(*arguments) == 1
     message = capsys.readouterr().err.strip()
-    assert message.startswith("starsr-eval: ") and "\n" not in message and "Traceback" not in message
+    assert (
+        message.startswith("starsr-eval: ") and "\n" not in message and "Traceback" not in message
+    )
     return message
 
 
 def test_report_of_pairs_and_of_a_clip_alone(paired, tmp_path, capsys):
     target = tmp_path / "report"
     alone = paired / "lq" / "clip 0.mkv"
-    options = ["--upscaler", "bicubic", "--upscaler", "sharp=ffmpeg:lanczos", "--metric", "lpips", "--window", 5, 1]
+    options = [
+        "--upscaler",
+        "bicubic",
+        "--upscaler",
+        "sharp=ffmpeg:lanczos",
+        "--metric",
+        "lpips",
+        "--window",
+        5,
+        1,
+    ]
     assert run(paired, alone, "--report", target, *options) == 0
     output = capsys.readouterr()
-    assert "LPIPS is not measured" in output.err and "sharp" in output.out and "index.html" in output.out
+    assert (
+        "LPIPS is not measured" in output.err
+        and "sharp" in output.out
+        and "index.html" in output.out
+    )
     record = json.loads((target / "report.json").read_text())
-    assert [(c["group"], c["name"]) for c in record["clips"]] == [("pairs", "clip 0"), ("pairs", "clip 1"), ("real", "clip 0")]
+    assert [(c["group"], c["name"]) for c in record["clips"]] == [
+        ("pairs", "clip 0"),
+        ("pairs", "clip 1"),
+        ("real", "clip 0"),
+    ]
     means = record["means"]["pairs"]
     assert set(means) == {"bicubic", "sharp", "ground truth"}
     assert set(means["bicubic"]) == set(metrics.FIGURES) and None not in means["bicubic"].values()
@@ -68,10 +88,17 @@ def test_report_of_pairs_and_of_a_clip_alone(paired, tmp_path, capsys):
     assert means["ground truth"]["warp"] < 1e-6 < means["bicubic"]["warp"]
     each = [c["figures"]["bicubic"]["psnr"] for c in record["clips"][:2]]
     assert means["bicubic"]["psnr"] == pytest.approx(np.mean(each)) and 15 < each[0] < 45
-    assert len(record["clips"][0]["psnr"]["sharp"]) == 9 and len(record["clips"][2]["warp"]["sharp"]) == 8
+    assert (
+        len(record["clips"][0]["psnr"]["sharp"]) == 9
+        and len(record["clips"][2]["warp"]["sharp"]) == 8
+    )
     assert set(record["means"]["real"]["sharp"]) == {"warp", "seam", "grid4", "grid8"}
     manifest = record["manifest"]
-    assert manifest["seed"] == 0 and "--window 5 1" in manifest["command"] and manifest["versions"]["numpy"] == np.__version__
+    assert (
+        manifest["seed"] == 0
+        and "--window 5 1" in manifest["command"]
+        and manifest["versions"]["numpy"] == np.__version__
+    )
     assert manifest["upscalers"][1]["command"] == "libswscale lanczos"
     assert record["not_measured"]["lpips"].count("pip install pyiqa") == 1
     html = (target / "index.html").read_text()
@@ -84,11 +111,16 @@ def test_report_of_pairs_and_of_a_clip_alone(paired, tmp_path, capsys):
 
 def test_figures_of_the_report_are_those_of_the_results(paired, tmp_path):
     target = tmp_path / "report"
-    assert run(paired, "--report", target, "--upscaler", "bicubic", "--metric", "none", "--frames", 4) == 0
+    assert (
+        run(paired, "--report", target, "--upscaler", "bicubic", "--metric", "none", "--frames", 4)
+        == 0
+    )
     figures = json.loads((target / "report.json").read_text())["clips"][0]["figures"]["bicubic"]
     truth, _ = read_video(paired / "gt" / "clip 0.mkv", 4)
     result = make("bicubic")(read_video(paired / "lq" / "clip 0.mkv", 4)[0])
-    assert np.array_equal(read_video(target / "results" / "bicubic" / "pairs-clip-0.mkv")[0], result)
+    assert np.array_equal(
+        read_video(target / "results" / "bicubic" / "pairs-clip-0.mkv")[0], result
+    )
     assert figures["psnr"] == pytest.approx(metrics.fidelity(result, truth)["psnr"], abs=1e-9)
     assert figures["sharpness"] == pytest.approx(metrics.sharpness(result, truth), abs=1e-9)
     assert figures["seam"] is None and figures["grid4"] <= 1
@@ -96,8 +128,23 @@ def test_figures_of_the_report_are_those_of_the_results(paired, tmp_path):
 
 def test_clips_are_degraded_with_a_seed(media, tmp_path):
     def low(seed, folder, *more):
-        options = ["--degrade", "light", *more, "--media", media, "--frames", 2, "--clips", 1, "--metric", "none"]
-        assert run("--report", tmp_path / folder, "--upscaler", "bicubic", "--seed", seed, *options) == 0
+        options = [
+            "--degrade",
+            "light",
+            *more,
+            "--media",
+            media,
+            "--frames",
+            2,
+            "--clips",
+            1,
+            "--metric",
+            "none",
+        ]
+        assert (
+            run("--report", tmp_path / folder, "--upscaler", "bicubic", "--seed", seed, *options)
+            == 0
+        )
         record = json.loads((tmp_path / folder / "report.json").read_text())
         return [(c["name"], c["group"], c["note"], c["figures"]) for c in record["clips"]]
 
@@ -105,9 +152,13 @@ def test_clips_are_degraded_with_a_seed(media, tmp_path):
     assert [c[:2] for c in first] == [("kodak/18", "light"), ("kodak/18", "mild")]
     assert first[0][2].startswith("light: ") and "libx264" in first[1][2]
     assert low(1, "b") == first[:1] != low(2, "c")
-    # Only what is random is drawn again.
+    # Only random degradations are drawn again.
     drawn = low(1, "d", "--degrade", "clean", "--draws", 2)
-    assert [c[:2] for c in drawn] == [("kodak/18", "light"), ("kodak/18 draw 2", "light"), ("kodak/18", "clean")]
+    assert [c[:2] for c in drawn] == [
+        ("kodak/18", "light"),
+        ("kodak/18 draw 2", "light"),
+        ("kodak/18", "clean"),
+    ]
     assert drawn[0] == first[0] and drawn[1][2] != first[0][2]
 
 
@@ -118,7 +169,9 @@ def test_summary_of_a_group_in_which_some_clips_have_no_truth():
 
 
 def test_results_are_used_again_until_what_made_them_changes(tmp_path):
-    clip = sources.Clip("a/b", "group", np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), 25)
+    clip = sources.Clip(
+        "a/b", "group", np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), 25
+    )
     model = tmp_path / "model"
     model.write_text("1")
     calls = []
@@ -128,7 +181,9 @@ def test_results_are_used_again_until_what_made_them_changes(tmp_path):
         return low.repeat(4, 1).repeat(4, 2)
 
     def upscale(command="enlarge", clip=clip):
-        return study.upscale(Upscaler("mine", command, enlarge, (model,)), clip, tmp_path / "results")[0]
+        return study.upscale(
+            Upscaler("mine", command, enlarge, (model,)), clip, tmp_path / "results"
+        )[0]
 
     assert np.array_equal(upscale(), upscale()) and len(calls) == 1
     upscale("enlarge more")
@@ -138,7 +193,10 @@ def test_results_are_used_again_until_what_made_them_changes(tmp_path):
     assert len(calls) == 3
     upscale("enlarge more", sources.Clip("a/b", "group", clip.low + 1, 25))
     assert len(calls) == 4
-    assert sorted(p.name for p in (tmp_path / "results" / "mine").iterdir()) == ["group-a-b.json", "group-a-b.mkv"]
+    assert sorted(p.name for p in (tmp_path / "results" / "mine").iterdir()) == [
+        "group-a-b.json",
+        "group-a-b.mkv",
+    ]
 
 
 def test_best_of_a_column():
@@ -158,7 +216,9 @@ def test_chart_places_values():
     assert len(a) == 2 and len(b) == 3 and a[0][0] == b[0][0] and b[2][0] > b[1][0]
     assert b[2][1] < a[1][1] < a[0][1] and all(0 <= y <= 200 for _, y, _ in a + b)
     assert made.ticks[0][1] == "20" and made.ticks[-1][1] == "30" and "frame 1: 25.0" in a[1][2]
-    assert report.chart("nothing", {"a": [None, None]}) is None and report.chart("still", {"a": [5.0, 5.0]})
+    assert report.chart("nothing", {"a": [None, None]}) is None and report.chart(
+        "still", {"a": [5.0, 5.0]}
+    )
 
 
 def test_crops_show_detail_and_difference(photos):
@@ -175,12 +235,18 @@ def test_crops_show_detail_and_difference(photos):
 
 def test_errors_are_one_sentence(paired, photos, tmp_path, capsys):
     target = ["--report", tmp_path / "report", "--upscaler", "bicubic", "--metric", "none"]
-    assert "give --draws 1 or more" in refused(capsys, "--degrade", "light", "--media", photos, "--draws", 0, *target)
+    assert "give --draws 1 or more" in refused(
+        capsys, "--degrade", "light", "--media", photos, "--draws", 0, *target
+    )
     assert "nothing to evaluate; name clips" in refused(capsys, *target)
     assert "with --media" in refused(capsys, "--degrade", "light", *target)
-    assert "none of the photographs" in refused(capsys, "--degrade", "light", "--media", photos, *target)
+    assert "none of the photographs" in refused(
+        capsys, "--degrade", "light", "--media", photos, *target
+    )
     assert "holds no videos" in refused(capsys, photos, *target)
-    assert "two clips of real are called clip-0" in refused(capsys, *[paired / "lq" / "clip 0.mkv"] * 2, *target)
+    assert "two clips of real are called clip-0" in refused(
+        capsys, *[paired / "lq" / "clip 0.mkv"] * 2, *target
+    )
     assert "name one LABEL=bicubic" in refused(capsys, paired, "--upscaler", "bicubic", *target)
     assert "--frames 2 or more" in refused(capsys, paired, "--frames", 1, *target)
     assert "cannot overlap by 6" in refused(capsys, paired, "--window", 6, 6, *target)

@@ -7,8 +7,8 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from starsr.data.media import read_photo
-from starsr.evaluation import metrics as m
 from starsr.data.resize import bicubic
+from starsr.evaluation import metrics as m
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def photo(photos):
 
 
 def translated(photo, frames=4, size=(160, 192), velocity=(2, -3)):
-    """A camera move over a photograph by whole pixels: `[F,H,W,3]`."""
+    """Move a camera over a photograph by whole pixels a frame; returns `[F,H,W,3]`."""
     top, left = (abs(v) * (frames - 1) if v < 0 else 0 for v in velocity)
     corners = [(top + f * velocity[0], left + f * velocity[1]) for f in range(frames)]
     return np.stack([photo[y : y + size[0], x : x + size[1]] for y, x in corners])
@@ -34,10 +34,21 @@ def test_psnr_and_ssim_are_those_of_scikit_image(photo):
     a, b = result / 255, target / 255
     luma = [rgb2ycbcr(clip)[..., 0] for clip in (a, b)]
     expected = {
-        "psnr": np.mean([peak_signal_noise_ratio(y, x, data_range=1) for x, y in zip(a, b)]),
-        "ssim": np.mean([structural_similarity(x, y, channel_axis=2, data_range=1) for x, y in zip(a, b)]),
-        "psnr_y": np.mean([peak_signal_noise_ratio(y, x, data_range=255) for x, y in zip(*luma)]),
-        "ssim_y": np.mean([structural_similarity(x, y, data_range=255) for x, y in zip(*luma)]),
+        "psnr": np.mean(
+            [peak_signal_noise_ratio(y, x, data_range=1) for x, y in zip(a, b, strict=True)]
+        ),
+        "ssim": np.mean(
+            [
+                structural_similarity(x, y, channel_axis=2, data_range=1)
+                for x, y in zip(a, b, strict=True)
+            ]
+        ),
+        "psnr_y": np.mean(
+            [peak_signal_noise_ratio(y, x, data_range=255) for x, y in zip(*luma, strict=True)]
+        ),
+        "ssim_y": np.mean(
+            [structural_similarity(x, y, data_range=255) for x, y in zip(*luma, strict=True)]
+        ),
     }
     figures = m.fidelity(result, target)
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-6)
@@ -48,7 +59,11 @@ def test_psnr_and_ssim_are_those_of_scikit_image(photo):
 def test_a_shift_by_a_pixel_is_forgiven(photo):
     target, shifted = photo[None, 10:150, 10:170], photo[None, 11:151, 9:169]
     figures = m.fidelity(shifted, target)
-    assert figures["psnr"] < 35 and figures["psnr_shifted"] == 100 and figures["ssim_shifted"] == pytest.approx(1)
+    assert (
+        figures["psnr"] < 35
+        and figures["psnr_shifted"] == 100
+        and figures["ssim_shifted"] == pytest.approx(1)
+    )
     assert m.fidelity(target, target)["psnr_y_shifted"] == 100
 
 
@@ -71,7 +86,10 @@ def test_no_warping_error_on_a_translated_clip(photo, velocity):
 def test_warping_error_of_motion_by_parts_of_pixels_is_small(photo):
     frames = np.fft.fft2(photo.mean(2))
     y, x = (np.fft.fftfreq(n) for n in frames.shape)
-    moved = [np.fft.ifft2(frames * np.exp(-2j * np.pi * t * (0.4 * y[:, None] + 0.7 * x))).real for t in range(3)]
+    moved = [
+        np.fft.ifft2(frames * np.exp(-2j * np.pi * t * (0.4 * y[:, None] + 0.7 * x))).real
+        for t in range(3)
+    ]
     clip = np.clip(np.rint(moved), 0, 255).astype(np.uint8)[:, 30:-30, 30:-30, None].repeat(3, -1)
     assert m.warping_errors(clip, m.motion(clip)).max() < 0.1
 
@@ -81,7 +99,7 @@ def test_warping_error_rises_with_flicker(photo):
     motions = m.motion(clip)
     errors = [m.warping_errors(noisy(clip, sigma), motions).mean() for sigma in (0, 2, 5, 10)]
     assert errors == sorted(errors)
-    # Noise of sigma levels in both frames, of which bilinear lookup at whole pixels smooths nothing.
+    # Both frames have noise of sigma levels; bilinear lookup at whole pixels does not smooth it.
     assert errors[2] == pytest.approx(1000 * 2 * (5 / 255) ** 2, rel=0.1)
 
 
@@ -90,9 +108,11 @@ def test_occluded_pixels_are_left_out(photo):
     for frame, left in enumerate((40, 52)):
         clip[frame, 40:100, left : left + 60] = photo[200:260, 200:260]
     (step,) = m.motion(clip)
-    # What the moving square uncovers and covers, against what stays.
+    # Pixels that the moving square uncovers or covers, and pixels that stay.
     assert step.visible[50:90, 102:110].mean() < 0.5 and step.visible[120:].mean() > 0.95
-    assert m.warping_errors(clip, [step])[0] < 0.1 * 1000 * np.mean((clip[0] / 255 - clip[1] / 255) ** 2)
+    assert m.warping_errors(clip, [step])[0] < 0.1 * 1000 * np.mean(
+        (clip[0] / 255 - clip[1] / 255) ** 2
+    )
 
 
 def test_motion_of_the_input_serves_results_of_four_times_its_size(photo):
@@ -111,13 +131,16 @@ def test_cuts_and_flat_clips_have_no_false_error(photo):
     assert not errors[1] < 1, errors
     black = np.zeros((3, 64, 64, 3), np.uint8)
     assert m.warping_errors(black, m.motion(black)).max() == 0
-    assert m.mean_or_none(np.array([np.nan, 2.0, 4.0])) == 3 and m.mean_or_none(np.array([np.nan])) is None
+    assert (
+        m.mean_or_none(np.array([np.nan, 2.0, 4.0])) == 3
+        and m.mean_or_none(np.array([np.nan])) is None
+    )
 
 
 def test_seam_index():
     errors = np.ones(14)
     assert m.seam_index(errors, 6, 1) == 1
-    # Windows 0-5, 5-10 and 10-14: frame 5 is shared, so that the pairs 4-5 and 5-6 touch the border.
+    # Windows 0-5, 5-10 and 10-14 share frames 5 and 10: pairs 4-5 and 5-6 touch a border.
     errors[[4, 5, 9, 10]] = 3
     assert m.seam_index(errors, 6, 1) == 3
     errors = np.ones(9)

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from starsr.models.nano.network import CHANNELS, CORE, LEVEL_CORE, Nano, controlnet, cored, decode, denoiser, encode
-from starsr.ops.torch_ops import TorchOps
+from starsr.models.nano.network import (
+    CHANNELS,
+    CORE,
+    LEVEL_CORE,
+    Nano,
+    controlnet,
+    cored,
+    decode,
+    denoiser,
+    encode,
+)
 from starsr.models.schedule import T_START, alphas_sigmas
+from starsr.ops.torch_ops import TorchOps
 
 
 @pytest.fixture
@@ -25,11 +35,11 @@ def inputs(batch=1, frames=3, height=32, width=32):
 
 
 def test_autoencoder_is_invertible():
-    deviation = np.linspace(0.1, 2, CHANNELS)
+    std = np.linspace(0.1, 2, CHANNELS)
     pixels = torch.rand(2, 3, 32, 48) * 2 - 1
-    latents = encode(TorchOps({}), pixels, deviation)
+    latents = encode(TorchOps({}), pixels, std)
     assert latents.shape == (2, CHANNELS, 8, 12)
-    torch.testing.assert_close(decode(TorchOps({}), latents, deviation), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decode(TorchOps({}), latents, std), pixels, atol=1e-5, rtol=0)
 
 
 def test_constant_picture_has_only_mean_coefficients():
@@ -60,11 +70,13 @@ def test_batch_equals_single_runs(model):
     t = torch.tensor([T_START, 318])
     both = model(x, t, hint)
     for i in range(2):
-        torch.testing.assert_close(both[i : i + 1], model(x[i : i + 1], t[i : i + 1], hint[i : i + 1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            both[i : i + 1], model(x[i : i + 1], t[i : i + 1], hint[i : i + 1]), atol=1e-4, rtol=0
+        )
 
 
 def test_result_does_not_depend_on_the_canvas(model):
-    """Far from its border a picture comes out the same in a larger canvas: nothing pools over all pixels."""
+    """Far from the border of a larger canvas the result is the same: nothing pools over pixels."""
     x, hint = inputs(height=96, width=160)
     t = torch.tensor([T_START])
     whole, part = model(x, t, hint), model(x[..., :96], t, hint[..., :96])
@@ -88,4 +100,6 @@ def test_controls_reach_the_denoiser(model):
     reference = denoiser(ops, x, t, controls)
     for i, control in enumerate(controls):
         changed = [c + 1 if j == i else c for j, c in enumerate(controls)]
-        assert (denoiser(ops, x, t, changed) - reference).abs().max() > 1e-4, f"control_{i} of shape {control.shape}"
+        assert (denoiser(ops, x, t, changed) - reference).abs().max() > 1e-4, (
+            f"control_{i} of shape {control.shape}"
+        )

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 
-from starsr.bundle import writer as bundle
-from starsr.export import nano as export
+from starsr.bundle import writer
+from starsr.export import nano
 from starsr.models.nano.network import Nano
 from starsr.models.nano.weights import mean, read
 
@@ -25,11 +25,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def built(model):
-    return export.graphs(model)
+    return nano.graphs(model)
 
 
 def test_onnx_runtime_agrees_with_pytorch(model, built):
-    for role, difference in export.verify(model, built).items():
+    for role, difference in nano.verify(model, built).items():
         assert difference <= 1e-4, role
 
 
@@ -38,7 +38,7 @@ def test_verify_notices_a_wrong_weight(model, built):
     wrong.CopyFrom(built["denoiser"])
     bias = next(i for i in wrong.graph.initializer if i.name == "out.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, "out.bias"))
-    assert export.verify(model, {**built, "denoiser": wrong})["denoiser"] > 0.5
+    assert nano.verify(model, {**built, "denoiser": wrong})["denoiser"] > 0.5
 
 
 def test_each_attention_is_one_fused_node(built):
@@ -57,9 +57,12 @@ def test_every_axis_but_channels_is_dynamic(built):
 
 def test_written_bundle_is_complete_and_hashed(tmp_path, built):
     target = tmp_path / "nano"
-    bundle.write(target, export.manifest("1.2.3"), built, {"README.md": "card"})
+    writer.write(target, nano.manifest("1.2.3"), built, {"README.md": "card"})
     manifest = tomllib.loads((target / "bundle.toml").read_text())
-    assert manifest["version"] == "1.2.3" and manifest["window"]["length"] == export.manifest("")["window"]["length"]
+    assert (
+        manifest["version"] == "1.2.3"
+        and manifest["window"]["length"] == nano.manifest("")["window"]["length"]
+    )
     assert set(manifest["graphs"]) == {"vae_encoder", "vae_decoder", "controlnet", "denoiser"}
     for entry in manifest["graphs"].values():
         assert hashlib.sha256((target / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
@@ -67,7 +70,7 @@ def test_written_bundle_is_complete_and_hashed(tmp_path, built):
 
 
 def test_an_exported_bundle_can_be_read_back(tmp_path, model, built):
-    bundle.write(tmp_path / "nano", export.manifest("1"), built, {})
+    writer.write(tmp_path / "nano", nano.manifest("1"), built, {})
     again = read(tmp_path / "nano").state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-6)
@@ -84,9 +87,9 @@ def test_a_mean_of_networks(model):
 
 def test_failed_write_leaves_the_old_bundle(tmp_path, built):
     target = tmp_path / "nano"
-    bundle.write(target, export.manifest("1"), built, {})
+    writer.write(target, nano.manifest("1"), built, {})
     broken = onnx.ModelProto()
-    with pytest.raises(Exception):
-        bundle.write(target, export.manifest("2"), {**built, "denoiser": broken}, {})
+    with pytest.raises(onnx.checker.ValidationError):
+        writer.write(target, nano.manifest("2"), {**built, "denoiser": broken}, {})
     assert 'version = "1"' in (target / "bundle.toml").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["nano"]

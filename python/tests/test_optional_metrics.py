@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Outside metrics with stand-ins for their packages, and without them."""
+"""Outside metrics, with stand-ins for their packages and without them."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def executable(path, text):
 
 @pytest.fixture
 def nothing(monkeypatch, tmp_path):
-    """No package, no program and no checkout is found."""
+    """Hide all packages, programs and checkouts."""
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -39,18 +39,29 @@ def test_each_missing_metric_says_why_and_how_to_get_it(nothing):
     for name, line in missing.items():
         assert line.startswith(optional.METRICS[name].figure.title) and "\n" not in line
         assert f"to get it: {optional.METRICS[name].get}" in line
-    assert "pyiqa is not installed" in missing["lpips"] and "create_metric('musiq')" in missing["musiq"]
+    assert (
+        "pyiqa is not installed" in missing["lpips"]
+        and "create_metric('musiq')" in missing["musiq"]
+    )
     assert "DOVER.pth" in missing["dover"] and "PATH" in missing["vmaf"]
 
 
 def fake_pyiqa(monkeypatch, create):
-    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create, __spec__=SimpleNamespace(name="pyiqa")))
+    monkeypatch.setitem(
+        sys.modules,
+        "pyiqa",
+        SimpleNamespace(create_metric=create, __spec__=SimpleNamespace(name="pyiqa")),
+    )
 
 
 def test_pyiqa_gets_frames_and_the_ground_truth_where_it_needs_one(monkeypatch, clips):
     def create(name, device):
         assert device == "cpu"
-        return (lambda a, b: (a - b).abs().max()) if name == "lpips" else (lambda a: a.shape[1] + a.max())
+        return (
+            (lambda a, b: (a - b).abs().max())
+            if name == "lpips"
+            else (lambda a: a.shape[1] + a.max())
+        )
 
     fake_pyiqa(monkeypatch, create)
     scorers, missing = optional.load(["lpips", "musiq"])
@@ -70,7 +81,7 @@ def test_weights_are_not_downloaded(monkeypatch):
     fake_pyiqa(monkeypatch, create)
     scorers, missing = optional.load(["dists"])
     assert not scorers and not reached
-    assert "want of its weights" in missing["dists"] and "downloads are off" in missing["dists"]
+    assert "its weights are missing" in missing["dists"] and "downloads are off" in missing["dists"]
 
 
 def test_dover_runs_its_own_program(monkeypatch, tmp_path, clips):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The report in a real browser, driven over the WebDriver protocol: chromium through chromedriver."""
+"""The report in chromium, which chromedriver drives over the WebDriver protocol."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import skip_or_fail
 from PIL import Image
 
+from conftest import skip_or_fail
 from starsr.data.clips import pan
 from starsr.data.media import read_photo, read_video
 from starsr.data.pairs import write_pair
@@ -29,53 +29,68 @@ class Browser:
 
     def __init__(self, port):
         self.base = f"http://127.0.0.1:{port}"
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--window-size=1300,1000"]
+        arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            "--window-size=1300,1000",
+        ]
         logs = {"goog:loggingPrefs": {"browser": "ALL"}}
         wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}, **logs}
-        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})[
+            "sessionId"
+        ]
         self.base += f"/session/{session}"
 
     def call(self, method, path, body=None):
         data = json.dumps(body or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=600
+        ) as reply:
             return json.load(reply)["value"]
 
     def run(self, script):
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
     def press(self, selector, keys):
-        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
+        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[
+            ELEMENT
+        ]
         self.call("POST", f"/element/{element}/value", {"text": keys})
 
     def show(self, dark):
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}})
+        self.call(
+            "POST",
+            "/goog/cdp/execute",
+            {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
+        )
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not shutil.which("chromedriver"):
-        skip_or_fail("the page is not tested, as chromedriver is missing: run tools/install-system browser")
+        skip_or_fail("chromedriver, which tests the page; run tools/install-system browser")
     log = tmp_path_factory.mktemp("browser") / "log"
     with log.open("w") as file:
-        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=file, stderr=subprocess.STDOUT)
+        driver = subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=file, stderr=subprocess.STDOUT
+        )
     try:
-        port = None
-        for _ in range(200):
-            found = re.search(r"started successfully on port (\d+)", log.read_text())
-            if found:
-                port = int(found[1])
-                break
+        while not (found := re.search(r"started successfully on port (\d+)", log.read_text())):
+            assert driver.poll() is None, log.read_text()
             time.sleep(0.1)
-        assert port, log.read_text()
-        session = Browser(port)
+        session = Browser(int(found[1]))
         yield session
         with contextlib.suppress(urllib.error.URLError):
             session.call("DELETE", "")
     finally:
         driver.terminate()
-        driver.wait(10)
+        driver.wait()
 
 
 @pytest.fixture
@@ -86,7 +101,17 @@ def report(photos, tmp_path):
     low, _ = sources.degrade(high, "medium", np.random.default_rng(0))
     write_pair(folder, "clip", high, low, "")
     target = tmp_path / "report"
-    command = [folder, "--report", target, "--upscaler", "bicubic", "--upscaler", "ffmpeg:point", "--metric", "vmaf"]
+    command = [
+        folder,
+        "--report",
+        target,
+        "--upscaler",
+        "bicubic",
+        "--upscaler",
+        "ffmpeg:point",
+        "--metric",
+        "vmaf",
+    ]
     assert cli.main([str(word) for word in [*command, "--title", "A <b>title</b>"]]) == 0
     return target
 
@@ -99,23 +124,30 @@ def page(browser, report):
 
 
 def test_slider_table_and_pictures(browser, page):
-    # Lazy pictures load when they come into view.
+    # Lazy pictures would load only when they come into view.
     browser.run("for (const image of document.images) image.loading = 'eager'")
-    for _ in range(100):
-        broken = browser.run("return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
-        if not broken:
-            break
+    while not browser.run("return [...document.images].every(i => i.complete)"):
         time.sleep(0.1)
-    assert not broken and browser.run("return document.images.length") == 10
-    assert browser.run("return [document.title, document.querySelector('h1').textContent]") == ["A <b>title</b>"] * 2
+    broken = "return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
+    assert browser.run(broken) == []
+    assert browser.run("return document.images.length") == 10
+    assert (
+        browser.run("return [document.title, document.querySelector('h1').textContent]")
+        == ["A <b>title</b>"] * 2
+    )
 
     rows = browser.run(
-        "return [...document.querySelectorAll('#summary tbody tr')].map(r => [...r.children].map(c => c.textContent.trim()))"
+        "return [...document.querySelectorAll('#summary tbody tr')]"
+        ".map(r => [...r.children].map(c => c.textContent.trim()))"
     )
-    assert [row[0] for row in rows] == ["bicubic", "ffmpeg:point", "ground truth"] and len(rows[0]) == 14
+    assert [row[0] for row in rows] == ["bicubic", "ffmpeg:point", "ground truth"]
+    assert len(rows[0]) == 14
     figures = json.loads((page / "report.json").read_text())["means"]["a <set> & more"]
     assert rows[0][1] == f"{figures['bicubic']['psnr']:.2f}"
-    best = browser.run("return [...document.querySelectorAll('#summary .best')].map(c => c.parentNode.children[0].textContent)")
+    best = browser.run(
+        "return [...document.querySelectorAll('#summary .best')]"
+        ".map(c => c.parentNode.children[0].textContent)"
+    )
     assert "bicubic" in best and "ground truth" not in best
     assert browser.run("return document.querySelectorAll('.chart polyline').length") == 5
 
@@ -127,20 +159,32 @@ def test_slider_table_and_pictures(browser, page):
     browser.press(".stage input", HOME)
     assert browser.run(split) == "0%"
 
-    # The pointer: the border is where it is pressed.
+    # The pointer moves the border to where it is pressed.
     browser.run("document.querySelector('.stage').scrollIntoView({block: 'center'})")
     box = browser.run("return document.querySelector('.stage').getBoundingClientRect().toJSON()")
     x, y = round(box["x"] + 0.75 * box["width"]), round(box["y"] + box["height"] / 2)
-    moves = [{"type": "pointerMove", "x": x, "y": y}, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
-    browser.call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
+    moves = [
+        {"type": "pointerMove", "x": x, "y": y},
+        {"type": "pointerDown", "button": 0},
+        {"type": "pointerUp", "button": 0},
+    ]
+    browser.call(
+        "POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]}
+    )
     assert 72 <= float(browser.run(split).rstrip("%")) <= 78
 
     browser.press(".pick-first", "ground")
     assert browser.run("return document.querySelector('.tag.first').textContent") == "ground truth"
     assert browser.run("return document.querySelector('.over').src").endswith("ground-truth.webp")
     browser.press(".pick-actual", " ")
-    assert browser.run("return document.querySelector('.under').getBoundingClientRect().width") == 160
-    errors = [entry for entry in browser.call("POST", "/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+    assert (
+        browser.run("return document.querySelector('.under').getBoundingClientRect().width") == 160
+    )
+    errors = [
+        entry
+        for entry in browser.call("POST", "/se/log", {"type": "browser"})
+        if entry["level"] == "SEVERE"
+    ]
     assert not errors
 
 
@@ -148,23 +192,32 @@ def test_all_is_reached_by_keyboard_and_named(browser, page):
     browser.run("document.activeElement.blur()")
     reached = set()
     for _ in range(25):
-        browser.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": [
-            {"type": "keyDown", "value": TAB}, {"type": "keyUp", "value": TAB}]}]})  # fmt: skip
-        reached.add(browser.run("const e = document.activeElement; return e.type || e.className || e.tagName.toLowerCase()"))
+        presses = [{"type": kind, "value": TAB} for kind in ("keyDown", "keyUp")]
+        keys = {"type": "key", "id": "keys", "actions": presses}
+        browser.call("POST", "/actions", {"actions": [keys]})
+        name = "return e.type || e.className || e.tagName.toLowerCase()"
+        reached.add(browser.run(f"const e = document.activeElement; {name}"))
     assert {"range", "select-one", "checkbox", "scroll", "summary"} <= reached
-    unnamed = "return [...document.querySelectorAll('input, select')].filter(e => !e.ariaLabel && !e.labels.length).length"
-    assert browser.run(unnamed) == 0 and browser.run("return [...document.images].filter(i => !i.alt).length") == 0
+    inputs = "[...document.querySelectorAll('input, select')]"
+    unnamed = f"return {inputs}.filter(e => !e.ariaLabel && !e.labels.length).length"
+    assert browser.run(unnamed) == 0
+    assert browser.run("return [...document.images].filter(i => !i.alt).length") == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_light_and_dark_are_legible_and_nothing_overflows(browser, page, dark):
     browser.show(dark)
-    style = browser.run("const s = getComputedStyle(document.querySelector('.card')); return [s.color, s.backgroundColor]")
+    style = browser.run(
+        "const s = getComputedStyle(document.querySelector('.card')); "
+        "return [s.color, s.backgroundColor]"
+    )
     ink, ground = (np.mean([int(n) for n in re.findall(r"\d+", color)[:3]]) for color in style)
     assert (ink > ground) == dark and abs(ink - ground) > 150
     for width in (1300, 420):
         browser.call("POST", "/window/rect", {"width": width, "height": 900})
-        assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+        assert browser.run(
+            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        ), width
 
 
 def test_pictures_are_without_loss(report):

@@ -6,17 +6,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import reference_cases
 from safetensors.torch import load_file
 
+from conftest import reference_cases
+from starsr.models.star.network import (
+    CONTROLNET,
+    Star,
+    StarConfig,
+    controlnet,
+    declared_parameters,
+    denoiser,
+    load_official,
+)
 from starsr.ops.torch_ops import TorchOps
-from starsr.models.star.network import CONTROLNET, Star, StarConfig, controlnet, declared_parameters, denoiser, load_official
 
 TINY = StarConfig(dim=32, head_dim=16, context_dim=24)
 
 
 class Corrected(TorchOps):
-    """Compares each tap with the reference and goes on from the reference, so that no block inherits another's rounding."""
+    """Compares each tap with the reference and continues from the reference.
+
+    Thus no block inherits the rounding of another.
+    """
 
     def __init__(self, parameters, reference):
         super().__init__(parameters, {})
@@ -24,7 +35,9 @@ class Corrected(TorchOps):
         self.differences = {}
 
     def tap(self, name, x):
-        key = f"cn.{name.removeprefix(CONTROLNET)}" if name.startswith(CONTROLNET) else f"unet.{name}"
+        key = (
+            f"cn.{name.removeprefix(CONTROLNET)}" if name.startswith(CONTROLNET) else f"unet.{name}"
+        )
         if key not in self.reference:
             return x
         expected = self.reference[key]
@@ -69,14 +82,19 @@ def test_golden_small(reference, golden_star, name):
     assert case["t"].tolist() == listed["t"]
     controls, v = run(TorchOps(weights), case, config)
     for i, control in enumerate(controls):
-        # The reference's own rounding, against double precision, is of this size.
+        # The reference differs from double precision by as much.
         assert relative(control, case[f"control.{i:02}"]) <= 1e-4, f"control {i}"
     difference = float((v - case["v"]).abs().max())
-    print(f"golden_small case {name} {tuple(case['x'].shape)} t {listed['t']}: v differs by {difference:.1e}")
+    print(
+        f"golden_small case {name} {tuple(case['x'].shape)} t {listed['t']}: "
+        f"v differs by {difference:.1e}"
+    )
     assert difference <= 2e-4
 
 
-@pytest.mark.parametrize("name", reference_cases("golden_small/config.json", "cases", having="taps"))
+@pytest.mark.parametrize(
+    "name", reference_cases("golden_small/config.json", "cases", having="taps")
+)
 @torch.no_grad()
 def test_golden_small_taps(reference, golden_star, name):
     config, weights = golden_star
@@ -88,7 +106,8 @@ def test_golden_small_taps(reference, golden_star, name):
     worst = max(ops.differences, key=ops.differences.get)
     difference = float((v - case["v"]).abs().max())
     print(
-        f"golden_small case {name}: {len(ops.differences)} taps, worst {worst} {ops.differences[worst]:.1e}, v {difference:.1e}"
+        f"golden_small case {name}: {len(ops.differences)} taps, "
+        f"worst {worst} {ops.differences[worst]:.1e}, v {difference:.1e}"
     )
     assert ops.differences.keys() == expected.keys()
     assert ops.differences[worst] <= 2e-5
@@ -110,7 +129,7 @@ def test_strict_loading_names_what_differs():
     model = Star(TINY)
     state = model.state_dict()
     tensor = state.pop("out.2.bias")
-    with pytest.raises(ValueError, match="1 missing: out.2.bias"):
+    with pytest.raises(ValueError, match=r"1 missing: out\.2\.bias"):
         load_official(model, state)
     with pytest.raises(ValueError, match="1 unknown: stranger"):
         load_official(model, {**state, "out.2.bias": tensor, "stranger": tensor})
@@ -119,7 +138,8 @@ def test_strict_loading_names_what_differs():
 
 
 @pytest.mark.parametrize(
-    ("spatial", "temporal", "gates"), [(True, True, 73), (True, False, 23), (False, True, 50), (False, False, 0)]
+    ("spatial", "temporal", "gates"),
+    [(True, True, 73), (True, False, 23), (False, True, 50), (False, False, 0)],
 )
 def test_liem_can_be_switched(spatial, temporal, gates):
     names = declared_parameters(replace(StarConfig(), spatial_liem=spatial, temporal_liem=temporal))
@@ -149,12 +169,16 @@ def test_batch_equals_single_runs():
     _, v = run(TorchOps(weights), both, TINY)
     for i in range(2):
         one = {name: tensor[i : i + 1] for name, tensor in both.items()}
-        torch.testing.assert_close(v[i : i + 1], run(TorchOps(weights), one, TINY)[1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            v[i : i + 1], run(TorchOps(weights), one, TINY)[1], atol=1e-4, rtol=0
+        )
 
 
 def test_every_parameter_is_trained():
     torch.manual_seed(1)
     model, case = Star(TINY), inputs(TINY)
     model(case["x"], case["t"], case["hint"], case["y"]).square().sum().backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    idle = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert not idle

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import reference_cases
 from safetensors.torch import load_file
 
+from conftest import reference_cases
+from small_star import noise_of, sampling_of, scaled
 from starsr.models.star.pipeline import (
     Noise,
     Pipeline,
@@ -21,7 +22,6 @@ from starsr.models.star.pipeline import (
     official_padding,
     sample,
 )
-from small_star import noise_of, sampling_of, scaled
 
 
 def read(path):
@@ -31,11 +31,12 @@ def read(path):
 @pytest.fixture
 def run(reference, golden_networks, request):
     """A run of `golden_e2e`: its settings, its tensors, and the pipeline with its weights."""
-    star, vae, config, vae_config = golden_networks
+    networks = golden_networks
     listed = read(reference / "golden_e2e" / "index.json")["runs"][request.param]
     tensors = load_file(reference / "golden_e2e" / f"{request.param}.safetensors")
-    weights = scaled(star, listed["out2_scale"])
-    pipeline = Pipeline(weights, vae, config, vae_config, (listed["best_h"], listed["best_w"]))
+    weights = scaled(networks.star, listed["out2_scale"])
+    minimum = (listed["best_h"], listed["best_w"])
+    pipeline = Pipeline(weights, networks.vae, networks.config, networks.vae_config, minimum)
     return request.param, listed, tensors, pipeline
 
 
@@ -46,7 +47,10 @@ def largest(a, b):
 @pytest.mark.parametrize("run", reference_cases("golden_e2e/index.json", "runs"), indirect=True)
 @torch.no_grad()
 def test_golden_e2e_each_evaluation(run):
-    """From the reference's own inputs, since rounding grows without bound in the 14 evaluations of a random network."""
+    """Each evaluation starts from the reference's inputs.
+
+    In the 14 evaluations of a random network, rounding grows without bound.
+    """
     name, listed, tensors, pipeline = run
     sampling, hint = sampling_of(listed), tensors["z_lr"]
     times = evaluation_points(sampling)[1]
@@ -61,7 +65,10 @@ def test_golden_e2e_each_evaluation(run):
     for t, model_in, expected in zip(times, tensors["model_in"], tensors["denoised"], strict=True):
         ours = denoise(velocity, model_in, int(t), hint, chunks, sampling)
         worst = max(worst, largest(ours, expected) / float(expected.abs().max()))
-    print(f"golden_e2e {name}: {len(times)} evaluations of {hint.shape[2]} frames, worst {worst:.1e} relative")
+    print(
+        f"golden_e2e {name}: {len(times)} evaluations of {hint.shape[2]} frames, "
+        f"worst {worst:.1e} relative"
+    )
     assert worst <= 1e-3
 
 
@@ -69,7 +76,7 @@ def test_golden_e2e_each_evaluation(run):
 def test_golden_e2e_from_frames_to_frames(run):
     name, listed, tensors, pipeline = run
     if listed["out2_scale"] == 1.0:
-        # Only up to the first evaluation: see the test above.
+        # Comparable only up to the first evaluation, as the test above explains.
         padded = pipeline.upscale(
             tensors["lr_u8"].numpy(),
             tensors["y"],
@@ -80,7 +87,13 @@ def test_golden_e2e_from_frames_to_frames(run):
         assert largest(padded.padded, tensors["padded"]) <= 1e-5
         assert largest(padded.hint, tensors["z_lr"]) <= 1e-4
         return
-    result = pipeline.upscale(tensors["lr_u8"].numpy(), tensors["y"], tensors["y_neg"], noise_of(tensors), sampling_of(listed))
+    result = pipeline.upscale(
+        tensors["lr_u8"].numpy(),
+        tensors["y"],
+        tensors["y_neg"],
+        noise_of(tensors),
+        sampling_of(listed),
+    )
     differences = {
         "canvas": largest(result.padded, tensors["padded"]),
         "hint": largest(result.hint, tensors["z_lr"]),
@@ -98,7 +111,9 @@ def test_golden_sampler_timesteps(reference):
     for name, run in read(reference / "golden_sampler" / "index.json")["runs"].items():
         if "error" in run:
             continue
-        sampling = Sampling(run["mode"], run.get("steps_arg") or 15, run.get("total_noise_levels") or 900)
+        sampling = Sampling(
+            run["mode"], run.get("steps_arg") or 15, run.get("total_noise_levels") or 900
+        )
         assert evaluation_points(sampling)[1].tolist() == run["t_model"], name
 
 
@@ -128,7 +143,9 @@ def test_golden_sampler_runs(reference, name):
 
     steps = tensors.get("noise", torch.zeros(0))
     noise = Noise(tensors["init_noise"], steps)
-    assert largest(sample(stand_in, tensors["hint"], noise, sampling, Trace()), tensors["out"]) <= 1e-4
+    assert (
+        largest(sample(stand_in, tensors["hint"], noise, sampling, Trace()), tensors["out"]) <= 1e-4
+    )
 
 
 def test_golden_sampler_windows(reference):

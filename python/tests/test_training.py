@@ -5,7 +5,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,12 +12,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from starsr.degradation import first_order as d
 from starsr.data.clips import pan
 from starsr.data.media import read_photo
-from starsr.training.dataset import Clips
+from starsr.data.resize import bicubic
+from starsr.degradation import first_order as d
 from starsr.models.nano.network import Nano, NanoConfig
 from starsr.training import cli
+from starsr.training.dataset import Clips
+from starsr.training.loop import OPTIMIZERS, Options, Schedule, generator_of, run
 from starsr.training.losses import (
     SEPARATIONS,
     DfConfig,
@@ -30,9 +31,7 @@ from starsr.training.losses import (
     translation,
     v_loss,
 )
-from starsr.training.loop import OPTIMIZERS, Options, Schedule, generator_of, run
 from starsr.training.nano import NanoOptions, NanoTask, Pool, to_latents
-from starsr.data.resize import bicubic
 
 
 def test_df_loss_has_a_gradient():
@@ -54,7 +53,9 @@ def test_df_loss_weighs_low_frequencies_early_and_high_ones_late():
 @pytest.mark.parametrize("kind", ["direct", "inverse", "unseparated"])
 def test_df_loss_gradient_matches_finite_differences(kind):
     generator = torch.Generator().manual_seed(0)
-    predicted, target = (torch.rand((1, 1, 3, 16, 16), generator=generator).double() for _ in range(2))
+    predicted, target = (
+        torch.rand((1, 1, 3, 16, 16), generator=generator).double() for _ in range(2)
+    )
     t, config = torch.tensor([400.0]), DfConfig(kind)
     predicted.requires_grad_()
     df_loss(predicted, target, t, config).sum().backward()
@@ -71,16 +72,26 @@ def test_psi_passes_a_low_grating_and_stops_a_high_one():
     for cycles, passed in [(2, True), (28, False)]:
         grating = torch.cos(2 * torch.pi * cycles * x / 64).expand(64, 64)
         spectrum = torch.fft.rfft2(grating)
-        kept = (low_pass(64, 64, 0.25, torch.device("cpu")) * spectrum).abs().sum() / spectrum.abs().sum()
+        kept = (
+            low_pass(64, 64, 0.25, torch.device("cpu")) * spectrum
+        ).abs().sum() / spectrum.abs().sum()
         assert (kept > 0.95) if passed else (kept < 0.05)
 
 
 def test_df_loss_kinds_differ_as_they_say():
     generator = torch.Generator().manual_seed(0)
     predicted, target = (torch.rand((1, 1, 3, 32, 32), generator=generator) for _ in range(2))
-    at = {k: float(df_loss(predicted, target, torch.tensor([999.0]), DfConfig(k))) for k in SEPARATIONS[:4]}
-    late = {k: float(df_loss(predicted, target, torch.tensor([0.0]), DfConfig(k))) for k in SEPARATIONS[:4]}
-    assert at["direct"] == pytest.approx(late["inverse"]) and at["inverse"] == pytest.approx(late["direct"])
+    at = {
+        k: float(df_loss(predicted, target, torch.tensor([999.0]), DfConfig(k)))
+        for k in SEPARATIONS[:4]
+    }
+    late = {
+        k: float(df_loss(predicted, target, torch.tensor([0.0]), DfConfig(k)))
+        for k in SEPARATIONS[:4]
+    }
+    assert at["direct"] == pytest.approx(late["inverse"]) and at["inverse"] == pytest.approx(
+        late["direct"]
+    )
     assert at["unseparated"] == late["unseparated"]
     assert df_weight(torch.tensor([999.0]), DfConfig(falling=False, beta=2.0)) == 2
     with pytest.raises(ValueError, match="upside-down"):
@@ -107,11 +118,11 @@ def test_grid_loss_sees_only_what_repeats():
     noise = grid_loss(clean + 0.02 * torch.randn(clean.shape), clean)
     assert 0.005 < noise < 0.05
     assert grid_loss(clean + pattern, clean) > 20 * noise
-    # Its sign may change from patch to patch, and a part without error does not hide it.
+    # The sign of the grid may change between patches, and patches without error do not hide it.
     pattern[:32, :32], pattern[32:, 32:] = -pattern[:32, :32], 0
     assert grid_loss(clean + pattern, clean) > 20 * noise
     assert grid_loss(clean + 0.3, clean) < 1e-10
-    # One of 8 pixels is no grid of 4.
+    # A grid of 8 pixels is no grid of 4.
     blocks = torch.zeros(64, 64)
     blocks.view(8, 8, 8, 8)[:, :4] = 0.1
     assert grid_loss(clean + blocks, clean, 8) > 0.2 > 20 * grid_loss(clean + blocks, clean, 4)
@@ -127,8 +138,10 @@ def test_flicker_loss_follows_pans():
     dim = 0.5 * clip
     assert flicker_loss(dim, clip + 0.01 * noise, clip) == 0
     plain = dim + 0.01 * noise
-    assert float(flicker_loss(dim + 0.02 * noise, plain, clip)) == pytest.approx(math.log(4 / 0.9), abs=0.01)
-    # What moves in another way is left out.
+    assert float(flicker_loss(dim + 0.02 * noise, plain, clip)) == pytest.approx(
+        math.log(4 / 0.9), abs=0.01
+    )
+    # Other kinds of motion are left out.
     bent = torch.cat([clip[:, :2], torch.rand((1, 1, 3, 64, 64), generator=generator)], 1)
     assert flicker_loss(dim + 0.02 * noise, plain, bent) == 0
     assert flicker_loss(clip[:, :1], clip[:, :1], clip[:, :1]) == 0
@@ -142,12 +155,16 @@ def test_bicubic_agrees_with_pillow_inside():
     np.testing.assert_allclose(bicubic(torch.full((5, 6), 0.3)).numpy(), 0.3, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec,quality", [(None, 0), ("libx264", 30), ("mpeg4", 8), ("mjpeg", 8)])
+@pytest.mark.parametrize(
+    ("codec", "quality"), [(None, 0), ("libx264", 30), ("mpeg4", 8), ("mjpeg", 8)]
+)
 def test_degraded_clip_resembles_the_clean_one(photos, codec, quality):
     rng = np.random.default_rng(1)
     high = pan(read_photo(photos / "photo0.png"), 5, (128, 136), rng, 1.5)
     clean = torch.from_numpy(high).permute(0, 3, 1, 2).float() / 255
-    low = d.degrade(clean, d.Degradation(blur=(1.2, 0.8), gaussian=3, codec=codec, quality=quality), rng)
+    low = d.degrade(
+        clean, d.Degradation(blur=(1.2, 0.8), gaussian=3, codec=codec, quality=quality), rng
+    )
     assert low.shape == (5, 32, 34, 3) and low.dtype == np.uint8
     error = np.abs(low / 255.0 - d.downscale(clean, "area").permute(0, 2, 3, 1).numpy()).mean()
     assert 0 < error < 0.06
@@ -187,13 +204,15 @@ def test_no_photographs_is_an_error(tmp_path, capsys):
 def test_crops_are_turned_pieces_of_the_clips(photos):
     pool = Pool(3, Clips(photos, length=3, frames=4, side=8), torch.device("cpu"))
     for index in range(5):
-        # Each pixel tells where it is.
-        frame, row, column = torch.meshgrid(torch.arange(4), torch.arange(32), torch.arange(32), indexing="ij")
+        # The value of each pixel is its position.
+        frame, row, column = torch.meshgrid(
+            torch.arange(4), torch.arange(32), torch.arange(32), indexing="ij"
+        )
         high = torch.stack([16 * index + frame, row, column], -1).to(torch.uint8)
         pool.put(index, high[:, ::4, ::4], high)
     low, high = pool.draw(200, 2, 4, generator_of(0, 0))
     assert low.shape == (200, 2, 4, 4, 3) and high.shape == (200, 2, 16, 16, 3)
-    # The last three clips of five are there.
+    # The pool holds the last three of five clips.
     assert {int(value) // 16 for value in high[..., 0].unique()} == {2, 3, 4}
     seen = set()
     for small, large in zip(low.int(), high.int(), strict=True):
@@ -206,7 +225,7 @@ def test_crops_are_turned_pieces_of_the_clips(photos):
             assert (steps == steps.flatten()[0]).all() and abs(int(steps.flatten()[0])) == 1
             turned.append(bool(steps.flatten()[0] < 0))
         seen.add((*turned, exchanged))
-        # A low-resolution pixel lies on the first of the high-resolution ones in the clip.
+        # A low-resolution pixel lies on the first of its high-resolution ones in the clip.
         rows, columns = (slice(3, None, 4) if back else slice(0, None, 4) for back in turned[1:])
         assert torch.equal(small, large[:, rows, columns])
     assert len(seen) == 16
@@ -214,11 +233,18 @@ def test_crops_are_turned_pieces_of_the_clips(photos):
 
 def test_a_batch_has_the_newest_clips(photos):
     task = NanoTask(
-        photos, NanoConfig(), NanoOptions(batch=64, pool=3, fresh=1.5, workers=0, frames=1), 0, torch.device("cpu"), Nano()
+        photos,
+        NanoConfig(),
+        NanoOptions(batch=64, pool=3, fresh=1.5, workers=0, frames=1),
+        0,
+        torch.device("cpu"),
+        Nano(),
     )
 
     def clip(index):
-        return torch.full((6, 64, 64, 3), index, dtype=torch.uint8), torch.full((6, 256, 256, 3), index, dtype=torch.uint8)
+        return torch.full((6, 64, 64, 3), index, dtype=torch.uint8), torch.full(
+            (6, 256, 256, 3), index, dtype=torch.uint8
+        )
 
     class Numbered:
         frames, side = 6, 64
@@ -230,27 +256,42 @@ def test_a_batch_has_the_newest_clips(photos):
     task.clips = Numbered()
     shown = [{round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(0, 5)]
     assert shown == [{0, 1, 2}, {1, 2, 3}, {3, 4, 5}, {4, 5, 6}, {6, 7, 8}]
-    assert [{round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(3, 5)] == shown[3:]
+    assert [
+        {round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(3, 5)
+    ] == shown[3:]
 
 
 def test_flat_crops_are_preferred(photos):
     task = NanoTask(photos, NanoConfig(), NanoOptions(batch=16), 0, torch.device("cpu"), Nano())
-    flat, busy = torch.full((3, 64, 64, 3), 90, dtype=torch.uint8), torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
+    flat, busy = (
+        torch.full((3, 64, 64, 3), 90, dtype=torch.uint8),
+        torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8),
+    )
     pool = Pool(2, Clips(photos, length=2, frames=3), task.device)
     for index, clip in enumerate((flat, busy)):
         pool.put(index, clip, clip.repeat_interleave(4, 1).repeat_interleave(4, 2))
-    stds = torch.cat([task.batch_of(pool, iteration)[1].std((1, 2, 3, 4)) for iteration in range(32)])
-    # A quarter of the crops is the flattest of four, so 3/4 * 1/2 + 1/4 * 15/16 are flat.
+    stds = torch.cat(
+        [task.batch_of(pool, iteration)[1].std((1, 2, 3, 4)) for iteration in range(32)]
+    )
+    # A quarter of the crops are the flattest of four, so 3/4 * 1/2 + 1/4 * 15/16 are flat.
     assert abs((stds == 0).float().mean() - 0.61) < 0.07
 
 
 @pytest.mark.parametrize(
-    "option, value",
-    [("--pool", 0), ("--fresh", 0.0), ("--batch", 0), ("--frames", 0), ("--frames", 33), ("--side", 0), ("--flicker", -1.0)],
+    ("option", "value"),
+    [
+        ("--pool", 0),
+        ("--fresh", 0.0),
+        ("--batch", 0),
+        ("--frames", 0),
+        ("--frames", 33),
+        ("--side", 0),
+        ("--flicker", -1.0),
+    ],
 )
-def test_sizes_that_cannot_be_are_refused(photos, tmp_path, capsys, option, value):
-    arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu", option, str(value)]
-    assert cli.main(arguments) == 1
+def test_impossible_sizes_are_refused(photos, tmp_path, capsys, option, value):
+    arguments = ["nano", "--data", str(photos), "--checkpoint", str(tmp_path / "n.pt"), "--cpu"]
+    assert cli.main([*arguments, option, str(value)]) == 1
     message = capsys.readouterr().err
     assert f"{option} is {value}" in message.replace("and ", "") or f"{option} {value}" in message
 
@@ -262,10 +303,10 @@ def test_a_finished_run_makes_no_clips(photos):
 
 
 def test_mixed_precision_leaves_the_hint_alone():
-    low, deviation = torch.rand(1, 2, 3, 32, 32), torch.ones(48).numpy()
-    expected = to_latents(bicubic(low), deviation)
+    low, std = torch.rand(1, 2, 3, 32, 32), torch.ones(48).numpy()
+    expected = to_latents(bicubic(low), std)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(to_latents(bicubic(low), deviation), expected)
+        assert torch.equal(to_latents(bicubic(low), std), expected)
 
 
 def test_rates():
@@ -275,10 +316,31 @@ def test_rates():
     assert {constant.rate_at(i) for i in range(100)} == {1.0}
 
 
-def command(photos, checkpoint, iterations, *more):
-    options = ["--data", photos, "--checkpoint", checkpoint, "--iterations", iterations, "--batch", "2", "--frames", "2"]
-    options += ["--pool", "6", "--threads", "1", "--cpu", "--save-every", "4", "--sample-every", "8", "--seed", "3", *more]
-    return [sys.executable, "-m", "starsr.training.cli", "nano", *map(str, options)]
+def arguments(photos, checkpoint):
+    files = ["--data", str(photos), "--checkpoint", str(checkpoint)]
+    options = {"--iterations": 20, "--batch": 2, "--frames": 2, "--pool": 6}
+    options |= {"--save-every": 4, "--sample-every": 8, "--threads": 1, "--seed": 3}
+    words = [str(word) for option in options.items() for word in option]
+    return ["nano", *files, *words, "--cpu"]
+
+
+#: Runs the command and kills itself in iteration 6, two after a checkpoint.
+KILLED = """
+import os, signal, sys
+from starsr.training import cli
+from starsr.training.nano import NanoTask
+
+loss, calls = NanoTask.loss, []
+
+def deadly(*arguments):
+    calls.append(arguments)
+    if len(calls) > 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*arguments)
+
+NanoTask.loss = deadly
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 def losses(checkpoint):
@@ -288,24 +350,22 @@ def losses(checkpoint):
 
 def test_a_killed_run_goes_on_as_if_unbroken(photos, tmp_path):
     whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
-    subprocess.run(command(photos, whole, 20), check=True)
-    child = subprocess.Popen(command(photos, broken, 20))
-    for _ in range(600):
-        if broken.is_file() or child.poll() is not None:
-            break
-        time.sleep(0.1)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    before = torch.load(broken, weights_only=True)["iteration"]
-    assert 4 <= before < 20
-    subprocess.run(command(photos, broken, 20), check=True)
+    command = [sys.executable, "-m", "starsr.training.cli"]
+    subprocess.run([*command, *arguments(photos, whole)], check=True)
+    killed = [sys.executable, "-c", KILLED, *arguments(photos, broken)]
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    assert torch.load(broken, weights_only=True)["iteration"] == 4
+    subprocess.run([*command, *arguments(photos, broken)], check=True)
     first, second = (torch.load(path, weights_only=True) for path in (whole, broken))
     assert first["iteration"] == second["iteration"] == 20
     assert losses(whole).keys() == losses(broken).keys() and len(losses(whole)) == 1
     assert losses(broken)[20] == pytest.approx(losses(whole)[20], abs=1e-4)
     for name, weight in first["average"].items():
         torch.testing.assert_close(second["average"][name], weight, atol=1e-4, rtol=0)
-    assert not torch.equal(first["model"]["weights.out__weight"], torch.zeros_like(first["model"]["weights.out__weight"]))
+    assert not torch.equal(
+        first["model"]["weights.out__weight"],
+        torch.zeros_like(first["model"]["weights.out__weight"]),
+    )
     samples = sorted(p.name for p in whole.with_suffix(".samples").iterdir())
     assert samples == ["000008.png", "000016.png", "000020.png"]
     assert Image.open(whole.with_suffix(".samples") / samples[0]).size == (3 * 256, 2 * 256)
@@ -314,11 +374,22 @@ def test_a_killed_run_goes_on_as_if_unbroken(photos, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(photos, tmp_path, capsys):
     path = tmp_path / "other.pt"
-    torch.save({"iteration": 1, "model": {"a": torch.zeros(1)}, "average": {}, "optimizer": {}}, path)
+    torch.save(
+        {"iteration": 1, "model": {"a": torch.zeros(1)}, "average": {}, "optimizer": {}}, path
+    )
     other = path.read_bytes()
     for content in (other, other[: len(other) // 2], b"no checkpoint", b""):
         path.write_bytes(content)
-        arguments = ["nano", "--data", str(photos), "--checkpoint", str(path), "--cpu", "--iterations", "1"]
+        arguments = [
+            "nano",
+            "--data",
+            str(photos),
+            "--checkpoint",
+            str(path),
+            "--cpu",
+            "--iterations",
+            "1",
+        ]
         assert cli.main(arguments) == 1
         assert "no checkpoint of this network" in capsys.readouterr().err
 
@@ -344,16 +415,32 @@ class Broken:
 def test_a_gradient_that_is_not_finite_does_no_harm(tmp_path, optimizer):
     task = Broken()
     before = task.module.weight.detach().clone()
-    run(task, Options(tmp_path / "a.pt", Schedule(4, 1e-2), optimizer=optimizer), Accelerator(cpu=True))
+    run(
+        task,
+        Options(tmp_path / "a.pt", Schedule(4, 1e-2), optimizer=optimizer),
+        Accelerator(cpu=True),
+    )
     saved = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert all(torch.isfinite(w).all() for part in ("model", "average") for w in saved[part].values())
+    assert all(
+        torch.isfinite(w).all() for part in ("model", "average") for w in saved[part].values()
+    )
     assert not torch.equal(task.module.weight, before)
 
 
 def test_nano_starts_from_a_bundle_or_a_checkpoint(photos, nano_folder, tmp_path, capsys):
     def trained(name, *init):
         checkpoint = tmp_path / name
-        arguments = ["nano", "--data", str(photos), "--checkpoint", str(checkpoint), "--cpu", "--iterations", "0", "--init"]
+        arguments = [
+            "nano",
+            "--data",
+            str(photos),
+            "--checkpoint",
+            str(checkpoint),
+            "--cpu",
+            "--iterations",
+            "0",
+            "--init",
+        ]
         if cli.main([*arguments, *map(str, init)]):
             return capsys.readouterr().err
         return torch.load(checkpoint, weights_only=True)["average"]

@@ -7,18 +7,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT, skip_or_fail
 
+from conftest import ROOT, skip_or_fail
+from starsr.bundle.noise import chacha8, frame_noise
 from starsr.data.clips import pan
 from starsr.data.media import VideoError, read_photo, read_video, write_lossless
 from starsr.evaluation import upscalers
 from starsr.evaluation.upscalers import UpscalerError, make
-from starsr.bundle.noise import chacha8, frame_noise
 
 
 @pytest.fixture
 def clip(photos):
-    """`[3,30,40,3]`, smooth enough for all scalers to agree about it."""
+    """`[3,30,40,3]`, so smooth that all scalers agree about it."""
     return pan(read_photo(photos / "photo0.png"), 3, (30, 40), np.random.default_rng(0), 4.0)
 
 
@@ -34,10 +34,12 @@ def test_clips_survive_files(clip, tmp_path):
         read_video(path)
 
 
-@pytest.mark.parametrize("name", ["lanczos", "videoscale:catrom", "ffmpeg:spline", "ffmpeg:bicubic", "ffmpeg:lanczos"])
+@pytest.mark.parametrize(
+    "name", ["lanczos", "videoscale:catrom", "ffmpeg:spline", "ffmpeg:bicubic", "ffmpeg:lanczos"]
+)
 def test_scalers_agree_with_bicubic_about_the_position_of_pixels(clip, name):
     if not name.startswith("ffmpeg") and not shutil.which("gst-launch-1.0"):
-        skip_or_fail("gst-launch-1.0 is missing: run tools/install-system")
+        skip_or_fail("gst-launch-1.0; run tools/install-system")
     plain, result = make("bicubic")(clip), make(name)(clip)
     assert result.shape == plain.shape == (3, 120, 160, 3)
     difference = np.abs(result[:, 8:-8, 8:-8].astype(int) - plain[:, 8:-8, 8:-8])
@@ -67,9 +69,11 @@ def test_a_command_line_is_run_on_files(clip, tmp_path):
 
 def test_noise_is_that_of_chacha():
     assert chacha8(bytes(32), 2).tolist() == [0x2FEF003E, 0xD6405F89]
-    # As in src/diffusion/noise.rs.
+    # The engine's tests of `diffusion::noise` have the same values.
     expected = [-0.21260266, -0.046228893, 0.07472609, -0.95136714, -0.54307234, 0.49299186]
-    assert np.allclose(frame_noise(7, 11, 3, 300)[[0, 63, 64, 127, 128, 299]], expected, rtol=0, atol=3e-6)
+    assert np.allclose(
+        frame_noise(7, 11, 3, 300)[[0, 63, 64, 127, 128, 299]], expected, rtol=0, atol=3e-6
+    )
     noise = frame_noise(3, 4, 0, 1000)
     assert np.array_equal(noise[:300], frame_noise(3, 4, 0, 300)) and abs(noise.std() - 1) < 0.1
     assert not np.array_equal(noise, frame_noise(3, 5, 0, 1000))
@@ -84,20 +88,23 @@ def test_a_bundle_in_python_is_the_reference(clip, nano_folder):
 
 
 def test_the_element_makes_what_the_file_holds_and_the_reference_makes(clip, nano_folder):
-    if not upscalers.PROGRAM.is_file():
-        skip_or_fail(f"{upscalers.PROGRAM} is missing: run `make build`")
+    if upscalers.find_program() is None:
+        skip_or_fail("the program starsr; run `make build`")
     plain = make("starsr:--strength 0")(clip)
     assert np.abs(plain.astype(int) - make("bicubic")(clip)).max() <= 1
     restored = make(f"starsr:--model {shlex.quote(str(nano_folder))}")(clip)
     assert 0.1 < np.abs(restored.astype(int) - plain).mean() < 20
-    # What differs by 1e-3 of the range, a quarter of a level, would be rounded otherwise in a quarter of the places.
+    # A difference of 1e-3 of the range, a quarter of a level, would change a quarter of the values.
     difference = np.abs(restored.astype(int) - make(f"bundle:{nano_folder}")(clip))
-    print(f"the element and Python differ by a level in {100 * (difference > 0).mean():.3f} % of the values")
+    print(
+        "the element and Python differ by a level in "
+        f"{100 * (difference > 0).mean():.3f} % of the values"
+    )
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize(
-    "name,words",
+    ("name", "words"),
     [
         ("nearest", "no upscaler nearest; choose bicubic, lanczos"),
         ("ffmpeg:x", "no scaler `x`; choose one of fast_bilinear"),
@@ -112,7 +119,7 @@ def test_errors_say_what_to_do(name, words):
 
 def test_missing_programs_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UpscalerError, match="apt-get install gstreamer1.0-tools"):
+    with pytest.raises(UpscalerError, match=r"apt-get install gstreamer1\.0-tools"):
         make("lanczos")
     with pytest.raises(UpscalerError, match="make build"):
-        make("starsr", tmp_path / "upscale")
+        make("starsr", tmp_path / "starsr")

@@ -44,12 +44,12 @@ fn rendered(pipeline: &gst::Pipeline) -> u64 {
 
 /// Every frame has left, and each window was restored or left out.
 #[track_caller]
-fn assert_complete(pipeline: &gst::Pipeline, told: &[gst::Structure]) {
+fn assert_complete(pipeline: &gst::Pipeline, posted: &[gst::Structure]) {
     let starsr = pipeline.by_name("s").unwrap();
     let frames = stat(&starsr, "frames-in");
     assert!(frames > 0);
     assert_eq!((stat(&starsr, "frames-out"), rendered(pipeline)), (frames, frames));
-    let of = |name: &'static str| told.iter().filter(move |s| s.name() == name);
+    let of = |name: &'static str| posted.iter().filter(move |s| s.name() == name);
     let bypassed: u64 = of("starsr-bypass").map(|s| s.get::<u64>("frames").unwrap()).sum();
     assert!(stat(&starsr, "bypassed") <= bypassed);
     assert!(of("starsr-progress").count() + of("starsr-bypass").count() > 0);
@@ -66,8 +66,8 @@ fn a_camera_is_upscaled() {
         let camera = "videotestsrc is-live=true num-buffers=15";
         let pipeline = parse(&replaced(&description, "v4l2src", camera));
         pipeline.set_state(gst::State::Playing).unwrap();
-        let told = wait(&pipeline, || false);
-        assert_complete(&pipeline, &told);
+        let posted = wait(&pipeline, || false);
+        assert_complete(&pipeline, &posted);
         assert_eq!(rendered(&pipeline), 15);
         pipeline.set_state(gst::State::Null).unwrap();
     }
@@ -105,11 +105,11 @@ fn stream(sender: &str, receiver: &str) {
     receiver.set_state(gst::State::Playing).unwrap();
     sender.set_state(gst::State::Playing).unwrap();
     let starsr = receiver.by_name("s").unwrap();
-    let mut told = wait(&receiver, || stat(&starsr, "frames-in") >= FRAMES);
+    let mut posted = wait(&receiver, || stat(&starsr, "frames-in") >= FRAMES);
     // A socket has no end; the application says when it has enough.
     assert!(receiver.send_event(gst::event::Eos::new()));
-    told.extend(wait(&receiver, || false));
-    assert_complete(&receiver, &told);
+    posted.extend(wait(&receiver, || false));
+    assert_complete(&receiver, &posted);
     let times = times.lock().unwrap();
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
     for pipeline in [sender, receiver] {

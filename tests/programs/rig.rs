@@ -100,9 +100,9 @@ pub fn parse(description: &str) -> gst::Pipeline {
 #[track_caller]
 pub fn run(pipeline: &gst::Pipeline) -> Vec<gst::Structure> {
     pipeline.set_state(gst::State::Playing).unwrap();
-    let told = wait(pipeline, || false);
+    let posted = wait(pipeline, || false);
     pipeline.set_state(gst::State::Null).unwrap();
-    told
+    posted
 }
 
 /// Listens as an application does until the end of the stream, or until `done`.
@@ -110,7 +110,7 @@ pub fn run(pipeline: &gst::Pipeline) -> Vec<gst::Structure> {
 pub fn wait(pipeline: &gst::Pipeline, done: impl Fn() -> bool) -> Vec<gst::Structure> {
     let bus = pipeline.bus().unwrap();
     let started = Instant::now();
-    let mut told = Vec::new();
+    let mut posted = Vec::new();
     while !done() {
         assert!(started.elapsed() < PATIENCE, "the pipeline hangs");
         let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) else { continue };
@@ -121,14 +121,14 @@ pub fn wait(pipeline: &gst::Pipeline, done: impl Fn() -> bool) -> Vec<gst::Struc
                 let _ = pipeline.recalculate_latency();
             }
             gst::MessageView::Element(element) => {
-                told.extend(
+                posted.extend(
                     element.structure().filter(|s| s.name().starts_with("starsr-")).map(|s| s.to_owned()),
                 );
             }
             _ => (),
         }
     }
-    told
+    posted
 }
 
 /// A counter in an element's `stats`.

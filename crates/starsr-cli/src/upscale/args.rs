@@ -73,7 +73,7 @@ pub struct Args {
     /// Colour correction against the input: none, adain or wavelet
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     color_fix: Option<String>,
-    /// 0 gives the plain upscale, 1 the model's picture
+    /// 0 gives the plain upscale, 1 the model's result
     #[arg(long, value_name = "X", help_heading = "Model")]
     strength: Option<String>,
     /// CPU threads for the model and all work on pixels
@@ -86,11 +86,11 @@ pub struct Args {
     /// Deinterlace first; each field becomes a frame
     #[arg(long, help_heading = "Streams")]
     pub deinterlace: bool,
-    /// Leave out audio and subtitles that OUTPUT cannot hold, instead of stopping
+    /// Drop audio and subtitles that OUTPUT cannot hold, instead of stopping
     #[arg(long, help_heading = "Streams")]
     pub drop_unsupported: bool,
 
-    /// Constant rate factor of x264: 0 is lossless, 51 the worst
+    /// Constant rate factor of x264: 0 is lossless, 50 the worst
     #[arg(long, value_name = "CRF", default_value_t = 18, value_parser = clap::value_parser!(u32).range(0..=50), help_heading = "Encoder")]
     pub quality: u32,
     /// Speed preset of x264: ultrafast to placebo
@@ -109,7 +109,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Args {
-    /// Sets the properties that were asked for on `starsr`.
+    /// Sets the properties of `starsr` that the options name.
     pub fn configure(&self, starsr: &gst::Element) -> Result<(), String> {
         let options = [
             ("model-path", &self.model),

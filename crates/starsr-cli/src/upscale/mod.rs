@@ -26,9 +26,9 @@ use streams::Container;
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
 /// An input whose streams are still unknown is given up after this time without any reading.
 const UNREAD: Duration = Duration::from_secs(3);
-/// How much earlier than its container the video may end without a word, if it is no more than a fiftieth.
+/// How much earlier than its container the video may end without a warning, up to a fiftieth.
 const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
-/// How long a better explanation may follow an error that explains nothing.
+/// How long to wait for a better explanation after an error that explains nothing.
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Why there is no output.
 pub enum Stop {
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Says in the operating system's words what is wrong with an input that cannot be read.
+/// Fails, in the operating system's words, where the input cannot be read.
 fn check_input(input: &Path) -> Result<(), String> {
     let shown = input.display();
     let failed = |error| format!("{shown}: {}", output::reason(&error));
@@ -75,7 +75,7 @@ fn check_input(input: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Counts Ctrl-C, SIGTERM and SIGHUP. The second one does not wait for the pipeline to stop.
+/// Counts Ctrl-C, SIGTERM and SIGHUP. The second signal ends the program at once.
 fn catch_interrupts(part: &Path) -> Result<Arc<AtomicU32>, String> {
     let interrupts = Arc::new(AtomicU32::new(0));
     let (counter, part) = (interrupts.clone(), part.to_owned());
@@ -98,7 +98,7 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     let mut duration = None;
     while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
         run.known = true;
-        // An element that could not start has told why on the bus.
+        // An element that cannot start explains that on the bus.
         let input = pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
         duration = input.duration;
         progress = Progress::new(args.quiet, input.duration, input.frames);
@@ -192,7 +192,7 @@ impl Run<'_> {
         }
     }
 
-    /// Tells the user what a message says beside errors, and remembers what may explain a later one.
+    /// Shows the user warnings and losses, and remembers what may explain a later error.
     fn note(&mut self, message: &gst::Message, progress: &Progress) {
         match message.view() {
             gst::MessageView::Warning(warning) => {
@@ -220,7 +220,7 @@ impl Run<'_> {
         }
     }
 
-    /// The next error on the bus; what else is there is passed over.
+    /// The next error on the bus; other messages are dropped.
     fn pop_error(&self, timeout: Duration) -> Option<gst::Message> {
         let end = Instant::now() + timeout;
         loop {
@@ -233,7 +233,7 @@ impl Run<'_> {
         }
     }
 
-    /// `reason`, or the error on the bus, which knows better.
+    /// The error on the bus, which is more precise, or else `reason`.
     fn explain(&self, reason: String) -> String {
         match self.pop_error(Duration::ZERO) {
             Some(message) => self.worst(message),

@@ -12,15 +12,16 @@ use parking_lot::Mutex;
 use super::args::{Args, set_property};
 use super::streams::{Container, Kind, always_pad, passage};
 
-/// Name of the message that tells that all streams of the input are known.
+/// Name of the message posted once all streams of the input are known.
 pub const STREAMS_KNOWN: &str = "streams-known";
-/// Bytes of one compressed stream read ahead at most.
+/// The most bytes of one compressed stream that are read ahead.
 const READ_AHEAD_BYTES: u32 = 128 << 20;
 /// Buffers of one stream read ahead while no other stream starves.
 const READ_AHEAD_BUFFERS: u32 = 32;
-/// Upscaled frames waiting for the encoder, in bytes: some of a window, so that encoder and model work side by side.
+/// Bytes of upscaled frames that wait for the encoder: part of a window, so that encoder and model
+/// work side by side.
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
-/// Ticks a second for video without a constant frame rate, MPEG's own.
+/// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
 
 /// Creates an element, naming the package of a missing one.
@@ -35,12 +36,12 @@ pub fn make(factory: &str) -> Result<gst::Element, String> {
     })
 }
 
-/// What passed starsr so far.
+/// The frames that have passed starsr.
 #[derive(Default)]
 pub struct Counts {
     taken: AtomicU64,
     done: AtomicU64,
-    /// Time of the first frame and of the last one done, in ns plus one; 0 while there is none.
+    /// Times of the first frame and of the last finished one, in ns plus one; 0 before that frame.
     first: AtomicU64,
     last: AtomicU64,
 }
@@ -56,7 +57,7 @@ impl Counts {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Time between the first frame and the last one done.
+    /// Time between the first frame and the last finished one.
     pub fn position(&self) -> Option<gst::ClockTime> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
         (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
@@ -84,9 +85,9 @@ impl Counts {
 
 /// What is known of the input before its first frame.
 pub struct Input {
-    /// Length, where the container tells.
+    /// Length, where the container states it.
     pub duration: Option<gst::ClockTime>,
-    /// Number of frames that length and frame rate make.
+    /// Number of frames, from length and frame rate.
     pub frames: Option<u64>,
     /// What will be missing from the output, a sentence each.
     pub left_out: Vec<String>,
@@ -103,7 +104,7 @@ impl Stream {
     /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to get there sets
     /// `complete`: parsebin exposes all pads before it lets data through.
     fn hold(pad: &gst::Pad, queue: &gst::Element, complete: &Arc<AtomicBool>) -> Result<Self, String> {
-        let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue gives no pad")?;
+        let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue refuses another pad")?;
         let outlet = always_pad(queue, &inlet.name().replace("sink", "src"))?;
         let (complete, queue) = (complete.clone(), queue.downgrade());
         let block = outlet
@@ -149,8 +150,8 @@ impl Pipeline {
         let pipeline = gst::Pipeline::new();
         let (source, parser) = (make("filesrc")?, make("parsebin")?);
         source.set_property("location", input);
-        // A multiqueue lets a stream grow while another one starves, so neither the frames that starsr and the encoder
-        // hold back nor badly interleaved files can block it; bytes are its only hard limit.
+        // A multiqueue lets a stream grow while another one starves. So neither the frames that starsr and
+        // the encoder hold back nor badly interleaved files can block it; bytes are its only hard limit.
         let queue = make("multiqueue")?;
         queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
         queue.set_property("max-size-time", 0u64);
@@ -164,7 +165,7 @@ impl Pipeline {
             let streams = streams.clone();
             move |parser, pad| {
                 let stream = if complete.load(Ordering::SeqCst) {
-                    Err("the input starts new streams part way; split it there and upscale the parts"
+                    Err("the input starts new streams midway; split it there and upscale the parts"
                         .to_owned())
                 } else {
                     Stream::hold(pad, &queue, &complete)
@@ -185,8 +186,8 @@ impl Pipeline {
         *self.size.lock()
     }
 
-    /// Whether some thread is reading the input. parsebin drops an error of a demuxer that comes while it is still being started, and
-    /// then this is all that tells of it.
+    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while the
+    /// demuxer is still starting; then this is the only sign of it.
     pub fn is_reading(&self) -> bool {
         let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
         let pads = parser.iterate_recurse().into_iter().flatten().flat_map(|element| element.pads());
@@ -198,7 +199,7 @@ impl Pipeline {
         self.pipeline.set_state(state).map(|_| ()).map_err(text)
     }
 
-    /// Connects the streams found in the input with `part`, the file to write, and lets them run.
+    /// Connects the streams of the input with `part`, the file to write, and lets them run.
     pub fn connect(&self, args: &Args, container: Container, part: &Path) -> Result<Input, String> {
         let streams = std::mem::take(&mut *self.streams.lock());
         let video = streams
@@ -216,7 +217,7 @@ impl Pipeline {
         let mut left_out = Vec::new();
         for (index, Stream { pad, caps, .. }) in streams.iter().enumerate() {
             let target = if index == video {
-                self.video_branch(args, &muxer, is_turned(pad))?
+                self.video_branch(args, &muxer, is_rotated(pad))?
             } else {
                 let kind = Kind::of(caps);
                 match passage(&muxer, caps) {
@@ -258,7 +259,7 @@ impl Pipeline {
     }
 
     /// Decoder, starsr and encoder into `muxer`; gives the pad for the compressed video.
-    fn video_branch(&self, args: &Args, muxer: &gst::Element, turn: bool) -> Result<gst::Pad, String> {
+    fn video_branch(&self, args: &Args, muxer: &gst::Element, rotate: bool) -> Result<gst::Pad, String> {
         let starsr = make("starsr")?;
         args.configure(&starsr)?;
         self.counts.watch(&starsr)?;
@@ -272,8 +273,8 @@ impl Pipeline {
             chain.extend([make("videoconvert")?, make("deinterlace")?]);
         }
         chain.extend([starsr.clone(), queue, make("videoconvert")?]);
-        // Not every muxer can store that the video is to be turned, so the frames are.
-        if turn {
+        // Not every muxer can store a rotation, so the frames are rotated.
+        if rotate {
             let flip = make("videoflip")?;
             flip.set_property_from_str("video-direction", "auto");
             chain.push(flip);
@@ -286,7 +287,8 @@ impl Pipeline {
         let template = muxer.pad_template("video_%u").ok_or("the muxer takes no video")?;
         let inlet = muxer.request_pad(&template, None, None).ok_or("the muxer takes no video")?;
         outlet.link(&inlet).map_err(|_| {
-            "the output cannot hold what the encoder makes; a parser at its end may help, such as h265parse".to_owned()
+            "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
+                .to_owned()
         })?;
         self.watch_caps(&starsr, inlet)?;
         sync(chain.iter().rev())?;
@@ -311,7 +313,7 @@ impl Pipeline {
         always_pad(&decoder, "sink")
     }
 
-    /// Learns the size of the upscaled frames, and gives frames without a constant rate times fine enough.
+    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough timescale.
     fn watch_caps(&self, starsr: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
         let size = self.size.clone();
         always_pad(starsr, "src")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
@@ -356,7 +358,7 @@ fn encoder(args: &Args) -> Result<gst::Element, String> {
     Ok(encoder)
 }
 
-/// Caps for the encoder where the decoded format is none that players of H.264 know: 4:2:0 of the same depth.
+/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same depth.
 fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     let info = gst_video::VideoInfo::from_caps(decoded).ok()?;
     let format = info.format_info();
@@ -368,8 +370,8 @@ fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     Some(gst_video::VideoCapsBuilder::new().format(format).build())
 }
 
-/// Whether a player has to turn the video.
-fn is_turned(pad: &gst::Pad) -> bool {
+/// Whether a player has to rotate the video.
+fn is_rotated(pad: &gst::Pad) -> bool {
     let tags = pad.stream().and_then(|stream| stream.tags());
     tags.as_ref()
         .and_then(|tags| tags.get::<gst::tags::ImageOrientation>())

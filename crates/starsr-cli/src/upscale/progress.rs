@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Between two lines where there is no terminal.
+/// Interval between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const STEPS: u64 = 1000;
 
@@ -22,7 +22,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `duration` and `frames` of the input, as far as its container tells.
+    /// `duration` and `frames` describe the input, where its container states them.
     pub fn new(quiet: bool, duration: Option<gst::ClockTime>, frames: Option<u64>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = if quiet || !terminal {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What a container can hold, and the way of an audio or subtitle stream from the input's container into the output's.
+//! What a container can hold, and how an audio or subtitle stream gets from the input's container into
+//! the output's.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,7 +108,7 @@ enum Repackage {
     Markup,
 }
 
-/// Finds the way of a stream with `caps` into `muxer`; none where its container cannot hold it.
+/// Finds the way of a stream with `caps` into `muxer`; `None` where the container cannot hold it.
 pub fn passage(muxer: &gst::Element, caps: &gst::Caps) -> Option<Passage> {
     let mut caps = caps.clone();
     let mut repackage = None;

@@ -86,7 +86,7 @@ const WORDS: [&str; 17] = [
 #[derive(Debug, Arbitrary)]
 pub struct Embeddings {
     tensors: Vec<Tensor>,
-    /// Added to the length of the header that is told.
+    /// Added to the stated length of the header.
     header: i8,
     /// Bytes at the end that are missing, or too many.
     rest: i8,
@@ -274,8 +274,8 @@ impl Embeddings {
             length += bytes;
         }
         let header = format!("{{{}}}", header.join(","));
-        let told = (header.len() as u64).saturating_add_signed(self.header.into());
-        let mut file = [&told.to_le_bytes(), header.as_bytes()].concat();
+        let stated = (header.len() as u64).saturating_add_signed(self.header.into());
+        let mut file = [&stated.to_le_bytes(), header.as_bytes()].concat();
         let fill = if self.fill.is_empty() { &[0][..] } else { &self.fill };
         let data = length.saturating_add_signed(self.rest.into()) as usize;
         file.extend(fill.iter().cycle().take(data));

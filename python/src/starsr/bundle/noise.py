@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The plugin's noise: that of a frame is a function of seed, frame number and step alone (`src/diffusion/noise.rs`)."""
+"""The plugin's noise: a function of seed, frame number and step alone.
+
+The engine's module `diffusion::noise` is the same in Rust.
+"""
 
 import numpy as np
 
-#: Values that are made together: the first half of their random words gives radii, the second half angles.
+#: Values that are made together. The first half of their random words gives radii, the second half
+#: angles.
 BLOCK = 128
 
 
 def chacha8(key: bytes, count: int) -> np.ndarray:
-    """The first `count` words, uint32, of the ChaCha stream of 8 rounds under a key of 32 bytes, with stream number 0."""
+    """Return `count` words, uint32, of the ChaCha stream of 8 rounds with stream number 0.
+
+    `key` has 32 bytes.
+    """
     blocks = -(-count // 16)
     state = np.zeros((16, blocks), np.uint32)
     state[:4] = np.frombuffer(b"expand 32-byte k", "<u4")[:, None]
@@ -34,12 +41,15 @@ def chacha8(key: bytes, count: int) -> np.ndarray:
 
 
 def frame_noise(seed: int, frame: int, step: int, count: int) -> np.ndarray:
-    """N(0,1) noise `[count]` float32 of a frame, to within 3e-6 of the plugin's. Step 0 is the start noise, step i+1 the noise
-    behind evaluation i."""
-    key = seed.to_bytes(8, "little") + b"starsr noise" + frame.to_bytes(8, "little") + step.to_bytes(4, "little")
+    """Return N(0,1) noise `[count]` float32 of a frame, within 3e-6 of the plugin's.
+
+    Step 0 is the initial noise, step i+1 the noise that follows evaluation i.
+    """
+    key = seed.to_bytes(8, "little") + b"starsr noise"
+    key += frame.to_bytes(8, "little") + step.to_bytes(4, "little")
     words = chacha8(key, -(-count // BLOCK) * BLOCK).reshape(-1, 2, BLOCK // 2)
     first, second = words[:, 0], words[:, 1]
-    # Rounded as by the plugin, whose numbers near 1 are coarse.
+    # Rounded as in the plugin, whose numbers near 1 are coarse.
     uniform = ((first >> 1).astype(np.float32) + np.float32(0.5)).astype(np.float64) / 2.0**31
     radius = np.sqrt(-2 * np.log(uniform)) * np.where(first & 1, -1.0, 1.0)
     angle = second.astype(np.int32) / 2.0**31 * (np.pi / 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Runs a bundle in Python as the plugin does for one window and one evaluation."""
+"""Runs a bundle in Python as the plugin does, for one window and one evaluation."""
 
 import tomllib
 from pathlib import Path
@@ -18,46 +18,59 @@ class Bundle:
     """The graphs of a bundle without a text encoder, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        self.manifest = tomllib.loads((folder / "bundle.toml").read_text(encoding="utf-8"))
+        text = (folder / "bundle.toml").read_text(encoding="utf-8")
+        self.manifest = tomllib.loads(text)
         self.sessions = {
-            role: onnxruntime.InferenceSession(str(folder / entry["file"]), providers=["CPUExecutionProvider"])
+            role: onnxruntime.InferenceSession(
+                str(folder / entry["file"]), providers=["CPUExecutionProvider"]
+            )
             for role, entry in self.manifest["graphs"].items()
         }
         schedule = self.manifest["schedule"]
-        names = ("timesteps", "logsnr_min", "logsnr_max", "scale_min", "scale_max", "zero_terminal_snr")
+        limits = ("logsnr_min", "logsnr_max", "scale_min", "scale_max")
+        names = ("timesteps", *limits, "zero_terminal_snr")
         self.alphas, self.sigmas = alphas_sigmas(**{name: schedule[name] for name in names})
 
     def run(self, role: str, **feeds: np.ndarray) -> list[np.ndarray]:
-        """Outputs of one graph."""
-        return self.sessions[role].run(None, feeds)
+        """Return the outputs of one graph."""
+        return list(self.sessions[role].run(None, feeds))
 
     def velocity(self, x: np.ndarray, t: int, hint: np.ndarray) -> np.ndarray:
-        """`v` `[1,C,F,h,w]` through ControlNet and denoiser."""
+        """Predict `v` `[1,C,F,h,w]` with ControlNet and denoiser."""
         time = np.array([t], np.int64)
         controls = self.run("controlnet", x=x, t=time, hint=hint)
-        return self.run("denoiser", x=x, t=time, **{f"control_{i}": c for i, c in enumerate(controls)})[0]
+        named = {f"control_{i}": control for i, control in enumerate(controls)}
+        return self.run("denoiser", x=x, t=time, **named)[0]
 
     def upscale(self, low: np.ndarray, seed: int = 0) -> np.ndarray:
-        """`[F,4h,4w,3]` in [0,1] from uint8 `[F,h,w,3]`, as one window with one evaluation and the default strength, under the
-        noise of the plugin for the first frames."""
-        plain = bicubic(torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
+        """Upscale `[F,h,w,3]` uint8 to `[F,4h,4w,3]` in [0,1].
+
+        The clip is one window with one evaluation and the default strength, under the plugin's
+        noise for the first frames of a stream.
+        """
+        source = torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255
+        plain = bicubic(source).clamp(0, 1)
         pixels = plain * 2 - 1
         height, width = pixels.shape[-2:]
-        legal = [self._legal(size, axis) for size, axis in ((height, "height"), (width, "width"))]
-        padded = F.pad(pixels, (0, legal[1] - width, 0, legal[0] - height), mode="replicate")
+        below, right = self._legal(height, "height") - height, self._legal(width, "width") - width
+        padded = F.pad(pixels, (0, right, 0, below), mode="replicate")
         hint = self.run("vae_encoder", pixels=padded.numpy())[0].transpose(1, 0, 2, 3)[None]
         t = self.manifest["schedule"]["noise_level"] - 1
         a, s = np.float32(self.alphas[t]), np.float32(self.sigmas[t])
         _, channels, frames, rows, columns = hint.shape
-        noise = [frame_noise(seed, f, 0, channels * rows * columns).reshape(channels, rows, columns) for f in range(frames)]
+        size = (channels, rows, columns)
+        noise = [frame_noise(seed, f, 0, int(np.prod(size))).reshape(size) for f in range(frames)]
         x = a * hint + s * np.stack(noise, 1)[None]
         x0 = a * x - s * self.velocity(x, t, hint)
-        decoded = self.run("vae_decoder", latents=np.ascontiguousarray(x0[0].transpose(1, 0, 2, 3)))[0]
+        latents = np.ascontiguousarray(x0[0].transpose(1, 0, 2, 3))
+        decoded = self.run("vae_decoder", latents=latents)[0]
         restored = np.clip(decoded[:, :, :height, :width] * 0.5 + 0.5, 0, 1)
-        plain, strength = plain.numpy(), self.manifest["sampler"]["strength"]
-        return (plain + strength * (restored - plain)).transpose(0, 2, 3, 1)
+        base, strength = plain.numpy(), self.manifest["sampler"]["strength"]
+        result: np.ndarray = (base + strength * (restored - base)).transpose(0, 2, 3, 1)
+        return result
 
     def _legal(self, size: int, axis: str) -> int:
+        """Return the least legal length of a canvas side that holds `size` pixels."""
         rule = self.manifest["canvas"][axis]
-        size = max(size, rule["minimum"])
-        return size + (rule["offset"] - size) % rule["multiple"]
+        least: int = max(size, rule["minimum"])
+        return least + int((rule["offset"] - least) % rule["multiple"])

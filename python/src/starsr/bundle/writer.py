@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Writes model bundles: a folder of ONNX graphs and `bundle.toml` (format: models/README.md)."""
+"""Writes model bundles."""
 
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,13 +20,16 @@ LOCK = ".lock"
 
 
 class BundleError(Exception):
-    """A bundle cannot be written; the message says why and what to do."""
+    """A bundle cannot be written. The message says why and what to do."""
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well and is removed when it does not: `folder` is
-    complete or what it was before. What a killed run left behind is removed at the start of the next."""
+    """Yield an empty folder that replaces `folder` if the block succeeds.
+
+    If the block fails, the new folder is removed. `folder` is therefore either complete or
+    unchanged. What a killed run left behind is removed by the next one. Raises `BundleError`.
+    """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f".{folder.name}.partial")
@@ -34,7 +38,10 @@ def staged(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise BundleError(f"{folder} is being written by another process: wait for it, or choose another folder") from e
+            raise BundleError(
+                f"{folder} is being written by another process: wait for it, or choose another "
+                "folder"
+            ) from e
         _empty(work)
         try:
             yield work
@@ -60,26 +67,40 @@ def _empty(work: Path) -> None:
             entry.unlink()
 
 
-def write_manifest(work: Path, manifest: dict, files: dict[str, dict[str, str]]) -> None:
-    """Writes the manifest; `files` are those of each role with their SHA-256, the graph first and then its data."""
-    graphs = {}
+def write_manifest(
+    work: Path, manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Write the manifest.
+
+    `files` are those of each role with their SHA-256, the graph first and then its data.
+    """
+    graphs: dict[str, dict[str, Any]] = {}
     for role, entries in files.items():
         (graph, sha256), *data = entries.items()
         graphs[role] = {"file": graph, "sha256": sha256}
         if data:
             graphs[role]["data"] = [{"file": name, "sha256": sha256} for name, sha256 in data]
-    (work / MANIFEST).write_text(tomli_w.dumps({**manifest, "graphs": graphs}), encoding="utf-8")
+    text = tomli_w.dumps({**manifest, "graphs": graphs})
+    (work / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def write_embeddings(path: Path, tokens: np.ndarray, embeddings: np.ndarray) -> str:
-    """Writes token ids `[N,77]` and their embeddings `[N,77,D]`, and gives the file's SHA-256."""
+    """Write token ids `[N,77]` and their embeddings `[N,77,D]`; return the file's SHA-256."""
     data = save({"tokens": tokens.astype(np.int64), "embeddings": embeddings.astype(np.float32)})
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def write(folder: Path, manifest: dict, graphs: dict[str, onnx.ModelProto], extra: dict[str, str]) -> None:
-    """Writes a bundle of graphs that hold their weights. `extra` maps names of further files to texts."""
+def write(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    graphs: Mapping[str, onnx.ModelProto],
+    extra: Mapping[str, str],
+) -> None:
+    """Write a bundle of graphs that hold their weights.
+
+    `extra` maps the names of further files to their texts.
+    """
     with staged(folder) as work:
         files = {}
         for role, graph in graphs.items():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Low-quality clips made from clean ones, coherent in time: what a real camera, archive or stream does to a video."""
+"""Makes low-quality clips from clean ones as cameras, archives and streams do, coherent in time."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Compression of whole clips by real codecs, frame by frame (JPEG) or as video."""
+"""Compresses whole clips with real codecs, frame by frame (JPEG) or as video."""
 
 import io
 
@@ -9,13 +9,15 @@ from PIL import Image
 
 from starsr.data.color import YCBCR
 
-#: Video codecs by the name of their encoder.
+#: Video codecs, by the names of their encoders in FFmpeg.
 VIDEO = ("libx264", "mpeg4", "libvpx", "mjpeg")
 
 
 def to_yuv420(clip: np.ndarray, full_range: bool) -> np.ndarray:
-    """`[F,h,w,3]` uint8 RGB with even sides to planar 4:2:0 `[F,h*3/2,w]`, rounded to nearest: a colour cast of the
-    converter, however small, would be learned."""
+    """Convert `[F,h,w,3]` uint8 RGB with even sides to planar 4:2:0 `[F,h*3/2,w]`.
+
+    Values are rounded to nearest, since a network would learn even a small colour cast.
+    """
     frames, height, width, _ = clip.shape
     yuv = clip.reshape(-1, 3) @ YCBCR.T.astype(np.float32)
     yuv = yuv.reshape(frames, height, width, 3)
@@ -23,30 +25,43 @@ def to_yuv420(clip: np.ndarray, full_range: bool) -> np.ndarray:
         yuv *= np.array([219 / 255, 224 / 255, 224 / 255], np.float32)
     luma = yuv[..., 0] + (0 if full_range else 16)
     chroma = yuv[..., 1:].reshape(frames, height // 2, 2, width // 2, 2, 2).mean((2, 4)) + 128
-    planes = [luma.reshape(frames, -1), chroma[..., 0].reshape(frames, -1), chroma[..., 1].reshape(frames, -1)]
+    planes = [plane.reshape(frames, -1) for plane in (luma, chroma[..., 0], chroma[..., 1])]
     packed = np.concatenate(planes, 1).reshape(frames, height * 3 // 2, width)
     return np.clip(np.rint(packed), 0, 255).astype(np.uint8)
 
 
 def from_yuv420(planes: np.ndarray, full_range: bool) -> np.ndarray:
-    """Inverse of `to_yuv420`, chroma repeated."""
+    """Convert planar 4:2:0 `[F,h*3/2,w]` to `[F,h,w,3]` uint8 RGB; chroma is repeated."""
     frames, rows, width = planes.shape
     height = rows * 2 // 3
     flat, size = planes.reshape(frames, -1).astype(np.float32), height * width
-    chroma = flat[:, size:].reshape(frames, 2, height // 2, width // 2).repeat(2, 2).repeat(2, 3) - 128
+    chroma = flat[:, size:].reshape(frames, 2, height // 2, width // 2)
+    chroma = chroma.repeat(2, 2).repeat(2, 3) - 128
     luma = flat[:, :size].reshape(frames, 1, height, width) - (0 if full_range else 16)
     if not full_range:
         luma, chroma = luma * np.float32(255 / 219), chroma * np.float32(255 / 224)
-    rgb = np.concatenate([luma, chroma], 1).transpose(0, 2, 3, 1) @ np.linalg.inv(YCBCR).T.astype(np.float32)
+    yuv = np.concatenate([luma, chroma], 1).transpose(0, 2, 3, 1)
+    rgb = yuv @ np.linalg.inv(YCBCR).T.astype(np.float32)
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
-def transcode(clip: np.ndarray, codec: str, *, quality: float | None = None, bits: float = 0.0, rate: int = 25) -> np.ndarray:
-    """Encodes and decodes `[F,h,w,3]` uint8 as one video. With `quality` that is constant (CRF for libx264 and libvpx, else the
-    quantiser's scale); otherwise the bit rate is, at `bits` a pixel."""
+def transcode(
+    clip: np.ndarray,
+    codec: str,
+    *,
+    quality: float | None = None,
+    bits: float = 0.0,
+    rate: int = 25,
+) -> np.ndarray:
+    """Encode and decode `[F,h,w,3]` uint8 as one video.
+
+    Either the quality is constant at `quality` (CRF for libx264 and libvpx, the quantiser's scale
+    for others), or the bit rate is, at `bits` a pixel.
+    """
     frames, height, width, _ = clip.shape
     # libvpx refuses pictures smaller than its blocks.
-    padded = np.pad(clip, ((0, 0), (0, max(-height % 2, 16 - height)), (0, max(-width % 2, 16 - width)), (0, 0)), mode="edge")
+    below, right = max(-height % 2, 16 - height), max(-width % 2, 16 - width)
+    padded = np.pad(clip, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
     buffer = io.BytesIO()
     pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     with av.open(buffer, "w", format="matroska") as container:
@@ -58,19 +73,19 @@ def transcode(clip: np.ndarray, codec: str, *, quality: float | None = None, bit
         if quality is None:
             context.bit_rate = max(int(bits * padded.shape[1] * padded.shape[2] * rate), 1000)
             if codec in ("mpeg4", "mjpeg"):
-                # Its default tolerance of 4 Mbit/s is all that a short clip ever needs.
+                # The default tolerance of 4 Mbit/s is more than a short clip ever needs.
                 stream.options = {
                     "bt": str(context.bit_rate // rate + 1),
                     "maxrate": str(context.bit_rate),
                     "bufsize": str(context.bit_rate // 2),
                 }
         if codec == "libx264":
-            # x264's macroblock tree gives other bits from run to run on processors with AVX-512.
-            stream.options = {"preset": "veryfast", "x264-params": "mbtree=0"} | (
-                {"crf": f"{quality:.1f}"} if quality is not None else {}
-            )
+            # On processors with AVX-512, x264's macroblock tree makes results vary between runs.
+            stream.options = {"preset": "veryfast", "x264-params": "mbtree=0"}
+            if quality is not None:
+                stream.options |= {"crf": f"{quality:.1f}"}
         elif codec == "libvpx":
-            # Not in real time, where it does as much as the clock allows.
+            # In real time, libvpx would do only as much as the clock allows.
             stream.options = {"deadline": "good", "cpu-used": "5"}
             if quality is not None:
                 stream.options |= {"crf": f"{quality:.0f}"}
@@ -90,10 +105,10 @@ def transcode(clip: np.ndarray, codec: str, *, quality: float | None = None, bit
 
 
 def jpeg(clip: np.ndarray, qualities: np.ndarray) -> np.ndarray:
-    """Each frame of `[F,h,w,3]` uint8 as a JPEG picture of its quality, 1 to 95."""
+    """Compress each frame of `[F,h,w,3]` uint8 as JPEG of its quality, 1 to 95."""
     result = np.empty_like(clip)
     for frame, quality, to in zip(clip, qualities, result, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, "JPEG", quality=int(round(quality)))
+        Image.fromarray(frame).save(buffer, "JPEG", quality=round(float(quality)))
         to[:] = np.asarray(Image.open(buffer).convert("RGB"))
     return result

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Low-quality clips from clean ones: blur, downscale, noise and a codec, in the manner of Real-ESRGAN's first order.
+"""Blur, downscaling, noise and a codec, in the manner of Real-ESRGAN's first order.
 
-Unlike the released recipe (SPEC D) one draw holds for the whole clip, so that degradations are coherent in time, and the
-codec sees the clip as video, so that its inter-frame artefacts are there.
+Unlike in the released recipe, one draw holds for the whole clip, so that degradations are coherent
+in time, and the codec sees the clip as video, so that it leaves inter-frame artefacts.
 """
 
 import math
@@ -19,7 +19,11 @@ from starsr.degradation.codecs import transcode
 
 @dataclass(frozen=True)
 class Degradation:
-    """One draw. Blur in high-resolution pixels, noise in 8-bit levels; `codec` is a name or None with its quality."""
+    """One draw.
+
+    `blur` is the standard deviation in high-resolution pixels along two axes turned by `angle`,
+    noise is in 8-bit levels, and `codec` is one of `codecs.VIDEO` with its `quality`.
+    """
 
     blur: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
@@ -32,7 +36,7 @@ class Degradation:
 
 
 def draw(rng: np.random.Generator) -> Degradation:
-    """A random degradation; about a tenth is nearly clean."""
+    """Draw a degradation; about a tenth of them are nearly clean."""
     if rng.random() < 0.08:
         return Degradation(mode=str(rng.choice(["area", "bicubic"])))
     sigma = rng.uniform(0.2, 3.2)
@@ -59,7 +63,7 @@ def draw(rng: np.random.Generator) -> Degradation:
 
 
 def downscale(clip: Tensor, mode: str) -> Tensor:
-    """`[F,3,H,W]` to a quarter of its size in each direction, antialiased."""
+    """Shrink `[F,3,H,W]` to `[F,3,H/4,W/4]`, antialiased."""
     size = (clip.shape[2] // SCALE, clip.shape[3] // SCALE)
     if mode == "area":
         return F.avg_pool2d(clip, SCALE)
@@ -67,10 +71,11 @@ def downscale(clip: Tensor, mode: str) -> Tensor:
 
 
 def degrade(clip: Tensor, degradation: Degradation, rng: np.random.Generator) -> np.ndarray:
-    """Low-quality uint8 `[F,H/4,W/4,3]` of a clean clip `[F,3,H,W]` in [0,1]."""
+    """Degrade a clean clip `[F,3,H,W]` in [0,1] to `[F,H/4,W/4,3]` uint8."""
     if degradation.blur[0]:
         size = 2 * min(10, max(1, math.ceil(3 * max(degradation.blur)))) + 1
-        clip = kernels.blur(clip, kernels.gaussian(size, degradation.blur, degradation.angle).expand(len(clip), -1, -1))
+        kernel = kernels.gaussian(size, degradation.blur, degradation.angle)
+        clip = kernels.blur(clip, kernel.expand(len(clip), -1, -1))
     low = downscale(clip, degradation.mode).clamp(0, 1).numpy()
     if degradation.gaussian:
         shape = (low.shape[0], 1 if degradation.gray else 3, *low.shape[2:])
@@ -78,5 +83,7 @@ def degrade(clip: Tensor, degradation: Degradation, rng: np.random.Generator) ->
     if degradation.poisson:
         level = 255.0 / max(degradation.poisson, 1e-3)
         low = rng.poisson(np.clip(low, 0, 1) * level) / level
-    low = np.clip(np.rint(low * 255), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    return transcode(low, degradation.codec, quality=degradation.quality) if degradation.codec else low
+    levels = np.clip(np.rint(low * 255), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    if degradation.codec is None:
+        return levels
+    return transcode(levels, degradation.codec, quality=degradation.quality)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Blur kernels of Real-ESRGAN (SPEC D): Gaussians of several shapes, and the ringing of a low-pass filter."""
+"""Blur kernels of Real-ESRGAN: Gaussians of several shapes, and low-pass filters that ring."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Shapes of Gaussian kernels and how often each is drawn.
+#: Shapes of Gaussian kernels, anisotropic or not, and their shares.
 SHAPES = {
     ("gaussian", False): 0.45,
     ("gaussian", True): 0.25,
@@ -20,14 +20,24 @@ SHAPES = {
 
 
 def coordinates(size: int) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal distance of each tap from the centre."""
+    """Return the vertical and horizontal distance of each tap from the centre."""
     axis = torch.arange(size) - (size - 1) / 2
     return torch.meshgrid(axis, axis, indexing="ij")
 
 
-def gaussian(size: int, sigmas: tuple[float, float], angle: float, kind: str = "gaussian", beta: float = 1.0) -> Tensor:
-    """Normalised kernel `[size,size]` with deviations `sigmas` in pixels along axes turned by `angle`. `kind` is `gaussian`,
-    `generalized` (`exp(-r^(2 beta) / 2)`) or `plateau` (`1 / (1 + r^(2 beta))`), with `r` in deviations."""
+def gaussian(
+    size: int,
+    sigmas: tuple[float, float],
+    angle: float,
+    kind: str = "gaussian",
+    beta: float = 1.0,
+) -> Tensor:
+    """Return a normalised kernel `[size,size]`.
+
+    `sigmas` are its standard deviations in pixels along axes turned by `angle`. `kind` is
+    `gaussian`, `generalized` (`exp(-r^(2 beta) / 2)`) or `plateau` (`1 / (1 + r^(2 beta))`), with
+    `r` in standard deviations.
+    """
     y, x = coordinates(size)
     u = (math.cos(angle) * x + math.sin(angle) * y) / max(sigmas[0], 1e-3)
     v = (math.cos(angle) * y - math.sin(angle) * x) / max(sigmas[1], 1e-3)
@@ -37,7 +47,7 @@ def gaussian(size: int, sigmas: tuple[float, float], angle: float, kind: str = "
 
 
 def sinc(size: int, cutoff: float) -> Tensor:
-    """Normalised circular low-pass `[size,size]` that passes up to `cutoff` radians a pixel, and rings."""
+    """Return a normalised circular low-pass `[size,size]` with a `cutoff` in radians a pixel."""
     y, x = coordinates(size)
     radius = torch.sqrt(x**2 + y**2)
     safe = radius.clamp(min=1e-6)
@@ -47,28 +57,38 @@ def sinc(size: int, cutoff: float) -> Tensor:
 
 
 def draw_size(rng: np.random.Generator) -> int:
-    """An odd size from 7 to 21."""
+    """Draw an odd size from 7 to 21."""
     return 2 * int(rng.integers(3, 11)) + 1
 
 
-def draw(rng: np.random.Generator, size: int, sigma: tuple[float, float], sinc_share: float) -> Tensor:
-    """A random kernel of `size`: a Gaussian with deviations in `sigma`, or for a `sinc_share` of the draws a low-pass."""
+def draw(
+    rng: np.random.Generator, size: int, sigma: tuple[float, float], sinc_share: float
+) -> Tensor:
+    """Draw a kernel `[size,size]`.
+
+    It is a low-pass for a share `sinc_share` of the draws, and otherwise a Gaussian with standard
+    deviations in the range `sigma`.
+    """
     if rng.random() < sinc_share:
         return sinc(size, rng.uniform(math.pi / (3 if size < 13 else 5), math.pi))
     shares = np.array(list(SHAPES.values()))
     kind, anisotropic = list(SHAPES)[rng.choice(len(SHAPES), p=shares / shares.sum())]
     first = rng.uniform(*sigma)
-    second, angle = (rng.uniform(*sigma), rng.uniform(-math.pi, math.pi)) if anisotropic else (first, 0.0)
-    beta = {"gaussian": 1.0, "generalized": rng.uniform(0.5, 4.0), "plateau": rng.uniform(1.0, 2.0)}[kind]
+    second, angle = first, 0.0
+    if anisotropic:
+        second, angle = rng.uniform(*sigma), rng.uniform(-math.pi, math.pi)
+    generalized, plateau = rng.uniform(0.5, 4.0), rng.uniform(1.0, 2.0)
+    beta = {"gaussian": 1.0, "generalized": generalized, "plateau": plateau}[kind]
     return gaussian(size, (first, second), angle, kind, beta)
 
 
 def blur(clip: Tensor, kernels: Tensor) -> Tensor:
-    """Each frame of `[F,3,H,W]` convolved with its kernel of `[F,k,k]`, the edges mirrored."""
-    frames, channels, height, width = clip.shape
+    """Convolve each frame of `[F,3,H,W]` with its kernel of `[F,k,k]`; edges are mirrored."""
+    frames, _, height, width = clip.shape
     radius = min(kernels.shape[-1] // 2, height - 1, width - 1)
     side = kernels.shape[-1] // 2
-    kernels = kernels[:, side - radius : side + radius + 1, side - radius : side + radius + 1]
+    inner = slice(side - radius, side + radius + 1)
+    kernels = kernels[:, inner, inner]
     kernels = kernels / kernels.sum((1, 2), keepdim=True)
     planes = F.pad(clip, (radius,) * 4, mode="reflect").transpose(0, 1)
     return F.conv2d(planes, kernels[:, None].to(clip), groups=frames).transpose(0, 1)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Measures and compares upscalers: figures, a report to look at, and the program `starsr-eval`."""
+"""Measures and compares upscalers, with a report in HTML and JSON."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Learned and other outside metrics, used where their packages and weights are there. Nothing is downloaded here."""
+"""Learned and other outside metrics, used if their packages and weights are installed.
+
+Nothing is downloaded here.
+"""
 
 import contextlib
 import importlib
@@ -9,34 +12,36 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from starsr.degradation.codecs import to_yuv420
 from starsr.data.media import from_bytes, write_lossless
+from starsr.degradation.codecs import to_yuv420
 from starsr.evaluation.metrics import Figure
 
 #: A figure of a result `[F,H,W,3]` uint8, with its ground truth for metrics that need one.
 Scorer = Callable[[np.ndarray, np.ndarray | None], float]
 
 
-class Missing(Exception):
-    """What a metric lacks."""
+class MissingError(Exception):
+    """Something that a metric needs is missing."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`load` gives the scorer or raises `Missing`; `get` is the command that gets what is missing."""
+    """A metric.
+
+    `load` returns its scorer or raises `MissingError`; `get` is the command that installs it.
+    """
 
     figure: Figure
     load: Callable[[], Scorer]
@@ -44,126 +49,203 @@ class Metric:
     needs_truth: bool = False
 
 
+_is_offline: ContextVar[bool] = ContextVar("is_offline", default=False)
+
+
+@cache
+def _watch_network() -> None:
+    """Install the guard of `offline`. Python keeps audit hooks until it ends."""
+
+    def refuse(event: str, _arguments: tuple[object, ...]) -> None:
+        if event == "socket.getaddrinfo" and _is_offline.get():
+            raise OSError("downloads are off")
+
+    sys.addaudithook(refuse)
+
+
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Every attempt to reach another machine fails, so that weights which are not there are not fetched."""
+    """Refuse to look up other machines, so that missing weights are not downloaded.
 
-    def refuse(*_args, **_kwargs):
-        raise OSError("downloads are off")
-
-    with patch.object(socket, "getaddrinfo", refuse), contextlib.redirect_stdout(io.StringIO()):
-        yield
+    An audit hook stops every library; `HF_HUB_OFFLINE` would stop that of the hub only.
+    """
+    _watch_network()
+    token = _is_offline.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _is_offline.reset(token)
 
 
 def pyiqa_scorer(name: str, needs_truth: bool) -> Scorer:
-    """A metric of pyiqa, mean over frames, on the CPU."""
+    """Return a metric of pyiqa, the mean over frames, on the CPU."""
     if importlib.util.find_spec("pyiqa") is None:
-        raise Missing("the package pyiqa is not installed")
+        raise MissingError("the package pyiqa is not installed")
     try:
         with offline():
             metric = importlib.import_module("pyiqa").create_metric(name, device="cpu")
     except Exception as e:
         # Each of pyiqa's networks fails in its own way without its weights.
         reason = (str(e).splitlines() or ["no message"])[0]
-        raise Missing(f"pyiqa could not load {name}, most likely for want of its weights ({type(e).__name__}: {reason})") from e
+        raise MissingError(
+            f"pyiqa could not load {name}, most likely because its weights are missing "
+            f"({type(e).__name__}: {reason})"
+        ) from e
 
     def score(result: np.ndarray, target: np.ndarray | None) -> float:
-        clips = [result, target] if needs_truth else [result]
+        clips = [result] if target is None or not needs_truth else [result, target]
         with torch.no_grad():
-            scores = [metric(*(from_bytes(frame[None]) for frame in frames)) for frames in zip(*clips, strict=True)]
+            scores = [
+                metric(*(from_bytes(frame[None]) for frame in frames))
+                for frames in zip(*clips, strict=True)
+            ]
         return float(np.mean([float(s) for s in scores]))
 
     return score
 
 
 def dover_scorer() -> Scorer:
-    """DOVER's fused score in [0,1] by its own program, in the checkout that the variable DOVER names."""
+    """Return DOVER's fused score in [0,1] by its own program.
+
+    The variable DOVER names its checkout.
+    """
     folder = Path(os.environ.get("DOVER", "DOVER"))
     for name in ("evaluate_one_video.py", "pretrained_weights/DOVER.pth"):
         if not (folder / name).is_file():
-            raise Missing(f"{folder / name} is not there (the variable DOVER names the folder)")
+            raise MissingError(f"{folder / name} is missing (the variable DOVER names the folder)")
 
     def score(result: np.ndarray, _target: np.ndarray | None) -> float:
         with tempfile.TemporaryDirectory(prefix="starsr-eval-") as temporary:
             path = Path(temporary, "clip.mkv")
             write_lossless(path, result)
-            command = [sys.executable, "evaluate_one_video.py", "--video_path", str(path), "--device", "cpu", "--fusion"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            command = [sys.executable, "evaluate_one_video.py", "--video_path", str(path)]
+            command += ["--device", "cpu", "--fusion"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         found = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", done.stdout)
         if done.returncode or not found:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise RuntimeError(f"DOVER failed with status {done.returncode}: {last}; try its evaluate_one_video.py alone")
+            raise RuntimeError(
+                f"DOVER failed with status {done.returncode}: {last}; try its "
+                "evaluate_one_video.py alone"
+            )
         return float(found[1])
 
     return score
 
 
 def write_y4m(path: Path, clip: np.ndarray) -> None:
-    """`[F,H,W,3]` uint8 as YUV4MPEG2 in 4:2:0; the last row or column of odd sizes is left out."""
+    """Write `[F,H,W,3]` uint8 as YUV4MPEG2 in 4:2:0; odd sizes lose their last row or column."""
     height, width = (n // 2 * 2 for n in clip.shape[1:3])
+    even = np.ascontiguousarray(clip[:, :height, :width])
     with path.open("wb") as file:
         file.write(f"YUV4MPEG2 W{width} H{height} F25:1 Ip A1:1 C420jpeg\n".encode())
-        for frame in to_yuv420(np.ascontiguousarray(clip[:, :height, :width]), full_range=False):
+        for frame in to_yuv420(even, full_range=False):
             file.write(b"FRAME\n" + frame.tobytes())
 
 
 def vmaf_scorer() -> Scorer:
-    """VMAF by libvmaf's program, with the NEG model that does not reward sharpening."""
+    """Return VMAF by libvmaf's program, with the NEG model that does not reward sharpening."""
     program = shutil.which("vmaf")
     if not program:
-        raise Missing("the program vmaf is not on the PATH")
+        raise MissingError("the program vmaf is not on the PATH")
 
     def score(result: np.ndarray, target: np.ndarray | None) -> float:
+        if target is None:
+            raise ValueError("VMAF needs a ground truth")
         with tempfile.TemporaryDirectory(prefix="starsr-eval-") as temporary:
-            paths = [Path(temporary, name) for name in ("reference.y4m", "distorted.y4m", "scores.json")]
-            write_y4m(paths[0], target)
-            write_y4m(paths[1], result)
-            command = [program, "--reference", paths[0], "--distorted", paths[1], "--output", paths[2], "--json", "--quiet"]
+            reference, distorted = (Path(temporary, f"{n}.y4m") for n in ("reference", "distorted"))
+            output = Path(temporary, "scores.json")
+            write_y4m(reference, target)
+            write_y4m(distorted, result)
+            command = [program, "--reference", str(reference), "--distorted", str(distorted)]
             command += ["--model", "version=vmaf_v0.6.1neg:name=vmaf"]
-            done = subprocess.run(command, capture_output=True, text=True)
+            command += ["--output", str(output), "--json", "--quiet"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 last = (done.stderr.strip() or "no message").splitlines()[-1]
-                raise RuntimeError(f"vmaf failed with status {done.returncode}: {last}; it must be libvmaf 2 or newer")
-            return float(json.loads(paths[2].read_text())["pooled_metrics"]["vmaf"]["mean"])
+                raise RuntimeError(
+                    f"vmaf failed with status {done.returncode}: {last}; it must be libvmaf 2 or "
+                    "newer"
+                )
+            scores = json.loads(output.read_text(encoding="utf-8"))
+            return float(scores["pooled_metrics"]["vmaf"]["mean"])
 
     return score
 
 
-def from_pyiqa(name: str, title: str, best: str, digits: int, meaning: str, needs_truth: bool = False) -> Metric:
+def from_pyiqa(
+    name: str, title: str, best: str, digits: int, meaning: str, needs_truth: bool = False
+) -> Metric:
+    """Return a metric of pyiqa."""
     get = f"pip install pyiqa && python -c \"import pyiqa; pyiqa.create_metric('{name}')\""
-    return Metric(Figure(title, best, digits, meaning), partial(pyiqa_scorer, name, needs_truth), get, needs_truth)
+    load = partial(pyiqa_scorer, name, needs_truth)
+    return Metric(Figure(title, best, digits, meaning), load, get, needs_truth)
 
 
 METRICS = {
-    "lpips": from_pyiqa("lpips", "LPIPS", "min", 4, "Distance of deep features to the ground truth's (AlexNet).", True),
-    "dists": from_pyiqa("dists", "DISTS", "min", 4, "Distance of structure and texture to the ground truth's.", True),
-    "niqe": from_pyiqa("niqe", "NIQE", "min", 3, "Distance from the statistics of natural pictures."),
+    "lpips": from_pyiqa(
+        "lpips",
+        "LPIPS",
+        "min",
+        4,
+        "Distance of deep features to the ground truth's (AlexNet).",
+        needs_truth=True,
+    ),
+    "dists": from_pyiqa(
+        "dists",
+        "DISTS",
+        "min",
+        4,
+        "Distance of structure and texture to the ground truth's.",
+        needs_truth=True,
+    ),
+    "niqe": from_pyiqa(
+        "niqe", "NIQE", "min", 3, "Distance from the statistics of natural pictures."
+    ),
     "ilniqe": from_pyiqa("ilniqe", "ILNIQE", "min", 2, "The same with more statistics."),
     "musiq": from_pyiqa("musiq", "MUSIQ", "max", 2, "Learned opinion of single frames, 0 to 100."),
-    "clipiqa": from_pyiqa("clipiqa", "CLIPIQA", "max", 4, "CLIP's opinion of single frames, 0 to 1."),
+    "clipiqa": from_pyiqa(
+        "clipiqa", "CLIPIQA", "max", 4, "CLIP's opinion of single frames, 0 to 1."
+    ),
     "dover": Metric(
-        Figure("DOVER", "max", 4, "Learned opinion of the video, technical and aesthetic fused, 0 to 1."),
+        Figure(
+            "DOVER",
+            "max",
+            4,
+            "Learned opinion of the video, technical and aesthetic fused, 0 to 1.",
+        ),
         dover_scorer,
-        "git clone https://github.com/VQAssessment/DOVER && pip install -e DOVER && wget -P DOVER/pretrained_weights "
-        "https://github.com/QualityAssessment/DOVER/releases/download/v0.1.0/DOVER.pth && export DOVER=$PWD/DOVER",
+        "git clone https://github.com/VQAssessment/DOVER && pip install -e DOVER && "
+        "wget -P DOVER/pretrained_weights "
+        "https://github.com/QualityAssessment/DOVER/releases/download/v0.1.0/DOVER.pth && "
+        "export DOVER=$PWD/DOVER",
     ),
     "vmaf": Metric(
-        Figure("VMAF NEG", "max", 2, "Netflix's fusion of fidelity and detail, model v0.6.1 NEG, 0 to 100."),
+        Figure(
+            "VMAF NEG",
+            "max",
+            2,
+            "Netflix's fusion of fidelity and detail, model v0.6.1 NEG, 0 to 100.",
+        ),
         vmaf_scorer,
-        "git clone https://github.com/Netflix/vmaf && meson setup vmaf/build vmaf/libvmaf --buildtype release "
-        "&& ninja -C vmaf/build install",
-        True,
+        "git clone https://github.com/Netflix/vmaf && "
+        "meson setup vmaf/build vmaf/libvmaf --buildtype release && ninja -C vmaf/build install",
+        needs_truth=True,
     ),
 }
 
 
 def load(names: list[str]) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """Scorers of the metrics that work here, and for each other one a line that says why not and what gets it."""
+    """Return the scorers of the metrics that work here, and why the others do not.
+
+    The reason is a line that also says how to get the metric.
+    """
     scorers, missing = {}, {}
     for name in names:
         metric = METRICS[name]
         try:
             scorers[name] = metric.load()
-        except Missing as e:
+        except MissingError as e:
             missing[name] = f"{metric.figure.title} is not measured: {e}; to get it: {metric.get}"
     return scorers, missing

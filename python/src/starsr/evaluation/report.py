@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The report: `report.json`, and `index.html` with its pictures beside it, which needs no network."""
+"""Writes the report: `report.json`, and `index.html` with pictures, which needs no network."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from starsr.data.media import SCALE
 from starsr.evaluation import metrics, optional, study
 from starsr.evaluation.sources import Clip
+from starsr.evaluation.study import Row
 
 INPUT = "input"
 #: Side of the crops, in pixels of the output, and the greatest width of x-t slices.
@@ -21,7 +24,7 @@ CROP, SLICE = 96, 480
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, named relative to the report, and whose result it shows."""
+    """A file, named relative to the report, and the label of the result that it shows."""
 
     label: str
     file: str
@@ -29,7 +32,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over the frames of a clip in a view of 720x200; ticks and frames are pairs of position and text."""
+    """Lines over the frames of a clip, in a view of 720x200.
+
+    A line has a label and points (x, y, text). Ticks and frames are pairs of position and text.
+    """
 
     title: str
     lines: list[tuple[str, list[tuple[float, float, str]]]]
@@ -39,8 +45,11 @@ class Chart:
 
 @dataclass
 class Page:
-    """What the report shows of a clip: `frame` whole and in crops at `(x, y)`, and x-t slices of `row` from pixel `left`.
-    `width` is that of the output."""
+    """The part of the report about one clip.
+
+    It shows `frame` whole and in crops at `(x, y)`, and x-t slices of `row` from pixel `left`.
+    `width` is that of the output.
+    """
 
     name: str
     group: str
@@ -49,7 +58,7 @@ class Page:
     size: str
     width: int
     frame: int
-    figures: dict[str, dict[str, float | None]]
+    figures: dict[str, Row]
     psnr: dict[str, list[float]]
     warp: dict[str, list[float | None]]
     pictures: list[Picture] = field(default_factory=list)
@@ -59,19 +68,22 @@ class Page:
     left: int = 0
 
     def charts(self) -> list[Chart]:
-        """PSNR of each frame where there is a ground truth, and the warping error of each pair of frames."""
-        found = [chart("PSNR of each frame, dB", self.psnr), chart("E*warp from each frame to the next, x1e-3", self.warp)]
+        """Return charts of the PSNR of each frame, if known, and of the warping errors."""
+        found = [
+            chart("PSNR of each frame, dB", self.psnr),
+            chart("E*warp from each frame to the next, x1e-3", self.warp),
+        ]
         return [c for c in found if c]
 
 
-def chart(title: str, series: dict[str, list[float | None]]) -> Chart | None:
-    """A chart of some series of one length; None where there is nothing to draw."""
+def chart(title: str, series: Mapping[str, Sequence[float | None]]) -> Chart | None:
+    """Return a chart of series of one length, or None if there is nothing to draw."""
     values = [v for line in series.values() for v in line if v is not None]
     length = max((len(line) for line in series.values()), default=0)
     if not values or length < 2:
         return None
     low, high = min(values), max(values)
-    step = 10 ** math.floor(math.log10(max(high - low, 1e-3)))
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-3)))
     step *= next(f for f in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * f) <= 5 or f == 5)
     low = math.floor(low / step + 1e-9) * step
     high = max(math.ceil(high / step - 1e-9) * step, low + step)
@@ -84,25 +96,37 @@ def chart(title: str, series: dict[str, list[float | None]]) -> Chart | None:
 
     digits = max(0, -math.floor(math.log10(step)))
     lines = [
-        (label, [(x(i), y(v), f"{label}, frame {i}: {v:.{digits + 1}f}") for i, v in enumerate(line) if v is not None])
+        (
+            label,
+            [
+                (x(i), y(v), f"{label}, frame {i}: {v:.{digits + 1}f}")
+                for i, v in enumerate(line)
+                if v is not None
+            ],
+        )
         for label, line in series.items()
     ]
-    ticks = [(y(low + i * step), f"{low + i * step:.{digits}f}") for i in range(round((high - low) / step) + 1)]
+    levels = [low + i * step for i in range(round((high - low) / step) + 1)]
+    ticks = [(y(level), f"{level:.{digits}f}") for level in levels]
     every = max(1, math.ceil(length / 12))
     return Chart(title, lines, ticks, [(x(i), str(i)) for i in range(0, length, every)])
 
 
 def interesting(reference: np.ndarray, results: list[np.ndarray]) -> list[tuple[int, int]]:
-    """Corners `(x, y)` of two crops of pictures `[H,W,3]`: where the reference has most detail, and elsewhere, where the
-    results differ most."""
+    """Return the corners `(x, y)` of two crops of pictures `[H,W,3]`.
+
+    The first is where the reference has most detail, the second elsewhere, where the results differ
+    most.
+    """
     height, width = reference.shape[:2]
     side = min(CROP, height, width)
     detail = np.hypot(*np.gradient(metrics.luma(reference)))
     spread = np.stack([metrics.luma(r) for r in results]).std(0)
     corners: list[tuple[int, int]] = []
-    for field_ in (detail, spread):
-        total = np.pad(field_, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-        sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    for interest in (detail, spread):
+        total = np.pad(interest, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+        sums = total[side:, side:] - total[:-side, side:]
+        sums = sums - total[side:, :-side] + total[:-side, :-side]
         for x, y in corners:
             sums[max(y - side, 0) : y + side, max(x - side, 0) : x + side] = -1
         y, x = np.unravel_index(sums.argmax(), sums.shape)
@@ -112,17 +136,22 @@ def interesting(reference: np.ndarray, results: list[np.ndarray]) -> list[tuple[
 
 
 def save(picture: np.ndarray, folder: Path, name: str) -> str:
-    """Writes `[H,W,3]` uint8 without loss into the report's folder of pictures and gives its name in the report."""
+    """Write a picture `[H,W,3]` uint8 without loss and return its name relative to the report."""
     path = folder / "images" / f"{name}.webp"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(picture)).save(path, "WEBP", lossless=True, quality=40, method=2)
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.save(path, "WEBP", lossless=True, quality=40, method=2)
     return f"images/{path.name}"
 
 
-def page(clip: Clip, results: dict[str, np.ndarray], measured: study.Measured, folder: Path) -> Page:
-    """Writes a clip's pictures: the middle frame whole and in crops, and x-t slices."""
+def page(
+    clip: Clip, results: Mapping[str, np.ndarray], measured: study.Measured, folder: Path
+) -> Page:
+    """Write a clip's pictures: the middle frame whole and in crops, and x-t slices."""
     enlarged = clip.low.repeat(SCALE, 1).repeat(SCALE, 2)
-    shown = {INPUT: enlarged, **results} | ({study.TRUTH: clip.truth} if clip.truth is not None else {})
+    shown = {INPUT: enlarged, **results}
+    if clip.truth is not None:
+        shown[study.TRUTH] = clip.truth
     middle, (height, width) = len(clip.low) // 2, enlarged.shape[1:3]
     prefix = f"{study.slug(clip.group)}-{study.slug(clip.name)}"
     made = Page(
@@ -148,29 +177,46 @@ def page(clip: Clip, results: dict[str, np.ndarray], measured: study.Measured, f
         piece = frames[:, made.row, made.left : made.left + SLICE]
         made.slices.append(Picture(label, save(piece, folder, f"{name}-xt")))
     for number, (x, y) in enumerate(corners):
-        crops = [
-            Picture(label, save(f[middle, y : y + CROP, x : x + CROP], folder, f"{prefix}-{study.slug(label)}-crop{number}"))
-            for label, f in shown.items()
-        ]
+        crops = []
+        for label, frames in shown.items():
+            name = f"{prefix}-{study.slug(label)}-crop{number}"
+            piece = frames[middle, y : y + CROP, x : x + CROP]
+            crops.append(Picture(label, save(piece, folder, name)))
         made.crops.append(((x, y), crops))
     return made
 
 
-def columns(table: dict[str, dict[str, float | None]]) -> dict[str, metrics.Figure]:
-    """The figures that at least one row of a table has, in their order."""
+def columns(table: Mapping[str, Row]) -> dict[str, metrics.Figure]:
+    """Return the figures that at least one row of a table has, in their order."""
     known = metrics.FIGURES | {name: metric.figure for name, metric in optional.METRICS.items()}
-    return {name: f for name, f in known.items() if any(row.get(name) is not None for row in table.values())}
+    rows = table.values()
+    return {name: f for name, f in known.items() if any(r.get(name) is not None for r in rows)}
 
 
-def write(folder: Path, pages: list[Page], manifest: dict, missing: dict[str, str], title: str) -> None:
-    """Writes `report.json` and `index.html` into a folder that holds the pages' pictures."""
-    groups = {name: [p for p in pages if p.group == name] for name in dict.fromkeys(p.group for p in pages)}
+#: Attributes of a page that `report.json` holds.
+RECORDED = ("name", "group", "note", "frames", "size", "figures", "psnr", "warp")
+
+
+def write(
+    folder: Path,
+    pages: Sequence[Page],
+    manifest: Mapping[str, Any],
+    missing: Mapping[str, str],
+    title: str,
+) -> None:
+    """Write `report.json` and `index.html` into a folder that holds the pages' pictures."""
+    names = dict.fromkeys(p.group for p in pages)
+    groups = {name: [p for p in pages if p.group == name] for name in names}
     tables = {name: study.means([p.figures for p in members]) for name, members in groups.items()}
-    clips = [
-        {key: getattr(p, key) for key in ("name", "group", "note", "frames", "size", "figures", "psnr", "warp")} for p in pages
-    ]
-    record = {"title": title, "manifest": manifest, "not_measured": missing, "means": tables, "clips": clips}
-    (folder / "report.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    record = {
+        "title": title,
+        "manifest": manifest,
+        "not_measured": missing,
+        "means": tables,
+        "clips": [{key: getattr(p, key) for key in RECORDED} for p in pages],
+    }
+    text = json.dumps(record, indent=1, allow_nan=False)
+    (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("starsr.evaluation", "."),
         autoescape=True,
@@ -179,7 +225,9 @@ def write(folder: Path, pages: list[Page], manifest: dict, missing: dict[str, st
         undefined=jinja2.StrictUndefined,
     )
     labels = list(dict.fromkeys(label for table in tables.values() for label in table))
-    figures = columns({f"{name}/{label}": row for name, table in tables.items() for label, row in table.items()})
+    figures = columns(
+        {f"{name}/{label}": row for name, table in tables.items() for label, row in table.items()}
+    )
     html = environment.get_template("report.html").render(
         title=title,
         groups=groups,

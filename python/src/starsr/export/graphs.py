@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The ONNX graphs of a STAR bundle (models/README.md)."""
+"""The ONNX graphs of a STAR bundle (format: models/README.md)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,39 +8,49 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from starsr.ops.onnx_ops import OnnxOps
 from starsr.models.star.network import StarConfig, controlnet, denoiser
 from starsr.models.star.text import CONTEXT, TextConfig, encode_text
 from starsr.models.star.vae import VaeConfig, decode, encode
+from starsr.ops.onnx_graph import Spec
+from starsr.ops.onnx_ops import OnnxOps
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 
 
 @dataclass
 class Graph:
-    """A graph ready to be written: its nodes, and the values that leave it as `outputs`. Both sides map names to element type
-    and dimensions."""
+    """A graph ready to be written. `results` are the values that leave it as `outputs`."""
 
     ops: OnnxOps
-    inputs: dict[str, tuple]
-    outputs: dict[str, tuple]
+    inputs: dict[str, Spec]
+    outputs: dict[str, Spec]
     results: list[str] = field(default_factory=list)
 
     def data_size(self) -> int:
-        """Bytes of weights."""
+        """Return an upper bound of the bytes of weights."""
         return self.ops.data_size()
 
-    def save(self, path: Path, progress: Callable[[int], None] = lambda size: None) -> dict[str, str]:
-        """As `OnnxGraph.save`."""
+    def save(
+        self, path: Path, progress: Callable[[int], object] = lambda size: None
+    ) -> dict[str, str]:
+        """Write the graph as `OnnxGraph.save` does."""
         return self.ops.save(path, self.inputs, self.outputs, self.results, progress)
 
 
-def star_graphs(weights: Mapping[str, np.ndarray], config: StarConfig, precision: str) -> dict[str, Graph]:
-    """ControlNet and denoiser. Latents, embedding and velocity are 32-bit on the outside, the controls of `precision`."""
+def star_graphs(
+    weights: Mapping[str, np.ndarray], config: StarConfig, precision: str
+) -> dict[str, Graph]:
+    """Return ControlNet and denoiser.
+
+    Latents, embedding and velocity have 32 bits; the controls have the given precision.
+    """
     control, denoise = OnnxOps(weights, precision), OnnxOps(weights, precision)
-    latents = (FLOAT, ["B", config.in_dim, "F", "h", "w"])
-    conditions = {"t": (INT, ["B"]), "embedding": (FLOAT, ["B", CONTEXT, config.context_dim])}
-    controls = {
+    latents: Spec = (FLOAT, ["B", config.in_dim, "F", "h", "w"])
+    conditions: dict[str, Spec] = {
+        "t": (INT, ["B"]),
+        "embedding": (FLOAT, ["B", CONTEXT, config.context_dim]),
+    }
+    controls: dict[str, Spec] = {
         f"control_{i}": (control.element, ["BF", channels, f"h_{level}", f"w_{level}"])
         for i, (channels, level) in enumerate(config.controls())
     }
@@ -60,21 +70,32 @@ def star_graphs(weights: Mapping[str, np.ndarray], config: StarConfig, precision
     }
 
 
-def vae_graphs(weights: Mapping[str, np.ndarray], config: VaeConfig, precision: str) -> dict[str, Graph]:
-    """Encoder and decoder of the autoencoder, 32-bit on the outside."""
+def vae_graphs(
+    weights: Mapping[str, np.ndarray], config: VaeConfig, precision: str
+) -> dict[str, Graph]:
+    """Return encoder and decoder of the autoencoder, whose inputs and outputs have 32 bits."""
     encoder, decoder = OnnxOps(weights, precision), OnnxOps(weights, precision)
-    latents = (FLOAT, ["F", config.latent_channels, "h", "w"])
-    pixels = (FLOAT, ["F", 3, "H", "W"])
+    latents: Spec = (FLOAT, ["F", config.latent_channels, "h", "w"])
+    pixels: Spec = (FLOAT, ["F", 3, "H", "W"])
     return {
         "vae_encoder": Graph(
-            encoder, {"pixels": pixels}, {"latents": latents, "std": latents}, list(encode(encoder, "pixels", config))
+            encoder,
+            {"pixels": pixels},
+            {"latents": latents, "std": latents},
+            list(encode(encoder, "pixels", config)),
         ),
-        "vae_decoder": Graph(decoder, {"latents": latents}, {"pixels": pixels}, [decode(decoder, "latents", config)]),
+        "vae_decoder": Graph(
+            decoder, {"latents": latents}, {"pixels": pixels}, [decode(decoder, "latents", config)]
+        ),
     }
 
 
-def text_graphs(weights: Mapping[str, np.ndarray], config: TextConfig, precision: str) -> dict[str, Graph]:
-    """The text encoder."""
+def text_graphs(
+    weights: Mapping[str, np.ndarray], config: TextConfig, precision: str
+) -> dict[str, Graph]:
+    """Return the text encoder."""
     ops = OnnxOps(weights, precision)
-    tokens, embedding = (INT, ["B", CONTEXT]), (FLOAT, ["B", CONTEXT, config.width])
-    return {"text_encoder": Graph(ops, {"tokens": tokens}, {"embedding": embedding}, [encode_text(ops, "tokens", config)])}
+    tokens: Spec = (INT, ["B", CONTEXT])
+    embedding: Spec = (FLOAT, ["B", CONTEXT, config.width])
+    results = [encode_text(ops, "tokens", config)]
+    return {"text_encoder": Graph(ops, {"tokens": tokens}, {"embedding": embedding}, results)}

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Rehearses a conversion without the real weights: writes random ones of the official names and sizes, exports them, then loads
-each graph in ONNX Runtime and runs it once on a small canvas. Prints times, sizes and peak memory."""
+"""`starsr-rehearse`: rehearses a conversion without the real weights.
+
+Writes random weights of the official names and sizes, exports them, then loads each graph in ONNX
+Runtime and runs it once on a small canvas. Prints times, sizes and peak memory.
+"""
 
 import argparse
 import json
@@ -9,32 +12,40 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from starsr.export import star
+from starsr.models.star import network, text
+from starsr.models.star.network import STAR, StarConfig
+from starsr.models.star.text import VIT_H_14, TextConfig
+from starsr.models.star.vae import SVD, VaeConfig
 from starsr.ops import Parameter
 from starsr.ops.onnx_graph import PRECISIONS
 from starsr.ops.torch_ops import parameters_of
-from starsr.export import star as export
-from starsr.models.star import network, text
-from starsr.models.star.network import StarConfig
-from starsr.models.star.text import TextConfig
-from starsr.models.star.vae import VaeConfig
 
 CHECKPOINT, VAE, TEXT_ENCODER = "star.pt", "vae", "text_encoder"
 
 
-def write_random_sources(folder: Path, star: StarConfig, vae: VaeConfig, tower: TextConfig, seed: int = 0) -> list[str]:
-    """Writes random weights, 16-bit as the released ones, in the layout of each owner, and gives the options of
-    `starsr-export` that name them."""
+def write_random_sources(
+    folder: Path, config: StarConfig, vae: VaeConfig, tower: TextConfig, seed: int = 0
+) -> list[str]:
+    """Write random 16-bit weights in the layout of the released ones.
+
+    Returns the options of `starsr-export` that name them.
+    """
     from diffusers import AutoencoderKLTemporalDecoder
     from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
     torch.manual_seed(seed)
-    torch.save({"state_dict": random_halves(network.declared_parameters(star))}, folder / CHECKPOINT)
+    state = random_halves(network.declared_parameters(config))
+    torch.save({"state_dict": state}, folder / CHECKPOINT)
     AutoencoderKLTemporalDecoder(
         block_out_channels=vae.block_out_channels,
         down_block_types=("DownEncoderBlock2D",) * len(vae.block_out_channels),
@@ -46,19 +57,25 @@ def write_random_sources(folder: Path, star: StarConfig, vae: VaeConfig, tower: 
     place.mkdir(exist_ok=True)
     save_file(random_halves(text.declared_parameters(tower)), place / HF_SAFE_WEIGHTS_NAME)
     sizes = {"width": tower.width, "heads": tower.heads, "layers": tower.layers}
-    (place / HF_CONFIG_NAME).write_text(json.dumps({"model_cfg": {"text_cfg": sizes}}), encoding="utf-8")
+    described = json.dumps({"model_cfg": {"text_cfg": sizes}})
+    (place / HF_CONFIG_NAME).write_text(described, encoding="utf-8")
     sources = [("--checkpoint", CHECKPOINT), ("--vae", VAE), ("--text-encoder", TEXT_ENCODER)]
     return [part for option, name in sources for part in (option, str(folder / name))]
 
 
-def random_halves(declared: dict[str, Parameter]) -> dict[str, torch.Tensor]:
-    """16-bit tensors for `declared` parameters, made one by one."""
-    return {name: parameters_of({name: parameter})[name].half() for name, parameter in declared.items()}
+def random_halves(declared: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """Return 16-bit tensors for declared parameters, made one by one."""
+    return {
+        name: parameters_of({name: parameter})[name].half() for name, parameter in declared.items()
+    }
 
 
-def feeds(session, sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Random inputs of a graph; `sizes` are those of its free dimensions."""
-    generator, result = np.random.default_rng(0), {}
+def random_feeds(
+    session: onnxruntime.InferenceSession, sizes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return random inputs of a graph; `sizes` are those of its free dimensions."""
+    generator = np.random.default_rng(0)
+    result: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
         shape = [sizes[d] if isinstance(d, str) else d for d in value.shape]
         if value.type == "tensor(int64)":
@@ -69,51 +86,72 @@ def feeds(session, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     return result
 
 
-def run_once(path: Path, sizes: dict[str, int]) -> None:
-    """Loads the graph `path`, runs it once and prints time and the process's peak memory."""
-    import onnxruntime
-
+def run_once(path: Path, sizes: Mapping[str, int]) -> None:
+    """Load the graph `path`, run it once, and print times and the process's peak memory."""
     options = onnxruntime.SessionOptions()
-    # As in verification: 16-bit weights stay as they are on the CPU.
+    # As in verification, 16-bit weights stay as they are on the CPU.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     start = time.monotonic()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     loaded = time.monotonic()
-    results = session.run(None, feeds(session, sizes))
+    results = session.run(None, random_feeds(session, sizes))
     ran = time.monotonic()
     finite = all(np.isfinite(r).all() for r in results)
     print(
         f"{path.stem}: loaded in {loaded - start:.1f} s, ran in {ran - loaded:.1f} s, peak memory "
-        f"{export.peak_memory():.1f} GB, {len(results)} results, {'finite' if finite else 'NOT FINITE'}"
+        f"{star.peak_memory():.1f} GB, {len(results)} results, "
+        f"{'finite' if finite else 'NOT FINITE'}"
     )
     if not finite:
         sys.exit(1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="starsr-rehearse", description=__doc__)
-    parser.add_argument(
-        "--folder", type=Path, help="where to put weights and bundle, some 12 GB, and leave them (a temporary folder)"
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    result = argparse.ArgumentParser(
+        prog="starsr-rehearse",
+        description="Rehearses a conversion without the real weights: exports random ones of the "
+        "official names and sizes, then runs each graph once. Prints times, sizes and peak memory.",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the exported networks (%(default)s)")
-    parser.add_argument("--verify", action="store_true", help="compare every graph with PyTorch as well")
-    options = parser.parse_args()
+    add = result.add_argument
+    add(
+        "--folder",
+        type=Path,
+        help="folder for weights and bundle, some 12 GB, which stay there (default: a temporary "
+        "folder)",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp16",
+        help="precision of the exported networks (%(default)s)",
+    )
+    add("--verify", action="store_true", help="also compare every graph with PyTorch")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="starsr-rehearsal-"))
     folder.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     try:
         start = time.monotonic()
-        sources = write_random_sources(folder, StarConfig(), VaeConfig(), TextConfig())
+        sources = write_random_sources(folder, STAR, SVD, VIT_H_14)
         print(f"wrote random weights in {time.monotonic() - start:.0f} s", flush=True)
-        command = [*sources, "--output", str(folder / "bundle"), "--precision", options.precision, "--force"]
-        # Each step in a process of its own, so that its peak memory is its own.
-        steps = [spawn.Process(target=_export, args=(command + ["--verify"] * options.verify,))]
-        # 2 frames of 80x64 pixels; the levels of the controls follow from SPEC A.6.
+        target = str(folder / "bundle")
+        command = [*sources, "--output", target, "--precision", options.precision, "--force"]
+        command += ["--verify"] * options.verify
+        # Each step runs in a process of its own, so that its peak memory is its own.
+        steps = [spawn.Process(target=_export, args=(command,))]
+        # 2 frames of 80x64 pixels; the ControlNet's scales determine the levels of the controls.
         sizes = {"B": 1, "F": 2, "BF": 2, "H": 80, "W": 64, "h": 10, "w": 8}
         for level, (h, w) in enumerate([(10, 8), (6, 4), (4, 2), (3, 1)]):
             sizes |= {f"h_{level}": h, f"w_{level}": w}
         for role in ("vae_encoder", "controlnet", "denoiser", "vae_decoder", "text_encoder"):
-            steps.append(spawn.Process(target=run_once, args=(folder / "bundle" / f"{role}.onnx", sizes)))
+            path = folder / "bundle" / f"{role}.onnx"
+            steps.append(spawn.Process(target=run_once, args=(path, sizes)))
         for step in steps:
             step.start()
             step.join()
@@ -126,7 +164,7 @@ def main() -> int:
 
 
 def _export(command: list[str]) -> None:
-    sys.exit(export.main(command))
+    sys.exit(star.main(command))
 
 
 if __name__ == "__main__":

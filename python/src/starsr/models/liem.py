@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Where a Local Information Enhancement Module gates the features around an attention (paper, figure 9 and table 3)."""
+"""Where a Local Information Enhancement Module (LIEM) gates the features around an attention.
 
-#: (i) what attention reads, as published; (ii) what attention gives, before the residual sum; (iii) the sum.
+See the paper (arXiv 2501.02976), figure 9 and table 3.
+"""
+
+from collections.abc import Callable
+
+from starsr.ops.primitives import Ops, V
+
+#: (i) the input of the attention, as published; (ii) its output, before the residual sum;
+#: (iii) the sum.
 POSITIONS = ("i", "ii", "iii")
 
 
 def check_position(position: str) -> None:
-    """Raises `ValueError` unless `position` is one of `POSITIONS`."""
+    """Raise `ValueError` unless `position` is one of `POSITIONS`."""
     if position not in POSITIONS:
-        raise ValueError(f"liem_position is {position!r}, but must be one of {', '.join(POSITIONS)}")
+        raise ValueError(
+            f"liem_position is {position!r}, but must be one of {', '.join(POSITIONS)}"
+        )
 
 
-def gated_attention(ops, x, position: str, gate, attend):
-    """`x` plus its attention, with the LIEM `gate` at `position`; `gate` and `attend` map features to features."""
+def gated_attention(
+    ops: Ops[V], x: V, position: str, gate: Callable[[V], V], attend: Callable[[V], V]
+) -> V:
+    """Add attention to `x`, with the LIEM `gate` at `position`.
+
+    `gate` and `attend` map features to features of the same shape.
+    """
     if position == "i":
         return ops.add(attend(gate(x)), x)
     if position == "ii":

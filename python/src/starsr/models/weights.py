@@ -1,36 +1,38 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Reading files of weights, one tensor at a time where the format allows it."""
+"""Reads files of weights, one tensor at a time if the format allows it."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-#: What a file raises, as it is loaded, that is no checkpoint or one of another network.
+#: What PyTorch raises when a file is no checkpoint or belongs to another network.
 MISFITS = (KeyError, TypeError, ValueError, RuntimeError, EOFError, UnpicklingError)
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class WeightsError(Exception):
-    """A file or source of weights cannot be used; the message says why and what to do."""
+    """A file or source of weights cannot be used. The message says why and what to do."""
 
 
-class Weights(Mapping[str, torch.Tensor]):
-    """Tensors by name. `source` is what they came from, for messages."""
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name. `source` names their origin in messages."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
         self._tensors = tensors
         self.source = source
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -40,18 +42,18 @@ class Weights(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor."""
+        """Return the shape of each tensor."""
         return {name: tuple(self[name].shape) for name in self}
 
-    def select(self, names) -> "Weights":
-        """Only the tensors that `names` holds too."""
+    def select(self, names: Container[str]) -> "Weights":
+        """Return the tensors whose name is in `names`."""
         return Weights({name: self[name] for name in self if name in names}, self.source)
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """Weights as 32-bit numpy arrays, converted when asked for and not kept."""
+    """Weights as 32-bit NumPy arrays, converted on each access and not kept."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -64,22 +66,32 @@ class Arrays(Mapping[str, np.ndarray]):
         return len(self._weights)
 
 
-class Floats(Arrays):
-    """Weights as 32-bit tensors, converted when asked for and not kept."""
+class Floats(Mapping[str, Tensor]):
+    """Weights as 32-bit tensors, converted on each access and not kept."""
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
         return self._weights[name].float()
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
 
-class _Safetensors(Mapping[str, torch.Tensor]):
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+class _Safetensors(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
         self._names = dict.fromkeys(self._file.keys())
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -89,61 +101,93 @@ class _Safetensors(Mapping[str, torch.Tensor]):
 
 
 def read(path: Path) -> Weights:
-    """The tensors of a PyTorch checkpoint (bare, or under a key `state_dict`) or a safetensors file. Raises `WeightsError`."""
+    """Read a safetensors file or a PyTorch checkpoint, bare or under a key `state_dict`.
+
+    Raises `WeightsError`.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as e:
         raise WeightsError(f"{path} cannot be read: {e.strerror}") from e
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page and not a checkpoint: download the file itself, not the page about it")
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer and not a checkpoint: run `git lfs pull` in its folder")
-    if not start:
-        raise WeightsError(f"{path} is empty: download it again")
+    _check_start(path, start)
     try:
         if path.suffix == ".safetensors":
             return Weights(_Safetensors(path), str(path))
         loaded = _load(path)
     except SafetensorError as e:
-        raise WeightsError(f"{path} is no complete safetensors file ({e}): download it again") from e
+        raise WeightsError(
+            f"{path} is no complete safetensors file ({e}): download it again"
+        ) from e
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise WeightsError(f"{path} holds no state dict, a dictionary of tensors: it is another kind of file than a checkpoint")
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(v, Tensor) for v in loaded.values())
+    ):
+        raise WeightsError(
+            f"{path} holds no state dict, a dictionary of tensors: it is not a checkpoint"
+        )
     return Weights(loaded, str(path))
 
 
-def _load(path: Path):
+def _check_start(path: Path, start: bytes) -> None:
+    """Raise `WeightsError` if a file is what failed downloads leave."""
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(
+            f"{path} is a web page and not a checkpoint: download the file itself, not the page "
+            "about it"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer and not a checkpoint: run `git lfs pull` in its folder"
+        )
+    if not start:
+        raise WeightsError(f"{path} is empty: download it again")
+
+
+def _load(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
-    if not zipped and path.open("rb").read(4) == b"PK\x03\x04":
+    with path.open("rb") as file:
+        cut = not zipped and file.read(4) == b"PK\x03\x04"
+    if cut:
         size = path.stat().st_size
-        raise WeightsError(f"{path} is incomplete, its end is missing after {size:,} bytes: download it again")
+        raise WeightsError(
+            f"{path} is incomplete, its end is missing after {size:,} bytes: download it again"
+        )
     try:
-        # Mapped, since the whole would take as much memory as the file.
+        # Mapped into memory, since a copy would take as much memory as the file.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise WeightsError(f"{path} is not a PyTorch checkpoint that can be read ({reason[:200]}): download it again") from e
+        raise WeightsError(
+            f"{path} is not a PyTorch checkpoint that can be read ({reason(e)}): download it again"
+        ) from e
 
 
-def compare_names(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], what: str) -> None:
-    """Raises `ValueError` that says how the tensors `found` differ from those `wanted` for `what`."""
+def compare_names(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Compare names and shapes of tensors.
 
-    def some(names) -> str:
-        names = sorted(names)
-        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    Raises `ValueError` that says how the tensors `found` differ from those `wanted` for `what`.
+    """
 
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    def some(names: Iterable[str]) -> str:
+        listed = sorted(names)
+        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+        return ", ".join(listed[:4]) + more
+
     other = [
         f"{name} {list(found[name])} instead of {list(wanted[name])}"
         for name in wanted.keys() & found.keys()
         if tuple(found[name]) != tuple(wanted[name])
     ]
-    parts = [
-        f"{len(names)} {word}: {some(names)}"
-        for word, names in (("missing", missing), ("unknown", extra), ("of another shape", other))
-        if names
-    ]
+    differences = {
+        "missing": wanted.keys() - found.keys(),
+        "unknown": found.keys() - wanted.keys(),
+        "of another shape": other,
+    }
+    parts = [f"{len(names)} {word}: {some(names)}" for word, names in differences.items() if names]
     if parts:
         raise ValueError(f"these are not the tensors of {what}: " + "; ".join(parts))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
-"""A network is described once, over the primitive operations of one of these back-ends.
+"""Primitive operations. A network is described once over `Ops` and serves three back-ends.
 
-`Declare` lists the parameters, `TorchOps` computes (training, references), `OnnxOps` writes the graph.
+`Declare` lists the parameters, `TorchOps` computes, and `OnnxOps` writes an ONNX graph.
 """
 
 from starsr.ops.declare import Declare, Parameter
+from starsr.ops.primitives import Ops
 
-__all__ = ["Declare", "Parameter"]
+__all__ = ["Declare", "Ops", "Parameter"]

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The back-end that only lists the parameters a network needs; it documents the primitive operations."""
+"""The back-end that lists the parameters of a network."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from starsr.ops.primitives import Padding
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Shape and initialisation of a parameter: `gain` scales He-normal weights, 0 gives zeros; `constant` fills."""
+    """Shape and initial values of a parameter.
+
+    Values are normal with a variance of `gain**2` over the fan-in, zero for a gain of 0, or
+    `constant` throughout if that is given.
+    """
 
     shape: tuple[int, ...]
     gain: float = 1.0
@@ -14,7 +23,10 @@ class Parameter:
 
 
 class Declare:
-    """Collects `parameters` (name to `Parameter`). Tensors are `None`; feature maps are `[B*F,C,h,w]`."""
+    """Collects the `parameters` of a network by name; values are `None`.
+
+    `Ops` describes each operation.
+    """
 
     def __init__(self) -> None:
         self.parameters: dict[str, Parameter] = {}
@@ -23,186 +35,116 @@ class Declare:
         if self.parameters.setdefault(name, parameter) != parameter:
             raise ValueError(f"parameter {name} is declared twice with different shapes")
 
-    def conv(self, x, name, cin, cout, kernel=3, stride=1, bias=True, gain=1.0, padding=None):
-        """2-D convolution `[N,cin,h,w]` to `[N,cout,h/stride,w/stride]`, zero padded by `kernel // 2` on each side or by
-        `padding` (top, left, bottom, right)."""
+    def _norm(self, name: str, channels: int) -> None:
+        self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
+        self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
+
+    def conv(
+        self,
+        x: None,
+        name: str,
+        cin: int,
+        cout: int,
+        kernel: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        gain: float = 1.0,
+        padding: Padding | None = None,
+    ) -> None:
         self._declare(f"{name}.weight", Parameter((cout, cin, kernel, kernel), gain))
         if bias:
             self._declare(f"{name}.bias", Parameter((cout,), constant=0.0))
 
-    def temporal_conv(self, x, name, channels, clip, gain=1.0):
-        """Convolution of each pixel over previous, same and next frame, zeros beyond the clip's ends: `[B*F,C,h,w]` to the
-        same shape. The weight is `[C,3C,1,1]`, its input channels ordered (frame, C)."""
+    def temporal_conv(
+        self, x: None, name: str, channels: int, clip: None, gain: float = 1.0
+    ) -> None:
         self._declare(f"{name}.weight", Parameter((channels, 3 * channels, 1, 1), gain))
         self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
 
-    def video_conv(self, x, name, cin, cout):
-        """As `temporal_conv`, of videos `[B,cin,F,hw]` with a weight `[cout,cin,3,1,1]`."""
+    def video_conv(self, x: None, name: str, cin: int, cout: int) -> None:
         self._declare(f"{name}.weight", Parameter((cout, cin, 3, 1, 1)))
         self._declare(f"{name}.bias", Parameter((cout,), constant=0.0))
 
-    def fixed_conv(self, x, name, weight):
-        """1x1 convolution with the given array `[cout,cin,1,1]`, which is no parameter."""
-
-    def linear(self, x, name, cin, cout, bias=True, gain=1.0, unit_axes=0, joint=".", precise=False):
-        """Affine map of the last axis, in 32 bits where `precise`. The weight has `unit_axes` further axes of 1, as that of
-        a 1x1 convolution; `joint` stands between `name` and `weight` or `bias`."""
+    def linear(
+        self,
+        x: None,
+        name: str,
+        cin: int,
+        cout: int,
+        bias: bool = True,
+        gain: float = 1.0,
+        unit_axes: int = 0,
+        joint: str = ".",
+        precise: bool = False,
+    ) -> None:
         self._declare(f"{name}{joint}weight", Parameter((cout, cin) + (1,) * unit_axes, gain))
         if bias:
             self._declare(f"{name}{joint}bias", Parameter((cout,), constant=0.0))
 
-    def layer_norm(self, x, name, channels):
-        """Normalisation over the last axis, eps 1e-5, in 32 bits."""
-        self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
-        self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
+    def layer_norm(self, x: None, name: str, channels: int) -> None:
+        self._norm(name, channels)
 
-    def group_norm(self, x, name, channels, groups=32, eps=1e-5):
-        """Normalisation of `groups` of channels over all axes behind them, in 32 bits, of `[N,C,h,w]` or a video `[B,C,F,hw]`,
-        where it pools over the frames."""
-        self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
-        self._declare(f"{name}.bias", Parameter((channels,), constant=0.0))
+    def group_norm(
+        self, x: None, name: str, channels: int, groups: int = 32, eps: float = 1e-5
+    ) -> None:
+        self._norm(name, channels)
 
-    def precise(self, x):
-        """`x` in 32 bits."""
-
-    def compute(self, x):
-        """`x` in the precision of the network."""
-
-    def add(self, a, b):
-        """Sum with broadcasting."""
-
-    def sub(self, a, b):
-        """Difference with broadcasting."""
-
-    def mul(self, a, b):
-        """Product with broadcasting."""
-
-    def div(self, a, b):
-        """Quotient with broadcasting."""
-
-    def leaky_relu(self, x):
-        """Leaky rectifier of slope 0.1."""
-
-    def silu(self, x):
-        """`x * sigmoid(x)`."""
-
-    def sigmoid(self, x):
-        """Logistic function."""
-
-    def gelu(self, x):
-        """Gelu by the error function."""
-
-    def table(self, t, name, values):
-        """`values[t]` as `[B,1,1,1,1]` for timesteps `[B]`."""
-
-    def sinusoid(self, t, channels):
-        """Timestep embedding `[B,channels]`, cosines first (SPEC A.6)."""
-
-    def fold_frames(self, x, channels):
-        """`[B,C,F,h,w]` to `[B*F,C,h,w]`."""
-
-    def unfold_frames(self, x, channels, clip):
-        """`[B*F,C,h,w]` to `[B,C,F,h,w]`, with B and F of `clip` `[B,*,F,*,*]`."""
-
-    def per_frame(self, e, clip):
-        """`[B,C]` to `[B*F,C,1,1]`, with F of `clip`."""
-
-    def concat(self, a, b):
-        """Concatenation on the channel axis."""
-
-    def pool_channels(self, x, axis):
-        """Maximum and mean over the channel axis, which becomes 2 (maximum first)."""
-
-    def clip(self, x, name, bound):
-        """Values limited to `-bound` to `bound`, an array that is broadcast."""
-
-    def depth_to_space(self, x, block):
-        """`[N,block*block*C,h,w]` to `[N,C,block*h,block*w]`; channel order is (row, column, C)."""
-
-    def space_to_depth(self, x, block):
-        """Inverse of `depth_to_space`."""
-
-    def window_tokens(self, x, channels, size):
-        """`[N,C,h,w]` to tokens `[N*h/size*w/size, size*size, C]`; h and w must be multiples of `size`."""
-
-    def window_image(self, tokens, channels, size, like):
-        """Inverse of `window_tokens` for a map of the shape of `like`."""
-
-    def video(self, x, channels, clip=None):
-        """`[B*F,C,h,w]` to `[B,C,F,h*w]`; B is 1 without `clip`."""
-
-    def frames(self, x, like):
-        """Inverse of `video` for a map of the shape of `like`."""
-
-    def frame_tokens(self, x, channels, clip):
-        """`[B*F,C,h,w]` to `[B*h*w,F,C]`."""
-
-    def frame_image(self, tokens, channels, like, clip):
-        """Inverse of `frame_tokens` for a map of the shape of `like`."""
-
-    def video_tokens(self, x, channels):
-        """`[B,C,F,hw]` to `[B*hw,F,C]`."""
-
-    def token_video(self, tokens, channels, like):
-        """Inverse of `video_tokens` for a video with B and F of `like`."""
-
-    def tokens(self, x):
-        """`[N,C,h,w]` to `[N,h*w,C]`."""
-
-    def image(self, tokens, channels, like):
-        """Inverse of `tokens` for a map with h and w of `like`."""
-
-    def join_frames(self, tokens, channels, clip):
-        """`[B*F,T,C]` to `[B,F*T,C]`."""
-
-    def split_frames(self, tokens, like):
-        """Inverse of `join_frames` for tokens of the shape of `like`."""
-
-    def repeat_frames(self, e, clip):
-        """`[B,C]` to `[B*F,C]`, with F of `clip`."""
-
-    def pixel(self, e):
-        """`[N,C]` to `[N,C,1,1]`."""
-
-    def upsample(self, x):
-        """`[N,C,h,w]` to `[N,C,2h,2w]`, nearest."""
-
-    def crop_rows(self, x):
-        """`[N,C,h,w]` without its first and last row."""
-
-    def split(self, x, parts):
-        """Equal parts of the last axis."""
-        return [None] * parts
-
-    def channels(self, x, start, end):
-        """Channels `start..end` of `[N,C,h,w]`."""
-
-    def scale(self, x, factor):
-        """Product with a number, in 32 bits."""
-
-    def weigh(self, x, name):
-        """Product with the logistic function of the parameter `name`, `[1]`."""
+    def weigh(self, x: None, name: str) -> None:
         self._declare(name, Parameter((1,), constant=0.5))
 
-    def deviation(self, x):
-        """Standard deviation of a log-variance, which is clamped to [-30,20], in 32 bits."""
-
-    def lookup(self, tokens, name, rows, width):
-        """Rows of the parameter `name` `[rows,width]`: tokens `[B,T]` to `[B,T,width]`."""
+    def lookup(self, tokens: None, name: str, rows: int, width: int) -> None:
         self._declare(name, Parameter((rows, width), gain=0.02 * width**0.5))
 
-    def add_rows(self, x, name, rows, width):
-        """Sum of `[B,rows,width]` and the parameter `name` `[rows,width]`."""
+    def add_rows(self, x: None, name: str, rows: int, width: int) -> None:
         self._declare(name, Parameter((rows, width), gain=0.01 * width**0.5))
 
-    def recompute(self, function, *values):
-        """`function(*values)`; where memory is short, its inner results are computed again for the gradient."""
-        return function(*values)
+    def recompute(self, function: Callable[..., None], *values: None) -> None:
+        function(*values)
 
-    def tap(self, name, x):
-        """`x`, which a reference knows as `name`."""
-        return x
+    def split(self, x: None, parts: int) -> Sequence[None]:
+        return [None] * parts
 
-    def attention(self, q, k, v, heads, causal=False):
-        """Scaled dot-product attention of tokens `[N,T,C]` over `heads`, as one fused operation; `causal` hides later
-        tokens."""
+    # The other operations have no parameters.
+
+    def fixed_conv(self, x: None, name: str, weight: np.ndarray) -> None: ...
+    def precise(self, x: None) -> None: ...
+    def compute(self, x: None) -> None: ...
+    def add(self, a: None, b: None) -> None: ...
+    def sub(self, a: None, b: None) -> None: ...
+    def mul(self, a: None, b: None) -> None: ...
+    def div(self, a: None, b: None) -> None: ...
+    def leaky_relu(self, x: None) -> None: ...
+    def silu(self, x: None) -> None: ...
+    def sigmoid(self, x: None) -> None: ...
+    def gelu(self, x: None) -> None: ...
+    def table(self, t: None, name: str, values: np.ndarray) -> None: ...
+    def sinusoid(self, t: None, channels: int) -> None: ...
+    def fold_frames(self, x: None, channels: int) -> None: ...
+    def unfold_frames(self, x: None, channels: int, clip: None) -> None: ...
+    def per_frame(self, e: None, clip: None) -> None: ...
+    def concat(self, a: None, b: None) -> None: ...
+    def pool_channels(self, x: None, axis: int) -> None: ...
+    def clip(self, x: None, name: str, bound: np.ndarray) -> None: ...
+    def depth_to_space(self, x: None, block: int) -> None: ...
+    def space_to_depth(self, x: None, block: int) -> None: ...
+    def window_tokens(self, x: None, channels: int, size: int) -> None: ...
+    def window_image(self, tokens: None, channels: int, size: int, like: None) -> None: ...
+    def video(self, x: None, channels: int, clip: None = None) -> None: ...
+    def frames(self, x: None, like: None) -> None: ...
+    def frame_tokens(self, x: None, channels: int, clip: None) -> None: ...
+    def frame_image(self, tokens: None, channels: int, like: None, clip: None) -> None: ...
+    def video_tokens(self, x: None, channels: int) -> None: ...
+    def token_video(self, tokens: None, channels: int, like: None) -> None: ...
+    def tokens(self, x: None) -> None: ...
+    def image(self, tokens: None, channels: int, like: None) -> None: ...
+    def join_frames(self, tokens: None, channels: int, clip: None) -> None: ...
+    def split_frames(self, tokens: None, like: None) -> None: ...
+    def repeat_frames(self, e: None, clip: None) -> None: ...
+    def pixel(self, e: None) -> None: ...
+    def upsample(self, x: None) -> None: ...
+    def crop_rows(self, x: None) -> None: ...
+    def channels(self, x: None, start: int, end: int) -> None: ...
+    def scale(self, x: None, factor: float) -> None: ...
+    def std(self, x: None) -> None: ...
+    def tap(self, name: str, x: None) -> None: ...
+    def attention(self, q: None, k: None, v: None, heads: int, causal: bool = False) -> None: ...

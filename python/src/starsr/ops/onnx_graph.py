@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MPL-2.0
-"""An ONNX graph under construction: nodes, and initialisers that are loaded only when the graph is written."""
+"""An ONNX graph under construction, whose weights are loaded only when it is written."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -13,22 +14,25 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 20
 IR_VERSION = 9
 
-#: Element types of a graph's activations and weights by the name users give.
+#: Element types of activations and weights, by the name of the precision.
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-#: Initialisers of fewer bytes stay in the graph file, where ONNX Runtime reads shapes and axes from.
+#: Smaller initialisers, in bytes, stay in the graph file: ONNX Runtime reads shapes and axes there.
 SMALL = 1024
 #: External data begins at multiples of this, so that it can be mapped into memory.
 ALIGNMENT = 4096
 
+#: Element type and dimensions of an input or output; named dimensions are free.
+Spec = tuple[int, list[int | str]]
+
 
 def numpy_type(element: int) -> np.dtype:
-    """The numpy type of an element type; bfloat16 comes from the package ml_dtypes, which onnx needs."""
+    """Return the NumPy type of an ONNX element type; bfloat16 is that of ml_dtypes."""
     return np.dtype(helper.tensor_dtype_to_np_dtype(element))
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """A constant of a graph; `load` gives its array, already of the right type and shape."""
+    """A constant of a graph. `load` returns its array, already of the right type and shape."""
 
     element: int
     shape: tuple[int, ...]
@@ -36,38 +40,60 @@ class Initializer:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * numpy_type(self.element).itemsize
 
 
 class OnnxGraph:
-    """Collects nodes and initialisers. `parameters` maps names to arrays and is asked for each once, when the graph is
-    written; `precision` is one of `PRECISIONS`."""
+    """Collects nodes and initialisers.
+
+    `parameters` maps names to arrays; each is looked up once, when the graph is written.
+    `precision` is one of `PRECISIONS`.
+    """
 
     def __init__(self, parameters: Mapping[str, np.ndarray], precision: str = "fp32") -> None:
         self.parameters = parameters
         self.element = PRECISIONS[precision]
-        self.nodes: list = []
+        self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, Initializer] = {}
         self._values: dict[str, np.ndarray] = {}
-        self._cache: dict[tuple, str] = {}
+        self._cache: dict[tuple[Hashable, ...], str] = {}
 
-    def node(self, op: str, *inputs: str, domain: str = "", output: str | None = None, outputs: int = 1, **attributes):
-        """Adds a node and returns the name of its output, or a list where it has several."""
-        first = output or f"{op}_{len(self.nodes)}"
-        names = [first] + [f"{first}_{i}" for i in range(1, outputs)]
-        self.nodes.append(helper.make_node(op, inputs, names, name=first, domain=domain, **attributes))
-        return names if outputs > 1 else first
+    def node(
+        self, op: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: Any
+    ) -> str:
+        """Add a node and return the name of its output."""
+        name = output or f"{op}_{len(self.nodes)}"
+        self._add(op, inputs, [name], domain, attributes)
+        return name
 
-    def once(self, op: str, *inputs: str, **attributes) -> str:
-        """As `node`, but the same node is added only once."""
+    def nodes_of(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several outputs and return their names."""
+        name = f"{op}_{len(self.nodes)}"
+        names = [name] + [f"{name}_{i}" for i in range(1, outputs)]
+        self._add(op, inputs, names, "", attributes)
+        return names
+
+    def _add(
+        self,
+        op: str,
+        inputs: tuple[str, ...],
+        outputs: list[str],
+        domain: str,
+        attributes: dict[str, Any],
+    ) -> None:
+        node = helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes)
+        self.nodes.append(node)
+
+    def once(self, op: str, *inputs: str, **attributes: Hashable) -> str:
+        """Return the output of a node that is added only the first time it is asked for."""
         key = (op, *inputs, *attributes.items())
         if key not in self._cache:
             self._cache[key] = self.node(op, *inputs, **attributes)
         return self._cache[key]
 
     def array(self, name: str, value: np.ndarray) -> str:
-        """A constant of known value; one of the same name is shared."""
+        """Add a constant, or share the one that has the same name, and return its name."""
         known = self._values.setdefault(name, value)
         if known is not value and not np.array_equal(known, value):
             raise ValueError(f"constant {name} has two values")
@@ -76,8 +102,10 @@ class OnnxGraph:
         return name
 
     def integers(self, *values: int) -> str:
-        """A 1-D int64 constant."""
-        return self.array("i_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64))
+        """Add a 1-D int64 constant and return its name."""
+        return self.array(
+            "i_" + "_".join(map(str, values)).replace("-", "m"), np.array(values, np.int64)
+        )
 
     def weight(
         self,
@@ -87,8 +115,11 @@ class OnnxGraph:
         suffix: str = "",
         precise: bool = False,
     ) -> str:
-        """The parameter `name` of `shape` after `transform`, which `suffix` tells from others of the same parameter; in the
-        graph's precision, or `precise` in 32 bits."""
+        """Add the parameter `name` of `shape` after `transform` and return the name of the result.
+
+        `suffix` distinguishes different transforms of one parameter. The result is in the
+        precision of the graph, or in 32 bits if `precise`.
+        """
         element = TensorProto.FLOAT if precise else self.element
         key = name + suffix + ("" if element == self.element else ".fp32")
         if key not in self.initializers:
@@ -97,20 +128,32 @@ class OnnxGraph:
             def load() -> np.ndarray:
                 value = np.asarray(self.parameters[name])
                 if value.shape != tuple(shape):
-                    raise ValueError(f"parameter {name} has shape {value.shape}, the network needs {tuple(shape)}")
+                    raise ValueError(
+                        f"parameter {name} has shape {value.shape}, but the network needs "
+                        f"{tuple(shape)}"
+                    )
                 with np.errstate(over="ignore"):
                     result = np.ascontiguousarray(transform(value)).astype(numpy_type(element))
                 if element == TensorProto.FLOAT16 and not np.isfinite(result).all():
-                    raise ValueError(f"parameter {name} has values that fp16 cannot hold; choose bf16 or fp32")
+                    raise ValueError(
+                        f"parameter {name} has values that fp16 cannot hold; choose bf16 or fp32"
+                    )
                 return result
 
             self.initializers[key] = Initializer(element, final, load)
         return key
 
     def cast(self, x: str, element: int) -> str:
+        """Add a conversion to another element type and return its output."""
         return self.node("Cast", x, to=element)
 
-    def _model(self, inputs: dict, outputs: dict, results: list[str], tensors: list) -> onnx.ModelProto:
+    def _model(
+        self,
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
+        results: list[str],
+        tensors: list[TensorProto],
+    ) -> onnx.ModelProto:
         for result, name in zip(results, outputs, strict=True):
             self.node("Identity", result, output=name)
         graph = helper.make_graph(
@@ -121,32 +164,42 @@ class OnnxGraph:
             tensors,
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="starsr")
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="starsr"
+        )
 
-    def model(self, inputs: dict[str, tuple], outputs: dict[str, tuple], results: list[str]) -> onnx.ModelProto:
-        """The finished model with its weights inside; `inputs` and `outputs` map names to `(element type, dimensions)`,
-        `results` are the values that leave as `outputs`."""
+    def model(
+        self, inputs: Mapping[str, Spec], outputs: Mapping[str, Spec], results: list[str]
+    ) -> onnx.ModelProto:
+        """Return the finished model with its weights inside.
+
+        `results` are the values that leave the graph as `outputs`, in the same order.
+        """
         tensors = [numpy_helper.from_array(i.load(), name) for name, i in self.initializers.items()]
         return self._model(inputs, outputs, results, tensors)
 
     def data_size(self) -> int:
-        """Bytes of the data file that `save` writes, at most."""
+        """Return an upper bound of the bytes in the data file that `save` writes."""
         return sum(i.size + ALIGNMENT for i in self.initializers.values() if i.size >= SMALL)
 
     def save(
         self,
         path: Path,
-        inputs: dict[str, tuple],
-        outputs: dict[str, tuple],
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
         results: list[str],
-        progress: Callable[[int], None] = lambda size: None,
+        progress: Callable[[int], object] = lambda size: None,
     ) -> dict[str, str]:
-        """Writes the model as `path` with its weights in a data file beside it, one at a time, and tells `progress` of the
-        bytes written. Gives the SHA-256 of both by file name, the model first."""
-        data = path.with_suffix(".data")
-        digest, place, tensors = hashlib.sha256(), 0, []
+        """Write the model to `path` and its weights, one at a time, to a data file beside it.
 
-        def write(file, block: bytes) -> None:
+        Calls `progress` with the number of bytes after each write. Returns the SHA-256 of both
+        files by name, the model first.
+        """
+        data = path.with_suffix(".data")
+        digest, place = hashlib.sha256(), 0
+        tensors: list[TensorProto] = []
+
+        def write(file: BinaryIO, block: bytes) -> None:
             nonlocal place
             file.write(block)
             digest.update(block)
@@ -160,9 +213,12 @@ class OnnxGraph:
                     tensors.append(numpy_helper.from_array(value, name))
                     continue
                 write(file, bytes(-place % ALIGNMENT))
-                tensor = TensorProto(name=name, data_type=initializer.element, dims=initializer.shape)
+                tensor = TensorProto(
+                    name=name, data_type=initializer.element, dims=initializer.shape
+                )
                 tensor.data_location = TensorProto.EXTERNAL
-                for key, entry in (("location", data.name), ("offset", place), ("length", initializer.size)):
+                entries = {"location": data.name, "offset": place, "length": initializer.size}
+                for key, entry in entries.items():
                     tensor.external_data.add(key=key, value=str(entry))
                 tensors.append(tensor)
                 write(file, value.tobytes())

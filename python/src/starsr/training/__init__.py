@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Training as in the paper: for nano, and for the full network from a released checkpoint."""
+"""Training as in the paper, of nano from scratch and of the full network from a checkpoint."""

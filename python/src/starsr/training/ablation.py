@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The paper's ablations (its tables 4 and 5) on a small nano: one short training for each variant and seed, with equal budgets,
-measured on held-out clips. Finished runs are kept, so that it stops and resumes at any time; the tables are in Markdown."""
+"""`starsr-ablations`: the paper's ablations (its tables 4 and 5) on a small nano.
+
+There is one short training for each variant and seed, all with the same budget, measured on
+held-out clips. Finished runs are kept, so the program can be stopped and resumed at any time. The
+tables are in Markdown.
+"""
 
 import argparse
 import dataclasses
@@ -8,10 +12,11 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,38 +26,57 @@ from tqdm import tqdm
 
 from starsr.data.clips import is_held_out, pan
 from starsr.data.media import PHOTO_SUFFIXES, find, from_bytes, read_photo
-from starsr.training.dataset import MIX, SHRINK, Clips
+from starsr.data.resize import bicubic
 from starsr.degradation import second_order
 from starsr.degradation.second_order import PRESETS
-from starsr.evaluation.metrics import Motion, as_float, motion, psnr, sharpness, ssim, warping_errors
+from starsr.evaluation.metrics import (
+    Motion,
+    as_float,
+    motion,
+    psnr,
+    sharpness,
+    ssim,
+    warping_errors,
+)
 from starsr.models.nano.network import CORE, LEVEL_CORE, Nano, NanoConfig, declared_parameters
-from starsr.data.resize import bicubic
 from starsr.models.star.pipeline import Noise, Sampling, Trace, sample
 from starsr.training.checkpoint import save
+from starsr.training.dataset import MIX, SHRINK, Clips
 from starsr.training.loop import Options, Schedule, generator_of, run
 from starsr.training.losses import DfConfig
-from starsr.training.nano import NanoOptions, NanoTask, Pool, coefficient_deviation, to_latents, to_pixels
+from starsr.training.nano import (
+    Batch,
+    NanoOptions,
+    NanoTask,
+    Pool,
+    coefficient_std,
+    to_latents,
+    to_pixels,
+)
 
 #: The network of the runs, a quarter of nano's.
 SMALL = NanoConfig(widths=(24, 32, 48), time=32, head=16)
-#: The paper's objective, L_v + b(t) L_DF, without nano's other losses. The DF loss of these pixels is a hundredth of L_v.
+#: Weight in the paper's objective, L_v + b(t) L_DF, without nano's other losses. The DF loss of
+#: these pixels is a hundredth of L_v.
 BETA = 100.0
 DF = DfConfig(beta=BETA)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a run changes."""
+    """The settings of a run that differ from the others."""
 
     config: NanoConfig = SMALL
     df: DfConfig = DF
 
 
-def liem(**values) -> Variant:
+def liem(**values: Any) -> Variant:
+    """Return a variant with other settings of LIEM."""
     return Variant(config=dataclasses.replace(SMALL, **values))
 
 
-def df(**values) -> Variant:
+def df(**values: Any) -> Variant:
+    """Return a variant with other settings of the DF loss."""
     return Variant(df=dataclasses.replace(DF, **values))
 
 
@@ -63,7 +87,7 @@ DIRECT = "direct, α = 2, b(t) falling, β = 100"
 
 @dataclass(frozen=True)
 class Table:
-    """Variants by name, and the numbers of evaluations that they are measured with."""
+    """Variants by name, and the numbers of evaluations with which they are measured."""
 
     title: str
     variants: dict[str, Variant]
@@ -107,67 +131,81 @@ TABLES = [
 
 
 #: The paper's objective alone.
-OPTIONS = NanoOptions(batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.0, grid_weight=0.0, workers=0)
+OPTIONS = NanoOptions(
+    batch=4, start_share=0.7, fidelity_weight=0.0, v_weight=1.0, grid_weight=0.0, workers=0
+)
 
 
 class SharedClips(NanoTask):
-    """Nano's training on crops of clips that were made once for all runs."""
+    """Training of nano on crops of clips that were made once for all runs."""
 
-    def __init__(self, pool: list[tuple[Tensor, Tensor]], variant: Variant, media: Path, seed: int) -> None:
+    def __init__(
+        self, pool: Sequence[tuple[Tensor, Tensor]], variant: Variant, media: Path, seed: int
+    ) -> None:
         options = dataclasses.replace(OPTIONS, df=variant.df)
         torch.manual_seed(seed)
         init = Nano(variant.config)
-        init.deviation.copy_(coefficient_deviation(high for _, high in pool[:32]))
+        init.deviation.copy_(coefficient_std(high for _, high in pool[:32]))
         super().__init__(media, variant.config, options, seed, torch.device("cpu"), init)
         self.pool = Pool(len(pool), self.clips, self.device)
         for index, pair in enumerate(pool):
             self.pool.put(index, *pair)
 
-    def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, start: int, end: int) -> Iterator[Batch]:
+        """Yield the batches of the iterations."""
         return (self.batch_of(self.pool, iteration) for iteration in range(start, end))
 
 
 @dataclass
 class Judge:
-    """Held-out clips, degraded lightly and heavily, and what is measured on them."""
+    """Held-out clips, degraded lightly and heavily, and the figures measured on them."""
 
     media: Path
     frames: int = 5
     side: int = 128
     photos: int = 8
+    #: True and bicubic clips `[F,H,W,3]`, the bicubic one as `[F,3,H,W]`, and the true motion.
     cases: list[tuple[np.ndarray, np.ndarray, Tensor, list[Motion]]] = field(default_factory=list)
 
     def prepare(self) -> None:
-        """Makes the clips: true, bicubic and low ones, and the true one's motion."""
+        """Make the clips."""
         paths = [path for path in find(self.media, PHOTO_SUFFIXES) if is_held_out(path)]
+        chosen = paths[:: max(1, len(paths) // self.photos)][: self.photos]
         rng = np.random.default_rng(7)
-        for index, path in enumerate(paths[:: max(1, len(paths) // self.photos)][: self.photos]):
+        for index, path in enumerate(chosen):
             high = pan(read_photo(path), self.frames, (self.side, self.side), rng, shrink=1.4)
+            clean = from_bytes(np.ascontiguousarray(high))
             motions = motion(high)
             for preset in ("light", "heavy"):
-                degraded = second_order.degrade(
-                    from_bytes(np.ascontiguousarray(high)), PRESETS[preset], np.random.default_rng(index)
-                )
-                plain = bicubic(from_bytes(degraded)).clamp(0, 1)
-                self.cases.append((as_float(high), plain.permute(0, 2, 3, 1).numpy(), plain, motions))
+                draws = np.random.default_rng(index)
+                low = from_bytes(second_order.degrade(clean, PRESETS[preset], draws))
+                plain = bicubic(low).clamp(0, 1)
+                base = plain.permute(0, 2, 3, 1).numpy()
+                self.cases.append((as_float(high), base, plain, motions))
 
     @torch.no_grad()
     def measure(self, module: Nano, evaluations: int) -> dict[str, float]:
-        """Means over the clips: PSNR in dB and SSIM above bicubic's, E*_warp over bicubic's, sharpness over the truth's."""
-        deviation = module.deviation.double().numpy()
+        """Return the means over the clips.
+
+        They are PSNR in dB and SSIM above bicubic's, E*_warp over bicubic's and sharpness over the
+        truth's.
+        """
+        std = module.std()
         sampling = Sampling("normal", evaluations, guidance_scale=1.0, length=self.frames)
+
+        def velocity(x: Tensor, t: int, low: Tensor, _: bool) -> Tensor:
+            v: Tensor = module(x.float(), torch.tensor([t]), low)
+            return v
+
         figures = []
         for index, (high, base, plain, motions) in enumerate(self.cases):
-            hint = to_latents(plain[None], deviation)
+            hint = to_latents(plain[None], std)
             generator = generator_of(0, index)
             start = torch.randn(hint.shape, generator=generator)
             steps = torch.randn((evaluations - 1, *hint.shape), generator=generator)
-
-            def velocity(x: Tensor, t: int, low: Tensor, _: bool) -> Tensor:
-                return module(x.float(), torch.tensor([t]), low)
-
             latents = sample(velocity, hint, Noise(start, steps), sampling, Trace())
-            result = to_pixels(latents.float(), deviation)[0].clamp(0, 1).permute(0, 2, 3, 1).numpy()
+            pixels = to_pixels(latents.float(), std)[0].clamp(0, 1)
+            result = pixels.permute(0, 2, 3, 1).numpy()
             figures.append(
                 {
                     "psnr": psnr(result, high) - psnr(base, high),
@@ -183,7 +221,7 @@ class Judge:
 
 @dataclass
 class Study:
-    """The runs, made in `folder`; what was measured is kept in `results_file`."""
+    """The runs, which are made in `folder`. `results_file` keeps their figures."""
 
     media: Path
     folder: Path
@@ -194,34 +232,46 @@ class Study:
 
     @cached_property
     def pool(self) -> list[tuple[Tensor, Tensor]]:
-        """Training clips, the same for all runs; made once for each way to degrade them."""
+        """Training clips, the same for all runs; made once for each setting of degradations."""
         made = zlib.crc32(repr((self.clips, MIX, SHRINK, PRESETS)).encode())
         path = self.folder / f"clips-{made:08x}.pt"
         if not path.is_file():
             clips = Clips(self.media, length=self.clips, seed=1)
             loader = DataLoader(Subset(clips, range(self.clips)), batch_size=None, num_workers=1)
             save(path, {"clips": list(tqdm(loader, desc="clips", unit="clip"))})
-        return torch.load(path, weights_only=True)["clips"]
+        pairs: list[tuple[Tensor, Tensor]] = torch.load(path, weights_only=True)["clips"]
+        return pairs
 
     @cached_property
     def judge(self) -> Judge:
+        """The held-out clips."""
         judge = Judge(self.media)
         judge.prepare()
         return judge
 
-    def results(self) -> dict:
-        """Figures of the finished runs, by variant, seed and number of evaluations."""
-        return json.loads(self.results_file.read_text(encoding="utf-8")) if self.results_file.is_file() else {}
+    def results(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the figures of the finished runs, by `key` and number of evaluations."""
+        if not self.results_file.is_file():
+            return {}
+        found: dict[str, dict[str, dict[str, float]]] = json.loads(
+            self.results_file.read_text(encoding="utf-8")
+        )
+        return found
 
     def key(self, variant: Variant, seed: int) -> str:
-        size = sum(math.prod(parameter.shape) for parameter in declared_parameters(variant.config).values())
-        network = {**dataclasses.asdict(variant.config), "parameters": size, "core": [CORE, LEVEL_CORE]}
+        """Return all settings on which a run depends, as JSON."""
+        parameters = declared_parameters(variant.config).values()
+        network = {
+            **dataclasses.asdict(variant.config),
+            "parameters": sum(math.prod(parameter.shape) for parameter in parameters),
+            "core": [CORE, LEVEL_CORE],
+        }
         options = dataclasses.asdict(dataclasses.replace(OPTIONS, df=variant.df))
-        values = {"network": network, "options": options, "seed": seed, "iterations": self.iterations}
-        return json.dumps(values, sort_keys=True)
+        run = {"seed": seed, "iterations": self.iterations}
+        return json.dumps({"network": network, "options": options, **run}, sort_keys=True)
 
     def train(self, variant: Variant, seed: int) -> Nano:
-        """The averaged network of one run."""
+        """Make one run and return its averaged network."""
         from accelerate import Accelerator
 
         checkpoint = self.folder / "run.pt"
@@ -229,14 +279,21 @@ class Study:
         checkpoint.with_suffix(".csv").unlink(missing_ok=True)
         task = SharedClips(self.pool, variant, self.media, seed)
         schedule = Schedule(self.iterations, 2e-3, constant=False)
-        options = Options(checkpoint, schedule, seed=seed, average=0.98, save_every=self.iterations, sample_every=0)
+        options = Options(
+            checkpoint,
+            schedule,
+            seed=seed,
+            average=0.98,
+            save_every=self.iterations,
+            sample_every=0,
+        )
         run(task, options, Accelerator(cpu=True), report=lambda _: None)
         module = Nano(variant.config)
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
         return module.eval()
 
     def fill(self) -> None:
-        """Makes all runs that are missing."""
+        """Make all runs that are missing."""
         wanted: dict[str, tuple[Variant, int, set[int]]] = {}
         for seed in range(self.seeds):
             for table in TABLES:
@@ -247,7 +304,8 @@ class Study:
             results = self.results()
             if key in results:
                 continue
-            print(f"run {number + 1} of {len(wanted)}: {variant}, seed {seed}", file=sys.stderr, flush=True)
+            progress = f"run {number + 1} of {len(wanted)}: {variant}, seed {seed}"
+            print(progress, file=sys.stderr, flush=True)
             module = self.train(variant, seed)
             results[key] = {str(n): self.judge.measure(module, n) for n in sorted(evaluations)}
             part = self.results_file.with_suffix(".part")
@@ -255,66 +313,116 @@ class Study:
             part.replace(self.results_file)
 
     def tables(self) -> str:
-        """The tables as Markdown: mean over the seeds, and in brackets the spread, half of what lies between the extremes. Raises
-        `LookupError` where there is nothing for them."""
+        """Return the tables as Markdown.
+
+        Each cell holds the mean over the seeds and, in brackets, half the distance between the
+        extremes. Raises `LookupError` if there are no runs.
+        """
         results, parts = self.results(), []
         if self.key(PAPER, 0) not in results:
-            raise LookupError(f"{self.results_file} has no runs of this network with these options: leave --tables-only out")
+            raise LookupError(
+                f"{self.results_file} has no runs of this network with these options: leave "
+                "--tables-only out"
+            )
         for table in TABLES:
             lines = [
                 f"## {table.title}",
                 "",
-                "| variant | evaluations | seeds | PSNR - bicubic's, dB | SSIM - bicubic's | E\\*warp / bicubic's | sharpness / truth's |",
+                f"| variant | evaluations | seeds | {' | '.join(HEADINGS)} |",
                 "| --- | --- | --- | --- | --- | --- | --- |",
             ]
             for name, variant in table.variants.items():
                 rows = [results.get(self.key(variant, seed)) for seed in range(self.seeds)]
                 for evaluations in table.evaluations:
                     found = [row[str(evaluations)] for row in rows if row is not None]
-                    cells = [cell([row[figure] for row in found], form) for figure, form in FORMS.items()]
+                    cells = [
+                        cell([row[figure] for row in found], form) for figure, form in FORMS.items()
+                    ]
                     lines.append(f"| {name} | {evaluations} | {len(found)} | {' | '.join(cells)} |")
             parts.append("\n".join(lines))
         return "\n\n".join(parts) + "\n"
 
 
+#: Headings of the figures in the tables, and their formats.
+HEADINGS = (
+    "PSNR - bicubic's, dB",
+    "SSIM - bicubic's",
+    "E\\*warp / bicubic's",
+    "sharpness / truth's",
+)
 FORMS = {"psnr": "{:+.3f}", "ssim": "{:+.4f}", "warp": "{:.3f}", "sharpness": "{:.3f}"}
 
 
 def cell(values: list[float], form: str) -> str:
+    """Return the text of a cell."""
     if not values:
         return "not run"
     spread = (max(values) - min(values)) / 2
     return f"{form.format(np.mean(values))} (±{form.replace('+', '').format(spread)})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="starsr-ablations", description=__doc__)
-    parser.add_argument("--media", type=Path, required=True, help="folder with photographs and video")
-    parser.add_argument("--folder", type=Path, required=True, help="where runs are made")
-    parser.add_argument(
-        "--results", type=Path, required=True, help="JSON file of what was measured; runs that it has are not made again"
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    result = argparse.ArgumentParser(
+        prog="starsr-ablations",
+        description="Trains a small nano for each of the paper's ablations (its tables 4 and 5), "
+        "measures it on held-out clips and writes tables in Markdown. Can be stopped and resumed "
+        "at any time.",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="Markdown file: its tables are replaced, what is above them stays"
+    add = result.add_argument
+    add("--media", type=Path, required=True, help="folder with photographs and video")
+    add("--folder", type=Path, required=True, help="working folder of the runs")
+    add(
+        "--results",
+        type=Path,
+        required=True,
+        help="JSON file of the figures; runs that it holds are not made again",
     )
-    parser.add_argument("--iterations", type=int, default=500, help="of each run (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (%(default)s)")
-    parser.add_argument("--clips", type=int, default=240, help="training clips (%(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="to compute with (%(default)s)")
-    parser.add_argument("--tables-only", action="store_true", help="write the tables of what has been run")
-    options = parser.parse_args()
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        help="Markdown file: its tables are replaced, the text above them stays",
+    )
+    add("--iterations", type=int, default=500, help="iterations of each run (%(default)s)")
+    add("--seeds", type=int, default=3, help="runs of each variant (%(default)s)")
+    add("--clips", type=int, default=240, help="training clips (%(default)s)")
+    add(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="threads for computing (%(default)s)",
+    )
+    add("--tables-only", action="store_true", help="only write the tables of the finished runs")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(options.media, options.folder, options.results, options.iterations, options.seeds, options.clips)
+    study = Study(
+        options.media,
+        options.folder,
+        options.results,
+        options.iterations,
+        options.seeds,
+        options.clips,
+    )
     if not options.tables_only:
         study.fill()
-    above = options.output.read_text(encoding="utf-8") if options.output.is_file() else "# Ablations\n\n"
+    above = "# Ablations\n\n"
+    if options.output.is_file():
+        above = options.output.read_text(encoding="utf-8")
     above = above.split(f"## {TABLES[0].title}\n")[0]
     try:
         options.output.write_text(above + study.tables(), encoding="utf-8")
     except LookupError as e:
-        parser.exit(1, f"{parser.prog}: {e.args[0]}\n")
+        print(f"starsr-ablations: {e.args[0]}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,13 +3,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def save(path: Path, state: dict) -> None:
-    """Writes a checkpoint so that an interrupted write leaves the previous one."""
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; an interrupted write leaves the previous one in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
@@ -17,12 +18,12 @@ def save(path: Path, state: dict) -> None:
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes."""
+    """Return the parameters that training changes."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 class Average:
-    """Exponential average of a module's trained parameters. It follows quickly at first."""
+    """Exponential moving average of a module's trained parameters. It follows quickly at first."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -30,12 +31,12 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, iteration: int) -> None:
-        """Takes in the weights after `iteration` iterations."""
+        """Take in the weights after `iteration` iterations."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         for name, p in trained(module).items():
             self.weights[name].lerp_(p.detach(), 1 - decay)
 
     def swap(self, module: nn.Module) -> None:
-        """Exchanges the average with the module's weights."""
+        """Exchange the average with the module's weights."""
         for name, p in trained(module).items():
             p.data, self.weights[name] = self.weights[name], p.data

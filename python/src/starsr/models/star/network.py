@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: MPL-2.0
-"""STAR's denoiser and ControlNet (SPEC A.6), described over the primitive operations, with the official parameter names.
+"""STAR's denoiser and ControlNet with the official parameter names (see docs/star.md).
 
-Feature maps are `[B*F,C,h,w]`, tokens `[N,T,C]`, videos `[B,C,F,h*w]`. `h` must be 2 and `w` 0 modulo 8.
+Feature maps are `[B*F,C,h,w]`, tokens `[N,T,C]` and videos `[B,C,F,h*w]`. `h` must be 2 modulo 8
+and `w` 0 modulo 8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from starsr.models.liem import check_position, gated_attention
 from starsr.models.weights import compare_names
 from starsr.ops import Declare, Parameter
+from starsr.ops.primitives import Ops, V
 from starsr.ops.torch_ops import TorchOps, parameters_of
 
-#: What the names of the ControlNet's parameters begin with.
+#: Prefix of the names of the ControlNet's parameters.
 CONTROLNET = "VideoControlNet."
 
 
@@ -24,10 +25,12 @@ CONTROLNET = "VideoControlNet."
 class StarConfig:
     """Sizes of the networks. The defaults are those of the released checkpoints.
 
-    `dim` times `dim_mult` are the channels of the levels, of which the first `attention_levels` have transformers; `head_dim`
-    is the size of an attention head, of which the first transformer has `num_heads` and the others as many as their channels
-    allow; `context_dim` is the width of the text embedding. `liem_position` is one of `liem.POSITIONS`; `spatial_liem` and
-    `temporal_liem` switch the gates of the spatial and the temporal transformers."""
+    The levels have `dim` times `dim_mult` channels, and the first `attention_levels` of them have
+    transformers. An attention head has `head_dim` channels; the first transformer has `num_heads`
+    heads, and the others have as many as their channels allow. `context_dim` is the width of the
+    text embedding. LIEM gates at `liem_position`, one of `liem.POSITIONS`; `spatial_liem` and
+    `temporal_liem` switch it on for each kind of transformer.
+    """
 
     in_dim: int = 4
     out_dim: int = 4
@@ -56,15 +59,21 @@ class StarConfig:
         return 4 * self.dim
 
     def controls(self) -> list[tuple[int, int]]:
-        """Channels and level of each tensor from ControlNet to denoiser."""
-        return [(entry.cout, entry.level + (entry.kind == "down")) for entry in encoder_entries(self)] + [
-            (self.channels[-1], len(self.channels) - 1)
-        ]
+        """Return channels and level of each tensor from ControlNet to denoiser."""
+        entries = [(e.cout, e.level + (e.kind == "down")) for e in encoder_entries(self)]
+        return [*entries, (self.channels[-1], len(self.channels) - 1)]
+
+
+STAR = StarConfig()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of the `input_blocks`: `kind` is `in`, `block` (residual block, with transformers on the first levels) or `down`."""
+    """One of the `input_blocks`.
+
+    `kind` is `in` (the first convolution), `block` (a residual block, with transformers on the
+    first levels) or `down`.
+    """
 
     kind: str
     level: int
@@ -73,7 +82,7 @@ class Entry:
 
 
 def encoder_entries(config: StarConfig) -> list[Entry]:
-    """The `input_blocks` in order."""
+    """Return the `input_blocks` in order."""
     entries = [Entry("in", 0, config.in_dim, config.dim)]
     for level, channels in enumerate(config.channels):
         for _ in range(config.num_res_blocks):
@@ -84,24 +93,34 @@ def encoder_entries(config: StarConfig) -> list[Entry]:
 
 
 def decoder_entries(config: StarConfig) -> Iterator[tuple[int, int, int, int, bool]]:
-    """The `output_blocks` in order: level, channels of the input, of the skip connection and of the output, and whether an
-    upsampling follows."""
+    """Yield the `output_blocks` in order.
+
+    Each is its level, the channels of the input, of the skip connection and of the output, and
+    whether an upsampling follows.
+    """
     skips = [entry.cout for entry in encoder_entries(config)]
     cin = config.channels[-1]
     for level in reversed(range(len(config.channels))):
         for i in range(config.num_res_blocks + 1):
-            yield level, cin, skips.pop(), config.channels[level], level > 0 and i == config.num_res_blocks
+            grows = level > 0 and i == config.num_res_blocks
+            yield level, cin, skips.pop(), config.channels[level], grows
             cin = config.channels[level]
 
 
-def time_embedding(ops, name, t, config):
-    """`[B]` to `[B,embed_dim]`."""
-    e = ops.linear(ops.sinusoid(t, config.dim), f"{name}.0", config.dim, config.embed_dim, precise=True)
-    return ops.tap(name, ops.linear(ops.silu(e), f"{name}.2", config.embed_dim, config.embed_dim, precise=True))
+def time_embedding(ops: Ops[V], name: str, t: V, config: StarConfig) -> V:
+    """Embed timesteps `[B]` as `[B,embed_dim]`."""
+    width = config.embed_dim
+    e = ops.linear(ops.sinusoid(t, config.dim), f"{name}.0", config.dim, width, precise=True)
+    return ops.tap(name, ops.linear(ops.silu(e), f"{name}.2", width, width, precise=True))
 
 
-def res_block(ops, name, x, e, clip, config, cin, cout):
-    """Residual block with the timestep embedding `e` `[B*F,embed_dim]`, followed by four convolutions over the frames."""
+def res_block(
+    ops: Ops[V], name: str, x: V, e: V, clip: V, config: StarConfig, cin: int, cout: int
+) -> V:
+    """Apply a residual block, then four convolutions over the frames.
+
+    Takes `x` `[B*F,cin,h,w]` and the timestep embedding `e` `[B*F,embed_dim]`.
+    """
     h = ops.silu(ops.group_norm(x, f"{name}.in_layers.0", cin))
     h = ops.conv(h, f"{name}.in_layers.2", cin, cout)
     h = ops.add(h, ops.pixel(ops.linear(e, f"{name}.emb_layers.1", config.embed_dim, cout)))
@@ -111,46 +130,76 @@ def res_block(ops, name, x, e, clip, config, cin, cout):
 
     video = mixed = ops.video(h, cout, clip)
     for i, place in enumerate((2, 3, 3, 3), 1):
+        # The name is misspelt in the released checkpoints.
         layer = f"{name}.temopral_conv.conv{i}"
         mixed = ops.silu(ops.group_norm(mixed, f"{layer}.0", cout))
         mixed = ops.video_conv(mixed, f"{layer}.{place}", cout, cout)
     return ops.tap(name, ops.frames(ops.add(video, mixed), h))
 
 
-def attention(ops, name, x, context, config, cin, inner, clip=None):
-    """Attention of tokens `x` to tokens `context` `[.,.,cin]`. With `clip` all frames of a batch entry share one context."""
+def attention(
+    ops: Ops[V],
+    name: str,
+    x: V,
+    context: V,
+    config: StarConfig,
+    cin: int,
+    inner: int,
+    clip: V | None = None,
+) -> V:
+    """Attend from tokens `x` to tokens `context` `[.,.,cin]`.
+
+    With `clip`, all frames of a batch entry share one context.
+    """
     q = ops.linear(x, f"{name}.to_q", inner, inner, bias=False)
     k, v = (ops.linear(context, f"{name}.to_{part}", cin, inner, bias=False) for part in "kv")
     heads = inner // config.head_dim
     if clip is None:
         attended = ops.attention(q, k, v, heads)
     else:
-        attended = ops.split_frames(ops.attention(ops.join_frames(q, inner, clip), k, v, heads), q)
+        joined = ops.join_frames(q, inner, clip)
+        attended = ops.split_frames(ops.attention(joined, k, v, heads), q)
     return ops.linear(attended, f"{name}.to_out.0", inner, inner)
 
 
-def gated_self_attention(ops, block, number, x, config, channels, gate):
-    """Self-attention `number` of a transformer block with LIEM, whose `gate` maps tokens to tokens, at the configured place."""
+def gated_self_attention(
+    ops: Ops[V],
+    block: str,
+    number: int,
+    x: V,
+    config: StarConfig,
+    channels: int,
+    gate: Callable[[V], V],
+) -> V:
+    """Apply self-attention `number` of a transformer block.
 
-    def attend(tokens):
+    The LIEM `gate` maps tokens to tokens and acts at the configured position.
+    """
+
+    def attend(tokens: V) -> V:
         normed = ops.layer_norm(tokens, f"{block}.norm{number}", channels)
-        return attention(ops, f"{block}.attn{number}", normed, normed, config, channels, channels)
+        name = f"{block}.attn{number}"
+        return attention(ops, name, normed, normed, config, channels, channels)
 
     return gated_attention(ops, x, config.liem_position, gate, attend)
 
 
-def feed_forward(ops, block, x, channels):
-    """GEGLU and its residual."""
-    hidden = ops.linear(ops.layer_norm(x, f"{block}.norm3", channels), f"{block}.ff.net.0.proj", channels, 8 * channels)
+def feed_forward(ops: Ops[V], block: str, x: V, channels: int) -> V:
+    """Apply GEGLU with a residual connection."""
+    normed = ops.layer_norm(x, f"{block}.norm3", channels)
+    hidden = ops.linear(normed, f"{block}.ff.net.0.proj", channels, 8 * channels)
     value, gate = ops.split(hidden, 2)
-    return ops.add(ops.linear(ops.mul(value, ops.gelu(gate)), f"{block}.ff.net.2", 4 * channels, channels), x)
+    gated = ops.mul(value, ops.gelu(gate))
+    return ops.add(ops.linear(gated, f"{block}.ff.net.2", 4 * channels, channels), x)
 
 
-def spatial_transformer(ops, name, x, text, clip, config, channels):
-    """Attention among the pixels of a frame, then to the text embedding `[B,77,context_dim]`."""
+def spatial_transformer(
+    ops: Ops[V], name: str, x: V, text: V, clip: V, config: StarConfig, channels: int
+) -> V:
+    """Attend among the pixels of a frame, then to the text embedding `[B,77,context_dim]`."""
     block = f"{name}.transformer_blocks.0"
 
-    def gate(tokens):
+    def gate(tokens: V) -> V:
         if not config.spatial_liem:
             return tokens
         pooled = ops.image(ops.pool_channels(tokens, 2), 2, x)
@@ -161,39 +210,56 @@ def spatial_transformer(ops, name, x, text, clip, config, channels):
     tokens = ops.linear(tokens, f"{name}.proj_in", channels, channels)
     tokens = gated_self_attention(ops, block, 1, tokens, config, channels, gate)
     normed = ops.layer_norm(tokens, f"{block}.norm2", channels)
-    attended = attention(ops, f"{block}.attn2", normed, text, config, config.context_dim, channels, clip)
+    width = config.context_dim
+    attended = attention(ops, f"{block}.attn2", normed, text, config, width, channels, clip)
     tokens = feed_forward(ops, block, ops.add(attended, tokens), channels)
     tokens = ops.linear(tokens, f"{name}.proj_out", channels, channels)
     return ops.tap(name, ops.add(ops.image(tokens, channels, x), x))
 
 
-def temporal_transformer(ops, name, x, clip, config, channels, inner):
-    """Two attentions among the frames of each pixel."""
+def temporal_transformer(
+    ops: Ops[V], name: str, x: V, clip: V, config: StarConfig, channels: int, inner: int
+) -> V:
+    """Attend twice among the frames of each pixel."""
     block = f"{name}.transformer_blocks.0"
 
-    def gate(number):
-        def apply(tokens):
+    def gate(number: int) -> Callable[[V], V]:
+        def apply(tokens: V) -> V:
             if not config.temporal_liem:
                 return tokens
-            local = ops.linear(ops.pool_channels(tokens, 2), f"{block}.local{number}.conv1", 2, 1, bias=False)
+            pooled = ops.pool_channels(tokens, 2)
+            local = ops.linear(pooled, f"{block}.local{number}.conv1", 2, 1, bias=False)
             return ops.mul(tokens, ops.sigmoid(local))
 
         return apply
 
     video = ops.video(x, channels, clip)
-    tokens = ops.video_tokens(ops.group_norm(video, f"{name}.norm", channels, eps=1e-6), channels)
+    normed = ops.group_norm(video, f"{name}.norm", channels, eps=1e-6)
+    tokens = ops.video_tokens(normed, channels)
     tokens = ops.linear(tokens, f"{name}.proj_in", channels, inner, unit_axes=1)
     for number in (1, 2):
         tokens = gated_self_attention(ops, block, number, tokens, config, inner, gate(number))
     tokens = feed_forward(ops, block, tokens, inner)
     tokens = ops.linear(tokens, f"{name}.proj_out", inner, channels, unit_axes=1)
-    return ops.tap(name, ops.frames(ops.add(ops.token_video(tokens, channels, video), video), x))
+    mixed = ops.add(ops.token_video(tokens, channels, video), video)
+    return ops.tap(name, ops.frames(mixed, x))
 
 
-def res_and_transformers(ops, name, x, e, text, clip, config, cin, cout, attend):
-    """Residual block, and where `attend` both transformers, as entries 0, 1 and 2 of `name`."""
+def res_and_transformers(
+    ops: Ops[V],
+    name: str,
+    x: V,
+    e: V,
+    text: V,
+    clip: V,
+    config: StarConfig,
+    cin: int,
+    cout: int,
+    attend: bool,
+) -> V:
+    """Apply a residual block and, if `attend`, both transformers: entries 0, 1, 2 of `name`."""
 
-    def run(x, e, text):
+    def run(x: V, e: V, text: V) -> V:
         x = res_block(ops, f"{name}.0", x, e, clip, config, cin, cout)
         if attend:
             x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout)
@@ -203,42 +269,64 @@ def res_and_transformers(ops, name, x, e, text, clip, config, cin, cout, attend)
     return ops.recompute(run, x, e, text)
 
 
-def upsample(ops, name, x, channels):
-    """Twice the size less the first and last row, which undoes the `down` of an encoder."""
+def upsample(ops: Ops[V], name: str, x: V, channels: int) -> V:
+    """Double the size and drop the first and last row, the inverse of the encoder's `down`."""
     grown = ops.crop_rows(ops.upsample(x))
     return ops.tap(name, ops.conv(grown, f"{name}.conv", channels, channels))
 
 
-def embeddings(ops, prefix, t, text, clip, config):
-    """What the blocks are conditioned on: the timestep `[B*F,embed_dim]` and the text `[B,77,context_dim]`."""
+def embeddings(ops: Ops[V], prefix: str, t: V, text: V, clip: V, config: StarConfig) -> tuple[V, V]:
+    """Return the conditions of the blocks.
+
+    They are the timestep embedding `[B*F,embed_dim]` and the text embedding `[B,77,context_dim]`.
+    """
     e = ops.compute(ops.silu(time_embedding(ops, f"{prefix}time_embed", t, config)))
     return ops.repeat_frames(e, clip), ops.compute(text)
 
 
-def encoder(ops, prefix, x, e, text, clip, config, hint=None):
-    """Results of all `input_blocks` and of the middle block. `hint` is added behind the first convolution."""
+def encoder(
+    ops: Ops[V],
+    prefix: str,
+    x: V,
+    e: V,
+    text: V,
+    clip: V,
+    config: StarConfig,
+    hint: V | None = None,
+) -> list[V]:
+    """Return the results of all `input_blocks` and of the middle block.
+
+    `hint` is added to the result of the first convolution.
+    """
     results = []
     for i, entry in enumerate(encoder_entries(config)):
         name = f"{prefix}input_blocks.{i}"
         if entry.kind == "in":
             x = ops.tap(f"{name}.0", ops.conv(x, f"{name}.0", entry.cin, entry.cout))
             x = x if hint is None else ops.add(x, hint)
-            x = temporal_transformer(ops, f"{name}.1", x, clip, config, entry.cout, config.num_heads * config.head_dim)
+            inner = config.num_heads * config.head_dim
+            x = temporal_transformer(ops, f"{name}.1", x, clip, config, entry.cout, inner)
         elif entry.kind == "down":
-            down = ops.conv(x, f"{name}.op", entry.cin, entry.cout, stride=2, padding=(2, 1, 2, 1))
+            sides = (2, 1, 2, 1)
+            down = ops.conv(x, f"{name}.op", entry.cin, entry.cout, stride=2, padding=sides)
             x = ops.tap(name, down)
         else:
             attend = entry.level < config.attention_levels
-            x = res_and_transformers(ops, name, x, e, text, clip, config, entry.cin, entry.cout, attend)
+            x = res_and_transformers(
+                ops, name, x, e, text, clip, config, entry.cin, entry.cout, attend
+            )
         results.append(x)
     name, channels = f"{prefix}middle_block", config.channels[-1]
     x = res_and_transformers(ops, name, x, e, text, clip, config, channels, channels, True)
     return [*results, res_block(ops, f"{name}.3", x, e, clip, config, channels, channels)]
 
 
-def controlnet(ops, x, t, hint, text, config=StarConfig()):
-    """Controls for `denoiser`, `[B*F,C,h,w]` each (`StarConfig.controls`), from noisy latents `x` and low-quality latents
-    `hint` `[B,4,F,h,w]`, timesteps `t` `[B]` and the text embedding `[B,77,context_dim]`."""
+def controlnet(ops: Ops[V], x: V, t: V, hint: V, text: V, config: StarConfig = STAR) -> list[V]:
+    """Compute the controls for `denoiser`, `[B*F,C,h,w]` each (see `StarConfig.controls`).
+
+    Takes noisy latents `x` and low-quality latents `hint`, both `[B,4,F,h,w]`, timesteps `t` `[B]`
+    and the text embedding `[B,77,context_dim]`.
+    """
     e, text = embeddings(ops, CONTROLNET, t, text, x, config)
     folded = ops.compute(ops.fold_frames(hint, config.in_dim))
     guide = ops.conv(folded, f"{CONTROLNET}input_hint_block", config.in_dim, config.dim)
@@ -247,19 +335,31 @@ def controlnet(ops, x, t, hint, text, config=StarConfig()):
     *results, middle = encoder(ops, CONTROLNET, noisy, e, text, x, config, guide)
     controls = [
         ops.conv(result, f"{CONTROLNET}zero_convs.{i}.0", channels, channels, 1)
-        for i, (result, (channels, _)) in enumerate(zip(results, config.controls()))
+        # The last control belongs to the middle block.
+        for i, (result, (channels, _)) in enumerate(
+            zip(results, config.controls()[:-1], strict=True)
+        )
     ]
     channels = config.channels[-1]
-    return [*controls, ops.conv(middle, f"{CONTROLNET}middle_block_out.0", channels, channels, 1)]
+    return [
+        *controls,
+        ops.conv(middle, f"{CONTROLNET}middle_block_out.0", channels, channels, 1),
+    ]
 
 
-def denoiser(ops, x, t, text, controls, config=StarConfig()):
-    """Velocity `v` `[B,4,F,h,w]`, in 32 bits, of noisy latents `x` `[B,4,F,h,w]` at timesteps `t` `[B]`."""
+def denoiser(
+    ops: Ops[V], x: V, t: V, text: V, controls: Sequence[V], config: StarConfig = STAR
+) -> V:
+    """Predict the velocity `v` `[B,4,F,h,w]`, in 32 bits.
+
+    Takes noisy latents `x` `[B,4,F,h,w]`, timesteps `t` `[B]`, the text embedding
+    `[B,77,context_dim]` and the results of `controlnet`.
+    """
     e, text = embeddings(ops, "", t, text, x, config)
     noisy = ops.compute(ops.fold_frames(x, config.in_dim))
     *skips, h = encoder(ops, "", noisy, e, text, x, config)
     h = ops.add(h, controls[-1])
-    skips = [ops.add(skip, control) for skip, control in zip(skips, controls)]
+    skips = [ops.add(skip, control) for skip, control in zip(skips, controls[:-1], strict=True)]
     for i, (level, cin, skipped, cout, grows) in enumerate(decoder_entries(config)):
         name, attend = f"output_blocks.{i}", level < config.attention_levels
         h = ops.concat(h, skips.pop())
@@ -272,8 +372,8 @@ def denoiser(ops, x, t, text, controls, config=StarConfig()):
 
 
 @cache
-def declared_parameters(config: StarConfig = StarConfig()) -> dict[str, Parameter]:
-    """Name to `Parameter` of both networks."""
+def declared_parameters(config: StarConfig = STAR) -> dict[str, Parameter]:
+    """Return the parameters of both networks by name."""
     ops = Declare()
     controls = controlnet(ops, None, None, None, None, config)
     denoiser(ops, None, None, None, controls, config)
@@ -281,9 +381,12 @@ def declared_parameters(config: StarConfig = StarConfig()) -> dict[str, Paramete
 
 
 class Star(nn.Module):
-    """Both networks as one PyTorch module whose state dict has the official names (`ControlledV2VUNet`)."""
+    """Both networks as one PyTorch module.
 
-    def __init__(self, config: StarConfig = StarConfig()) -> None:
+    The state dict has the official names, those of `ControlledV2VUNet`.
+    """
+
+    def __init__(self, config: StarConfig = STAR) -> None:
         super().__init__()
         self.config = config
         for name, tensor in parameters_of(declared_parameters(config)).items():
@@ -292,22 +395,27 @@ class Star(nn.Module):
             for part in path:
                 if part not in place._modules:
                     place.add_module(part, nn.Module())
-                place = place._modules[part]
+                place = place.get_submodule(part)
             place.register_parameter(leaf, nn.Parameter(tensor))
 
-    def forward(self, x, t, hint, text):
-        """Velocity `v` `[B,4,F,h,w]` from noisy latents, timesteps `[B]`, hint latents and embedding `[B,77,context_dim]`."""
-        ops = TorchOps(dict(self.named_parameters()), dtype=self.get_parameter("out.2.weight").dtype)
+    def forward(self, x: Tensor, t: Tensor, hint: Tensor, text: Tensor) -> Tensor:
+        """Predict `v` `[B,4,F,h,w]`; the arguments are those of `controlnet`."""
+        dtype = self.get_parameter("out.2.weight").dtype
+        ops = TorchOps(dict(self.named_parameters()), dtype=dtype)
         controls = controlnet(ops, x, t, hint, text, self.config)
         return denoiser(ops, x, t, text, controls, self.config)
 
 
-def load_official(model: Star, state: dict[str, torch.Tensor]) -> None:
-    """Copies official weights into `model`; raises `ValueError` that says which are missing, unknown or of another shape."""
+def load_official(model: Star, state: dict[str, Tensor]) -> None:
+    """Copy official weights into `model`.
+
+    Raises `ValueError` that says which are missing, unknown or of another shape.
+    """
     check_names(model.config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     model.load_state_dict(state, strict=True)
 
 
 def check_names(config: StarConfig, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises `ValueError` unless `shapes` are the parameters of the networks, all of them and nothing else."""
-    compare_names({name: p.shape for name, p in declared_parameters(config).items()}, shapes, "STAR's networks")
+    """Raise `ValueError` unless `shapes` are exactly the parameters of the networks."""
+    wanted = {name: p.shape for name, p in declared_parameters(config).items()}
+    compare_names(wanted, shapes, "STAR's networks")
