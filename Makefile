@@ -15,12 +15,14 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 RUNTIME := $(CACHE)/onnxruntime
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
-UPSCALE := $(RELEASE)/examples/upscale
+STARSR := $(RELEASE)/starsr
 SAMPLE := $(CACHE)/sample.mp4
 FUZZ := $(CACHE)/cargo-fuzz/bin/cargo-fuzz
-CARGO_BUILD := cargo build --release --locked --lib --example upscale
 
+PREFIX ?= /usr/local
 PLUGIN_DIR = $(DESTDIR)$(shell pkg-config --variable=pluginsdir gstreamer-1.0)
+SHARE = $(DESTDIR)$(PREFIX)/share
+MAN_DIR = $(SHARE)/man/man1
 LIBRARY = $(notdir $(wildcard $(RUNTIME)/libonnxruntime.so.*))
 
 .PHONY: help
@@ -30,17 +32,17 @@ help: ## show this list
 .PHONY: upscale
 upscale: build ## upscale INPUT to OUTPUT (without INPUT: a sample clip), with the program's options in ARGS
 	@if [[ -n $$INPUT ]]; then \
-	  $(UPSCALE) $(ARGS) -- "$$INPUT" "$${OUTPUT:-$${INPUT%.*}-upscaled.mp4}"; \
+	  $(STARSR) upscale $(ARGS) -- "$$INPUT" "$${OUTPUT:-$${INPUT%.*}-upscaled.mp4}"; \
 	else \
 	  [[ -f $(SAMPLE) ]] || tools/make-sample $(SAMPLE); \
-	  $(UPSCALE) --force $(ARGS) -- $(SAMPLE) "$${OUTPUT:-sample-upscaled.mp4}"; \
+	  $(STARSR) upscale --force $(ARGS) -- $(SAMPLE) "$${OUTPUT:-sample-upscaled.mp4}"; \
 	fi
 
 .PHONY: test test-rust test-python small-reference
 test: test-rust test-python ## run all tests
 
 test-rust: build small-reference ## run the Rust tests, with cargo's arguments in ARGS
-	cargo test --release --locked $(ARGS)
+	cargo test --release --locked --workspace $(ARGS)
 
 test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
 	$(PYTHON) -m pytest python/tests $(ARGS)
@@ -49,8 +51,8 @@ small-reference: $(VENV)/requirements ## make what the Rust tests compare a whol
 	@$(PYTHON) python/tests/small_star.py --output $(CACHE)/small
 
 .PHONY: build
-build: $(RUNTIME)/LICENSE ## build the plugin, with ONNX Runtime and the model bundle nano beside it
-	@$(CARGO_BUILD)
+build: $(RUNTIME)/LICENSE ## build the plugin and the program, with ONNX Runtime and the model bundle nano beside them
+	@cargo build --release --locked --workspace
 	@tools/stage $(RUNTIME) models/nano $(RELEASE)
 
 .PHONY: examples
@@ -58,13 +60,16 @@ examples: build ## build the examples in Rust and C into target/release/examples
 	cargo build --release --locked --examples
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror examples/c/live.c -o $(RELEASE)/examples/live $$(pkg-config --cflags --libs gstreamer-1.0)
 
-.PHONY: docs
-docs: build ## write the tables of docs/element.md from the code
-	STARSR_WRITE_DOCS=1 cargo test --release --locked --test documentation
+.PHONY: docs tables
+docs: ## check the links of the documentation and build its site into build/docs
+	tools/build-docs
+
+tables: build ## write the tables of docs/element.md from the code
+	STARSR_WRITE_DOCS=1 cargo test --release --locked --test element documentation
 
 .PHONY: bench
 bench: build ## run the benchmarks, with cargo's arguments in ARGS
-	cargo bench --locked $(ARGS)
+	cargo bench --locked --workspace $(ARGS)
 
 .PHONY: soak valgrind
 soak: build ## run the plugin for a long time and watch its memory, its frames and their times
@@ -80,18 +85,24 @@ valgrind: build ## run short pipelines under valgrind
 fuzz: build $(FUZZ) ## look for inputs that break the element: TARGETS ("manifest caps events frames"), each for SECONDS (600)
 	tools/fuzz $(FUZZ) $(RUNTIME) $(CACHE)/fuzz $(or $(SECONDS),600) $(or $(TARGETS),manifest caps events frames)
 
-.PHONY: lint
-lint: system lint-python ## check format, lints and the commands in README.md
-	cargo fmt --check
-	cargo clippy --release --locked --all-targets -- -D warnings
-	@$(MAKE) --no-print-directory build
-	tools/check-readme
+.PHONY: lint lint-rust lint-python lint-docs
+lint: lint-rust lint-python lint-docs ## check format, lints, types, licences and the documentation
 
-.PHONY: lint-python
-lint-python: $(VENV)/requirements ## check the format, lints and types of the Python package
+lint-rust: system
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
+	  else echo "cargo-deny is missing: the licences of the dependencies are not checked"; fi
+
+lint-python: $(VENV)/requirements
 	$(VENV)/bin/ruff format --check python
 	$(VENV)/bin/ruff check python
 	$(VENV)/bin/mypy --config-file python/pyproject.toml python/src python/tests
+
+lint-docs: build
+	tools/check-docs
+	tools/check-readme
 
 .PHONY: nano
 nano: $(VENV)/requirements ## train on the media in MEDIA, with starsr-train's options in ARGS, and export the bundle to models/nano
@@ -117,16 +128,24 @@ rehearse: $(VENV)/requirements ## convert and run random weights of STAR's true 
 	$(VENV)/bin/starsr-rehearse $(ARGS)
 
 .PHONY: install uninstall
-install: build ## install into GStreamer's plugin folder (below DESTDIR)
+install: build ## install plugin, program, man pages and completions (below DESTDIR and PREFIX)
 	install -d "$(PLUGIN_DIR)/starsr/nano"
 	install -m 755 $(RELEASE)/libgststarsr.so "$(PLUGIN_DIR)/"
 	install -m 644 $(RUNTIME)/$(LIBRARY) "$(PLUGIN_DIR)/starsr/"
 	install -m 644 $(RUNTIME)/LICENSE "$(PLUGIN_DIR)/starsr/LICENSE.onnxruntime"
 	install -m 644 $(RUNTIME)/ThirdPartyNotices.txt "$(PLUGIN_DIR)/starsr/ThirdPartyNotices.onnxruntime.txt"
 	install -m 644 models/nano/* "$(PLUGIN_DIR)/starsr/nano/"
+	install -D -m 755 $(STARSR) "$(DESTDIR)$(PREFIX)/bin/starsr"
+	$(STARSR) documentation build/program
+	install -d "$(MAN_DIR)"
+	install -m 644 build/program/man/*.1 "$(MAN_DIR)/"
+	install -D -m 644 build/program/completions/starsr.bash "$(SHARE)/bash-completion/completions/starsr"
+	install -D -m 644 build/program/completions/_starsr "$(SHARE)/zsh/site-functions/_starsr"
+	install -D -m 644 build/program/completions/starsr.fish "$(SHARE)/fish/vendor_completions.d/starsr.fish"
 
 uninstall: ## remove what install has put there
-	rm -rf "$(PLUGIN_DIR)/libgststarsr.so" "$(PLUGIN_DIR)/starsr"
+	rm -rf "$(PLUGIN_DIR)/libgststarsr.so" "$(PLUGIN_DIR)/starsr" "$(DESTDIR)$(PREFIX)/bin/starsr" "$(MAN_DIR)"/starsr.1 "$(MAN_DIR)"/starsr-*.1 \
+	  "$(SHARE)/bash-completion/completions/starsr" "$(SHARE)/zsh/site-functions/_starsr" "$(SHARE)/fish/vendor_completions.d/starsr.fish"
 
 .PHONY: clean distclean
 clean: ## remove what was built
@@ -149,6 +168,6 @@ $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.lock"
 	@python3 -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement python/requirements.lock
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --requirement python/requirements.lock
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable python
 	@touch $@

@@ -1,31 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! GStreamer element `starsr`: upscales low-quality video with STAR (arXiv 2501.02976), a text-to-video diffusion
-//! model adapted to video super-resolution.
+//! GStreamer element `starsr`: upscales low-quality video with STAR (arXiv 2501.02976), a text-to-video
+//! diffusion model adapted to video super-resolution.
 //!
-//! [`upscaler`] is the whole of it without GStreamer: frames in, upscaled frames out later. The element, which
-//! applications make by its name `starsr`, drives it; [`runtime`] gives it a [`bundle`]'s model through ONNX Runtime.
+//! Applications create the element by its name. The crate [`starsr`] does the work and knows nothing of
+//! GStreamer.
 
 use gst::glib;
 
-pub mod bundle;
-pub mod cancel;
-pub mod canvas;
-pub mod color;
-pub mod diffusion;
-pub mod error;
-pub mod model;
-pub mod parallel;
-pub mod runtime;
-pub mod scene;
-pub mod text;
-pub mod upscaler;
-pub mod window;
-
-mod starsr;
+mod element;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    starsr::register(plugin)
+    element::register(plugin)
 }
 
 gst::plugin_define!(

@@ -4,11 +4,11 @@
 //! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 #![cfg(target_os = "linux")]
 
-mod fixtures;
 
 use std::path::Path;
 
 use gst::prelude::*;
+use starsr_testkit::fixtures;
 
 fn resident() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -42,7 +42,7 @@ fn play(bundle: &Path, (width, height): (usize, usize), frames: u64) -> gst_chec
 fn a_second_element_costs_little_and_a_stopped_one_nothing() {
     gst::init().unwrap();
     gststarsr::plugin_register_static().unwrap();
-    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano");
+    let nano = fixtures::repository("models/nano");
     let size = (128, 96);
 
     let before = resident();

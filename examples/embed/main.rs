@@ -70,7 +70,7 @@ fn run(size: &str, rate: &str, properties: &str) -> Result<(), String> {
     );
 
     let bus = pipeline.bus().ok_or("the pipeline has no bus")?;
-    // A failure to start is told on the bus too, and better.
+    // The bus has a better explanation of a failure to start.
     let _ = pipeline.set_state(gst::State::Playing);
     thread::spawn(move || feed(&source, &info));
     let result = listen(&pipeline, &bus);
@@ -108,7 +108,7 @@ fn feed(source: &gst_app::AppSrc, info: &gst_video::VideoInfo) {
                 return;
             }
         };
-        // Refused where the pipeline has failed or stops; the bus tells why.
+        // Refused where the pipeline has failed or stops; the bus has the reason.
         if source.push_buffer(buffer).is_err() {
             return;
         }
@@ -167,7 +167,7 @@ fn take(sample: &gst::Sample) -> Result<(), String> {
     output.flush().map_err(|error| error.to_string())
 }
 
-/// Waits for the end of the stream and tells what happens until then.
+/// Waits for the end of the stream and prints what happens until then.
 fn listen(pipeline: &gst::Pipeline, bus: &gst::Bus) -> Result<(), String> {
     for message in bus.iter_timed(None) {
         match message.view() {
@@ -189,7 +189,7 @@ fn listen(pipeline: &gst::Pipeline, bus: &gst::Bus) -> Result<(), String> {
     Ok(())
 }
 
-/// What starsr tells of a window of frames.
+/// What starsr reports about a window of frames.
 fn report(structure: &gst::StructureRef) {
     let time = structure.get::<Option<gst::ClockTime>>("running-time").ok().flatten();
     let number = |field: &str| structure.get::<u64>(field).unwrap_or_default();

@@ -18,7 +18,7 @@ PIPELINE = "filesrc name=source ! decodebin ! starsr name=starsr ! queue ! x264e
 
 
 class Upscale:
-    """A pipeline from file to file, and what it tells."""
+    """A pipeline from file to file, and its reports."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.loop = GLib.MainLoop()
@@ -44,7 +44,7 @@ class Upscale:
         """Plays to the end. Raises RuntimeError with the first error's text."""
         # An interrupt ends the stream, so that the file is complete as far as it goes.
         GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGINT, self.on_interrupt)
-        # A failure to start is told on the bus.
+        # The bus has the reason of a failure to start.
         self.pipeline.set_state(Gst.State.PLAYING)
         self.loop.run()
         if not self.failure:

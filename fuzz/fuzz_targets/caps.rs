@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use starsr_fuzz::caps;
+use starsr_testkit::fuzz::caps;
 
 fuzz_target!(|input: caps::Input| caps::run(&input));

@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use starsr_fuzz::events;
+use starsr_testkit::fuzz::events;
 
 fuzz_target!(|input: events::Input| events::run(&input));

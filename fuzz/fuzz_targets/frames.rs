@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use starsr_fuzz::frames;
+use starsr_testkit::fuzz::frames;
 
 fuzz_target!(|input: frames::Input| frames::run(&input));

@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use starsr_fuzz::manifest;
+use starsr_testkit::fuzz::manifest;
 
 fuzz_target!(|input: manifest::Input| manifest::run(&input));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use gst::prelude::*;
 use gst_video::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 fn info(caps: &str) -> gst_video::VideoInfo {
     gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap()

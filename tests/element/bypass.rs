@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Windows that come out as the plain upscale: in a live pipeline that is late, and where the model fails.
+//! Windows that come out as the plain upscale: in a live pipeline that is late, and when the model fails.
 
 use gst::prelude::*;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::pipelines;
-use super::rig::*;
+use starsr_testkit::rig::*;
 
-/// Frames of a window, and of them those that it shares with the next.
+/// Frames of a window, and those of them that the next window shares.
 const LENGTH: u64 = 4;
 const OVERLAP: u64 = 1;
 const UPSTREAM: gst::ClockTime = gst::ClockTime::from_mseconds(20);
@@ -22,7 +22,7 @@ fn element(overload: &str) -> gst::Element {
     element
 }
 
-/// A rig whose clock the test moves. Time stands still while the model runs.
+/// A rig with a clock that only the test moves.
 struct Live {
     rig: Rig,
     clock: gst_check::TestClock,
@@ -39,7 +39,7 @@ fn live(element: gst::Element) -> Live {
 }
 
 impl Live {
-    /// Pushes the frames, each `late` after the moment at which it should arrive.
+    /// Pushes the frames, each of them `late` by that much.
     fn push(&self, frames: std::ops::Range<u64>, late: gst::ClockTime) {
         for k in frames {
             let now = FRAME * k + UPSTREAM + late;
@@ -60,7 +60,7 @@ fn messages(rig: &Rig) -> Vec<(gst::ClockTime, u64, String)> {
         .collect()
 }
 
-/// The frames as they come out with no clock and the given `strength`.
+/// The frames as they come out without a clock, at this `strength`.
 fn undisturbed(frames: std::ops::Range<u64>, strength: f32) -> Vec<Vec<u8>> {
     let element = element("block");
     element.set_property("strength", strength);
@@ -109,7 +109,7 @@ fn windows_that_would_be_late_come_out_plain_until_the_pipeline_is_in_time_again
     let (plain, restored) = (undisturbed(0..48, 0.0), undisturbed(0..48, 1.0));
     let out: Vec<_> = live.rig.buffers().iter().map(|b| bytes(b)).collect();
     for k in 0..48 {
-        // Of the frames that windows share, a fade from one to the other is left.
+        // The frames that two windows share are cross-faded.
         match k as u64 {
             0..=5 => assert!(out[k] == restored[k], "frame {k}"),
             7..=15 => assert!(out[k] == plain[k] && plain[k] != restored[k], "frame {k}"),
@@ -162,7 +162,7 @@ fn a_live_pipeline_with_a_slow_model_keeps_all_frames() {
     assert_eq!(pipelines::times(&seen).len(), 40);
 }
 
-/// starsr whose denoiser gives no numbers.
+/// starsr whose denoiser gives NaN.
 fn failing(on_error: &str, mode: &str) -> (tempfile::TempDir, gst::Element) {
     let bundle = fixtures::tiny_with(&[("denoiser", "denoiser_nan.onnx")]);
     let element = element("block");
@@ -222,7 +222,7 @@ fn a_failing_model_can_be_bypassed() {
 }
 
 #[test]
-fn what_fails_is_told_with_its_place() {
+fn bypassed_windows_are_announced_with_their_times() {
     let (_bundle, element) = failing("bypass", "blend");
     let rig = Rig::new(element, None);
     rig.start(CAPS);
@@ -236,7 +236,7 @@ fn what_fails_is_told_with_its_place() {
 }
 
 #[test]
-fn the_processing_latency_is_added_and_a_change_is_told() {
+fn the_processing_latency_is_added_and_a_change_is_announced() {
     let rig = Rig::new(element("block"), None);
     rig.set_upstream_latency(Some(UPSTREAM));
     let latency = || {
@@ -244,14 +244,14 @@ fn the_processing_latency_is_added_and_a_change_is_told() {
         assert!(rig.sink.peer_query(&mut query));
         query.result().1
     };
-    let told = || rig.messages(gst::MessageType::Latency).len();
+    let announced = || rig.messages(gst::MessageType::Latency).len();
     assert_eq!(latency(), UPSTREAM + PROCESSING);
     rig.start(CAPS);
     let windows = FRAME * rig.stat("latency-frames");
     assert_eq!(latency(), UPSTREAM + windows + PROCESSING);
-    told();
+    announced();
     rig.element.set_property("processing-latency", 5_000_000u64);
-    assert_eq!((latency(), told()), (UPSTREAM + windows + gst::ClockTime::from_mseconds(5), 1));
+    assert_eq!((latency(), announced()), (UPSTREAM + windows + gst::ClockTime::from_mseconds(5), 1));
     rig.element.set_property("processing-latency", 5_000_000u64);
-    assert_eq!(told(), 0);
+    assert_eq!(announced(), 0);
 }

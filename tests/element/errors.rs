@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What goes wrong is said once, in a sentence that helps.
+//! Errors are posted once, in a sentence that helps.
 
 use gst::prelude::*;
 
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
-/// The one error that starting `element` gives.
+/// The error that `element` posts when it fails to start.
 pub fn start_error(element: &gst::Element) -> String {
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));

@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 fn custom(name: &str) -> gst::Event {
     gst::event::CustomDownstream::new(gst::Structure::new_empty(name))

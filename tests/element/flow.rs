@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! As many frames out as in, each with what belongs to it.
+//! As many frames leave as came in, each with what belongs to it.
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 #[track_caller]
 fn check_frames(rig: &Rig, count: u64) {
@@ -143,15 +143,15 @@ fn a_failing_downstream_stops_the_burst() {
         for k in 4..20 {
             assert_eq!(rig.push(frame(k)), Err(error));
         }
-        assert_eq!(rig.stat("windows"), windows, "the model ran for nobody");
+        assert_eq!(rig.stat("windows"), windows, "the model ran in vain");
         assert!(rig.buffers().is_empty());
-        // Downstream speaks for itself.
+        // Downstream posts its own error.
         assert!(rig.errors().is_empty());
     }
 }
 
 #[test]
-fn a_failing_drain_is_told_to_the_next_buffer() {
+fn the_next_buffer_gets_the_failure_of_a_drain() {
     let drains: [fn(&Rig) -> bool; 2] =
         [|rig| rig.caps(&CAPS.replace("25/1", "30/1")), |rig| rig.segment(FRAME * 100)];
     for drain in drains {

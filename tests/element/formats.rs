@@ -2,7 +2,7 @@
 
 //! What every format keeps on its way through the element.
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 const SIZE: (u32, u32) = (14, 10);
 /// Bytes of a pixel of the working formats.

@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 fn harness(length: u32) -> gst_check::Harness {
     let mut harness = gst_check::Harness::with_element(&starsr(length, 1), Some("sink"), Some("src"));

@@ -4,8 +4,8 @@
 
 use gst::prelude::*;
 
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
 const KINDS: [&str; 3] = ["not live", "live", "live and late"];
 

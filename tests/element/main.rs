@@ -3,17 +3,17 @@
 //! The element `starsr`, driven as GStreamer drives it, with a tiny bundle.
 //! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
-#[path = "../fixtures/mod.rs"]
-mod fixtures;
 
 mod allocation;
 mod bypass;
 mod cancelling;
 mod changes;
+mod documentation;
 mod errors;
 mod events;
 mod flow;
 mod formats;
+mod fuzz;
 mod latency;
 mod live;
 mod matrix;
@@ -23,7 +23,6 @@ mod observing;
 mod pipelines;
 mod prompts;
 mod real;
-mod rig;
 mod scenes;
 mod seeking;
 mod shutdown;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use gst::prelude::*;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::pipelines::{pipeline, run, run_with, times, watch};
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 pub const CLIP: &str =
     "videotestsrc num-buffers=23 pattern=ball ! video/x-raw,width=32,height=24,framerate=25/1";

@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 #[test]
 fn upstream_buffers_are_given_back_at_once() {

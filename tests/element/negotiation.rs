@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 /// A frame of an even grey of brightness `value` in any format.
 fn grey(caps: &str, value: f32, k: u64) -> gst::Buffer {

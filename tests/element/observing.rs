@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the element tells of its work.
+//! Messages, statistics and the log.
 
 use std::sync::{Arc, Mutex};
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
-/// The fields of each progress message so far.
+/// The progress messages so far.
 fn progress(rig: &Rig) -> Vec<gst::Structure> {
     let messages = rig.messages(gst::MessageType::Element);
     messages
@@ -20,7 +20,7 @@ fn progress(rig: &Rig) -> Vec<gst::Structure> {
 }
 
 #[test]
-fn each_window_is_told() {
+fn each_window_is_announced() {
     let element = starsr(4, 1);
     element.set_property_from_str("sampler-mode", "normal");
     element.set_property("steps", 5u32);
@@ -30,10 +30,10 @@ fn each_window_is_told() {
     assert!(progress(&rig).is_empty());
     rig.push_all(3..7);
     rig.eos();
-    let told = progress(&rig);
-    let times: Vec<_> = told.iter().map(|s| s.get::<gst::ClockTime>("running-time").unwrap()).collect();
+    let announced = progress(&rig);
+    let times: Vec<_> = announced.iter().map(|s| s.get::<gst::ClockTime>("running-time").unwrap()).collect();
     assert_eq!(times, [gst::ClockTime::ZERO, FRAME * 3]);
-    for (s, (frames_in, frames_out)) in told.iter().zip([(4u64, 0u64), (7, 3)]) {
+    for (s, (frames_in, frames_out)) in announced.iter().zip([(4u64, 0u64), (7, 3)]) {
         assert_eq!(s.get::<u64>("evaluations").unwrap(), 5);
         assert!(s.get::<u64>("time").unwrap() > 0);
         assert_eq!(
@@ -45,7 +45,7 @@ fn each_window_is_told() {
 }
 
 #[test]
-fn a_wavefront_is_told_too() {
+fn a_wavefront_is_announced_too() {
     let element = starsr(4, 2);
     element.set_property_from_str("window-mode", "wavefront");
     element.set_property_from_str("sampler-mode", "normal");
@@ -99,11 +99,11 @@ fn the_stats_are_complete() {
 }
 
 #[test]
-fn the_log_tells_the_story() {
+fn the_log_has_the_steps() {
     init();
     let lines = Arc::new(Mutex::new(Vec::<(gst::DebugLevel, String)>::new()));
     let to = lines.clone();
-    let name = "the-log-tells-the-story";
+    let name = "the-log-has-the-steps";
     let function = gst::log::add_log_function(move |category, level, _, _, _, object, message| {
         let object = object.map(|o| o.to_string()).unwrap_or_default();
         if category.name() == "starsr" && object.contains(name) {

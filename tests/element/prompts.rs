@@ -5,8 +5,8 @@
 use gst::prelude::*;
 
 use super::errors::start_error;
-use super::fixtures;
-use super::rig::*;
+use starsr_testkit::fixtures;
+use starsr_testkit::rig::*;
 
 const LONG: &str =
     "lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake";

@@ -4,12 +4,12 @@
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gststarsr::scene::SceneDetector;
+use starsr::scene::SceneDetector;
 use ndarray::Array3;
 
-use super::fixtures;
+use starsr_testkit::fixtures;
 use super::pipelines;
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 /// The first frames of the scenes of `hr/bikes.mp4`, found by looking at all of its 250 frames.
 const CUTS_OF_BIKES: [usize; 5] = [30, 76, 137, 187, 242];
@@ -123,7 +123,7 @@ fn the_event_cuts_before_the_next_frame_and_goes_on() {
 }
 
 #[test]
-fn a_failing_downstream_is_told_to_the_frame_that_cuts() {
+fn the_frame_that_cuts_gets_the_failure_of_downstream() {
     let rig = rig(true);
     for k in 0..4 {
         rig.push(scene_frame(0, k)).unwrap();

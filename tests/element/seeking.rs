@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use gst::prelude::*;
 
 use super::pipelines::{make_clip, pipeline};
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 const FRAMES: u64 = 60;
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Timestamps of every kind, segments of every rate, and the grid that windows lie on.
+//! Timestamps of every kind, segments of every rate, and the grid of the windows.
 
 use std::ops::Range;
 
 use gst::prelude::*;
 
-use super::rig::*;
+use starsr_testkit::rig::*;
 
 type Segment = gst::FormattedSegment<gst::ClockTime>;
 
@@ -105,7 +105,7 @@ fn backwards_frames_keep_their_order() {
     }
 }
 
-/// Checks that the frames left under `segment`, and what is told of windows goes by it.
+/// Checks that the frames left under `segment`, and that the times in progress messages follow it.
 #[track_caller]
 fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u64>) {
     let segments: Vec<_> = rig
@@ -130,14 +130,14 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
     assert_eq!(rig.offsets(), frames);
     let running: Vec<_> = rig.buffers().iter().map(|b| segment.to_running_time(b.pts())).collect();
     assert!(running.iter().all(Option::is_some) && running.is_sorted());
-    let told: Vec<Option<gst::ClockTime>> = rig
+    let announced: Vec<Option<gst::ClockTime>> = rig
         .messages(gst::MessageType::Element)
         .iter()
         .filter_map(|m| m.structure().filter(|s| s.name() == "starsr-progress")?.get("running-time").ok())
         .collect();
-    assert!(told.len() >= frames.len() / 4);
-    assert_eq!(told[0], running[0]);
-    assert!(told.iter().all(|time| running.contains(time)) && told.is_sorted());
+    assert!(announced.len() >= frames.len() / 4);
+    assert_eq!(announced[0], running[0]);
+    assert!(announced.iter().all(|time| running.contains(time)) && announced.is_sorted());
 }
 
 /// Timestamps, in milliseconds, that a constant framerate does not have.

@@ -4,7 +4,9 @@
 
 use gst::prelude::*;
 
-use super::{child, fixtures, rig};
+use starsr_testkit::{fixtures, rig};
+
+use super::child;
 
 const CASE: &str = "STARSR_LEAKS_CASE";
 

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What shows only after a long time: memory that grows, frames that get lost, times that drift, objects that leak.
+//! What only shows after a long time: growing memory, lost frames, drifting times, leaked objects.
 //! `make soak` runs the long versions. Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 #![cfg(target_os = "linux")]
 
 use std::process::{Command, Output};
 
-#[path = "../fixtures/mod.rs"]
-mod fixtures;
 mod leaks;
-#[allow(dead_code)]
-#[path = "../element/rig.rs"]
-mod rig;
 mod seeks;
 mod times;
 

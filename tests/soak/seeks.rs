@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Flushing seeks, flushes from in front and changes of caps at any time, in a real pipeline.
+//! Flushing seeks, flushes from upstream and changes of caps at any time, in a real pipeline.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -26,7 +26,7 @@ struct Account {
 
 type Shared = Arc<(Mutex<Account>, Condvar)>;
 
-/// Has the pads of `element` tell what passes.
+/// Keeps account of what passes the pads of `element`.
 fn watch(element: &gst::Element, account: &Shared) {
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
     let shared = account.clone();
@@ -62,8 +62,8 @@ fn watch(element: &gst::Element, account: &Shared) {
 /// Whether an event is on its way from in front of an element into it.
 type Passing = Arc<(Mutex<bool>, Condvar)>;
 
-/// Has the pad in front of `element` tell when serialized events pass. A flush from behind must not meet one: base classes
-/// turn a refused event into an error, where a refused buffer is only flushed.
+/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet one:
+/// base classes turn a refused event into an error, but only flush after a refused buffer.
 fn watch_events(element: &gst::Element) -> Passing {
     let passing = Passing::default();
     let shared = passing.clone();
@@ -83,7 +83,7 @@ fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
     let held = passing.0.lock().unwrap();
     let (_held, waited) =
-        passing.1.wait_timeout_while(held, Duration::from_secs(120), |passing| *passing).unwrap();
+        passing.1.wait_timeout_while(held, Duration::from_secs(300), |passing| *passing).unwrap();
     assert!(!waited.timed_out(), "no frame follows an event");
     src.push_event(gst::event::FlushStart::new());
     // Nothing passes until the segment is back.
@@ -130,7 +130,7 @@ fn play(frames: u64, seed: u64) {
     };
     let wait_for = |given: u64| {
         let mut guard = account.0.lock().unwrap();
-        for _ in 0..120 {
+        for _ in 0..300 {
             if guard.given >= given {
                 return guard.given;
             }
@@ -175,7 +175,7 @@ fn play(frames: u64, seed: u64) {
     source.seek(1.0, flags, end, gst::ClockTime::ZERO, end, rig::FRAME * 50).unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error];
     let message =
-        bus.timed_pop_filtered(gst::ClockTime::from_seconds(120), &awaited).expect("the pipeline hangs");
+        bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited).expect("the pipeline hangs");
     assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
     pipeline.set_state(gst::State::Null).unwrap();
 

@@ -4,7 +4,7 @@
 
 use gst::prelude::*;
 
-use super::rig::{Rig, starsr};
+use starsr_testkit::rig::{Rig, starsr};
 
 const HOURS: u64 = 10;
 

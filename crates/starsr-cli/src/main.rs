@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The program `starsr`: the element `starsr` for people with files, embedded as any application would embed it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod upscale;
+
+use upscale::Stop;
+
+/// Exit status after Ctrl-C, as of a program that SIGINT ends.
+const INTERRUPTED: u8 = 130;
+
+/// Makes low-quality video sharp and large again with STAR diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "starsr", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Upscale(upscale::Args),
+    /// Write the man pages and the shell completions into folders below DIR
+    #[command(hide = true)]
+    Documentation {
+        /// Folder that gets `man/` and `completions/`
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Upscale(args) => upscale::run(&args),
+        Command::Documentation { dir } => write_documentation(&dir).map_err(Stop::Failed),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Failed(reason)) => {
+            eprintln!("starsr: {reason}");
+            ExitCode::FAILURE
+        }
+        Err(Stop::Interrupted) => {
+            eprintln!("starsr: interrupted, nothing was written");
+            ExitCode::from(INTERRUPTED)
+        }
+    }
+}
+
+/// Writes `man/*.1` and completions for bash, zsh and fish below `dir`.
+fn write_documentation(dir: &Path) -> Result<(), String> {
+    let (man, completions) = (dir.join("man"), dir.join("completions"));
+    let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
+    for folder in [&man, &completions] {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    clap_mangen::generate_to(Cli::command(), &man).map_err(failed)?;
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions).map_err(failed)?;
+    }
+    Ok(())
+}

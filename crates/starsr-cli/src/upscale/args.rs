@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The command line, and the element's properties set from it.
+
+use std::path::PathBuf;
+
+use gst::glib;
+use gst::prelude::*;
+
+const EXAMPLES: &str = "\
+Examples:
+  starsr upscale old.mp4 new.mp4
+  starsr upscale --steps 4 --quality 15 --preset slow old.mkv new.mkv
+  starsr upscale --model ~/models/star-light --prompt 'a panda plays the guitar' old.mp4 new.mp4
+  starsr upscale --deinterlace --model ~/models/star-light --provider cuda tape.mpg tape.mkv
+  starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
+  starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
+
+OUTPUT appears under its name only when it is complete; until then it is a hidden file beside it.
+The extension of OUTPUT selects the container: .mp4, .m4v, .mov or .mkv; .mkv holds nearly every kind of audio and subtitles.
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+All properties of the element are listed by `gst-inspect-1.0 starsr`.";
+
+/// Upscale the video of a file; audio and subtitles pass through unchanged
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Any file that GStreamer can read
+    pub input: PathBuf,
+    /// The file to write: .mp4, .m4v, .mov or .mkv
+    pub output: PathBuf,
+
+    /// Replace OUTPUT if it exists
+    #[arg(short, long)]
+    pub force: bool,
+    /// Print no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print GStreamer's details with an error
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Folder of the model bundle [default: the built-in nano]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    model: Option<String>,
+    /// auto, cpu, cuda or tensorrt
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    provider: Option<String>,
+    /// Upscaling factor
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    scale: Option<String>,
+    /// Model evaluations: more give more detail and take longer
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    steps: Option<String>,
+    /// Frames processed together
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    window_length: Option<String>,
+    /// Frames shared by neighbouring windows
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    window_overlap: Option<String>,
+    /// What the video shows, for a model with text condition
+    #[arg(long, value_name = "TEXT", help_heading = "Model")]
+    prompt: Option<String>,
+    /// What the result should not look like
+    #[arg(long, value_name = "TEXT", help_heading = "Model")]
+    negative_prompt: Option<String>,
+    /// Weight of the prompt against the negative prompt
+    #[arg(long, value_name = "X", help_heading = "Model")]
+    guidance_scale: Option<String>,
+    /// Seed of the noise: the same seed gives the same video
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    seed: Option<String>,
+    /// Colour correction against the input: none, adain or wavelet
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    color_fix: Option<String>,
+    /// 0 gives the plain upscale, 1 the model's result
+    #[arg(long, value_name = "X", help_heading = "Model")]
+    strength: Option<String>,
+    /// CPU threads for the model and all work on pixels
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    threads: Option<String>,
+    /// Set any other property of starsr; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value, help_heading = "Model")]
+    set: Vec<(String, String)>,
+
+    /// Deinterlace first; each field becomes a frame
+    #[arg(long, help_heading = "Streams")]
+    pub deinterlace: bool,
+    /// Drop audio and subtitles that OUTPUT cannot hold, instead of stopping
+    #[arg(long, help_heading = "Streams")]
+    pub drop_unsupported: bool,
+
+    /// Constant rate factor of x264: 0 is lossless, 50 the worst
+    #[arg(long, value_name = "CRF", default_value_t = 18, value_parser = clap::value_parser!(u32).range(0..=50), help_heading = "Encoder")]
+    pub quality: u32,
+    /// Speed preset of x264: ultrafast to placebo
+    #[arg(long, value_name = "NAME", default_value = "medium", help_heading = "Encoder")]
+    pub preset: String,
+    /// GStreamer description of another encoder, used in place of x264enc
+    #[arg(long, value_name = "DESCRIPTION", conflicts_with_all = ["quality", "preset"], help_heading = "Encoder")]
+    pub encoder: Option<String>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .ok_or_else(|| "expected NAME=VALUE".to_owned())
+}
+
+impl Args {
+    /// Sets the properties of `starsr` that the options name.
+    pub fn configure(&self, starsr: &gst::Element) -> Result<(), String> {
+        let options = [
+            ("model-path", &self.model),
+            ("execution-provider", &self.provider),
+            ("scale", &self.scale),
+            ("steps", &self.steps),
+            ("window-length", &self.window_length),
+            ("window-overlap", &self.window_overlap),
+            ("prompt", &self.prompt),
+            ("negative-prompt", &self.negative_prompt),
+            ("guidance-scale", &self.guidance_scale),
+            ("seed", &self.seed),
+            ("color-fix", &self.color_fix),
+            ("strength", &self.strength),
+            ("threads", &self.threads),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                set_property(starsr, name, value)?;
+            }
+        }
+        self.set.iter().try_for_each(|(name, value)| set_property(starsr, name, value))
+    }
+}
+
+/// Sets a property from text. GObject would panic on an unknown name or an unfit value, so both are checked first.
+pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), String> {
+    let factory = element.factory().map_or_else(|| element.name(), |factory| factory.name());
+    let pspec = element
+        .find_property(name)
+        .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
+        .filter(|pspec| !pspec.flags().contains(glib::ParamFlags::CONSTRUCT_ONLY))
+        .ok_or_else(|| {
+            format!("{factory} has no property {name} that can be set (see gst-inspect-1.0 {factory})")
+        })?;
+    let value = if pspec.value_type() == glib::Type::STRING {
+        Some(text.to_value())
+    } else {
+        glib::Value::deserialize_with_pspec(text, &pspec).ok()
+    };
+    match value.filter(|value| in_range(&pspec, value)) {
+        Some(value) => {
+            element.set_property_from_value(name, &value);
+            Ok(())
+        }
+        None => Err(format!("{name}: '{text}' is not valid, expected {}", expected(&pspec))),
+    }
+}
+
+/// Calls `$body` with the spec as its own type and the type of its numbers, where it is a numeric one.
+macro_rules! numeric {
+    ($pspec:expr, |$spec:ident, $number:ident| $body:expr) => {
+        numeric!(@ $pspec, $spec, $number, $body,
+            ParamSpecInt i32, ParamSpecUInt u32, ParamSpecInt64 i64, ParamSpecUInt64 u64, ParamSpecFloat f32, ParamSpecDouble f64)
+    };
+    (@ $pspec:expr, $spec:ident, $number:ident, $body:expr, $($class:ident $type:ident),*) => {
+        $(if let Some($spec) = $pspec.downcast_ref::<glib::$class>() {
+            type $number = $type;
+            Some($body)
+        } else)* {
+            None
+        }
+    };
+}
+
+fn in_range(pspec: &glib::ParamSpec, value: &glib::Value) -> bool {
+    numeric!(pspec, |spec, Number| value
+        .get::<Number>()
+        .is_ok_and(|number| (spec.minimum()..=spec.maximum()).contains(&number)))
+    .unwrap_or(true)
+}
+
+/// The values that a property takes, in words.
+fn expected(pspec: &glib::ParamSpec) -> String {
+    if let Some(class) = glib::EnumClass::with_type(pspec.value_type()) {
+        let nicks: Vec<_> = class.values().iter().map(glib::EnumValue::nick).collect();
+        return format!("one of {}", nicks.join(", "));
+    }
+    numeric!(pspec, |spec, Number| {
+        let _: Number = spec.minimum();
+        format!("a number from {} to {}", spec.minimum(), spec.maximum())
+    })
+    .unwrap_or_else(|| format!("a {}", pspec.value_type()))
+}

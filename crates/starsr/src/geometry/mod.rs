@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Sizes that a model can process, the way to them and back: enlarging, padding and cropping, spatial
+//! tiles.
+
+mod canvas;
+mod resize;
+mod size;
+mod tiles;
+
+pub use canvas::{Canvas, LegalSizes, Padding};
+pub use resize::{Interpolation, resize_bilinear, upscale};
+pub use size::Size;
+pub use tiles::Grid;

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What the sampler asks of a model. Implemented over ONNX Runtime in [`crate::runtime`], and by
+//! stand-ins in tests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::names::{Role, Setting};
+use crate::text::Ids;
+
+/// A text as the model sees it, `[77,D]`. Clones share the values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding(Arc<Array2<f32>>);
+
+impl Embedding {
+    /// The embedding with the values `[77,D]`.
+    pub fn new(values: Array2<f32>) -> Self {
+        Self(Arc::new(values.as_standard_layout().into_owned()))
+    }
+
+    /// The values `[77,D]`, in standard layout.
+    pub fn values(&self) -> ArrayView2<'_, f32> {
+        self.0.view()
+    }
+
+    /// Whether both are clones of one embedding.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// What a prediction is made under: a text, or nothing where the model has no text condition.
+pub type Condition<'a> = Option<&'a Embedding>;
+
+/// What a window is restored under.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conditioning {
+    /// The prompt, for `v_c`; `None` where the model has no text condition.
+    pub positive: Option<Embedding>,
+    /// The negative prompt, for `v_u`; only guidance needs it.
+    pub negative: Option<Embedding>,
+}
+
+/// A request for predictions: the velocities of one window of latents, one for each condition.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// The noisy latents, scaled for the model, `[F,C,h,w]`.
+    pub x: ArrayView4<'a, f32>,
+    /// The timestep, 0 to 999.
+    pub t: i64,
+    /// The low-quality latents, `[F,C,h,w]`.
+    pub hint: ArrayView4<'a, f32>,
+    /// One or two conditions.
+    pub conditions: &'a [Condition<'a>],
+}
+
+impl Query<'_> {
+    /// What `model` predicts, one velocity `[F,C,h,w]` for each condition.
+    ///
+    /// # Errors
+    /// As the model, and [`Error::Inference`] where the number or a shape is another one.
+    pub fn ask(&self, model: &mut dyn Denoiser) -> Result<Vec<Array4<f32>>> {
+        let velocities = model.predict(self)?;
+        let wrong = velocities.iter().find(|v| v.dim() != self.x.dim());
+        if wrong.is_none() && velocities.len() == self.conditions.len() {
+            return Ok(velocities);
+        }
+        let reason = match wrong {
+            Some(v) => format!("it gave {:?} for an input of {:?}", v.shape(), self.x.shape()),
+            None => format!(
+                "it gave {} predictions for {} conditions",
+                velocities.len(),
+                self.conditions.len()
+            ),
+        };
+        Err(Error::inference(Role::Denoiser, reason))
+    }
+}
+
+/// Predicts `v` for a window of latents: ControlNet and denoiser (docs/star.md, A.6).
+pub trait Denoiser {
+    /// The velocities `v` `[F,C,h,w]` that `query` asks for, one for each condition, in one batch
+    /// where the model has batches.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where that takes more memory than there is, and as the model fails.
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>>;
+
+    /// Whether a query with two conditions takes less time than two queries.
+    fn prefers_batches(&self) -> bool {
+        false
+    }
+}
+
+/// A whole bundle: autoencoder, denoiser and text encoder.
+pub trait Model: Denoiser + Send {
+    /// Latents `[F,C,h,w]` of pixels `[F,3,H,W]` in [-1,1]: the scaled mean of their posterior.
+    ///
+    /// # Errors
+    /// As the model fails.
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>>;
+
+    /// Mean and standard deviation `[F,C,h,w]`, scaled, of the posterior of pixels `[F,3,H,W]` in
+    /// [-1,1].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] unless [`Self::has_std`], and as the model fails.
+    fn encode_posterior(&mut self, _pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
+        Err(no_std())
+    }
+
+    /// Whether the encoder gives the posterior's standard deviation.
+    fn has_std(&self) -> bool {
+        false
+    }
+
+    /// Pixels `[F,3,H,W]`, nominally in [-1,1] and not clamped, of scaled latents `[F,C,h,w]`.
+    ///
+    /// # Errors
+    /// As the model fails.
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>>;
+
+    /// The embedding of a text's tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the model cannot embed them.
+    fn embed(&mut self, _tokens: &Ids) -> Result<Embedding> {
+        Err(Error::setting(Setting::Prompt, "this model has no text condition"))
+    }
+
+    /// Lets `cancel` stop the model's runs from now on, in place of the one before. [`Upscaler::new`]
+    /// calls it, so that one `Cancel` stops all that the upscaler does.
+    ///
+    /// [`Upscaler::new`]: crate::Upscaler::new
+    ///
+    /// # Errors
+    /// As the model fails.
+    fn cancel_with(&mut self, _cancel: &Cancel) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the graphs compute in the machine's main memory, not in a device's own.
+    fn uses_main_memory(&self) -> bool {
+        true
+    }
+
+    /// Runs of the denoiser so far.
+    fn evaluations(&self) -> u64 {
+        0
+    }
+
+    /// Time spent so far inside the runtime that computes the graphs. Whatever else a caller
+    /// measures is this crate's own work.
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// The error of sampling a posterior whose standard deviation is not known.
+pub(crate) fn no_std() -> Error {
+    let reason = "sample needs the standard deviation of the posterior, but the bundle's encoder \
+                  has no output std; use mean";
+    Error::setting(Setting::Posterior, reason)
+}

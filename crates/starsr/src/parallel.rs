@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Independent pieces of work, such as the frames of a window, shared out among threads.
+
+use std::sync::Arc;
+
+use rayon::iter::{ParallelBridge, ParallelIterator};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// Values of a long array that a thread takes at a time where each is worked on alone.
+pub const PART: usize = 1 << 16;
+
+/// The threads that share work. Clones share the pool. The default is the calling thread alone.
+#[derive(Clone, Default)]
+pub struct Threads(Option<Arc<ThreadPool>>);
+
+impl Threads {
+    /// `count` threads; 0 is one for each core that this process may use. Where the system refuses
+    /// threads, the calling thread does all the work.
+    pub fn new(count: usize) -> Self {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let count = if count > 0 { count } else { cores() };
+        let name = |i| format!("starsr-{i}");
+        let build = || ThreadPoolBuilder::new().num_threads(count).thread_name(name).build();
+        Self((count > 1).then(build).and_then(|pool| pool.ok()).map(Arc::new))
+    }
+
+    /// Does `work` once for each of `items`, in any order. Returns when all is done.
+    pub fn for_each<T: Send>(
+        &self,
+        items: impl Iterator<Item = T> + Send,
+        work: impl Fn(T) + Send + Sync,
+    ) {
+        match &self.0 {
+            Some(pool) => pool.install(|| items.par_bridge().for_each(work)),
+            None => items.for_each(work),
+        }
+    }
+
+    /// What `work` gives for each of `items`, in their order, or the error of the first item that
+    /// fails; all are tried.
+    pub fn map<T: Send, R: Send, E: Send>(
+        &self,
+        items: impl ExactSizeIterator<Item = T> + Send,
+        work: impl Fn(T) -> Result<R, E> + Send + Sync,
+    ) -> Result<Vec<R>, E> {
+        let mut results: Vec<_> = (0..items.len()).map(|_| None).collect();
+        let pairs = results.iter_mut().zip(items);
+        self.for_each(pairs, |(result, item)| *result = Some(work(item)));
+        results.into_iter().flatten().collect()
+    }
+
+    /// Whether all of `values` are finite numbers.
+    pub fn all_finite(&self, values: &[f32]) -> bool {
+        // Without an early end, so that it compiles to vector code.
+        let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
+        self.map(values.chunks(PART), |part| if sound(part) { Ok(()) } else { Err(()) }).is_ok()
+    }
+}
+
+// The pool itself says nothing of use.
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = self.0.as_ref().map_or(1, |pool| pool.current_num_threads());
+        f.debug_tuple("Threads").field(&count).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn order_and_errors() {
+        for threads in [1, 2, 7, 100].map(Threads::new) {
+            let doubled = threads.map(0..100_usize, |n| Ok::<_, usize>(2 * n)).unwrap();
+            assert_eq!(doubled, (0..100).map(|n| 2 * n).collect::<Vec<_>>());
+            assert!(threads.map(0..0_usize, Ok::<_, usize>).unwrap().is_empty());
+            assert_eq!(threads.map(0..100_usize, |n| if n % 10 == 7 { Err(n) } else { Ok(n) }), Err(7));
+        }
+    }
+
+    #[test]
+    fn one_value_that_is_not_finite_is_found() {
+        let mut values = vec![0.5; 2 * PART + 3];
+        for threads in [1, 3].map(Threads::new) {
+            assert!(threads.all_finite(&values) && threads.all_finite(&[]));
+            for (place, wrong) in [(0, f32::NAN), (PART, f32::INFINITY), (2 * PART + 2, f32::NEG_INFINITY)] {
+                values[place] = wrong;
+                assert!(!threads.all_finite(&values));
+                values[place] = 0.5;
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_threads_as_wanted() {
+        for wanted in [1, 2, 5] {
+            // Each waits for the others, so that this ends only if all work at once.
+            let all = Barrier::new(wanted);
+            Threads::new(wanted).for_each(0..wanted, |_| drop(all.wait()));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! A bundle ready to run.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ndarray::{Array4, ArrayView4};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::autoencoder::Autoencoder;
+use super::graph::Loader;
+use super::library;
+use super::predictor::Predictor;
+use super::provider::{Chosen, Options, ProviderKey};
+use super::runner::{GraphTimes, Runner};
+use super::text_encoder::TextEncoder;
+use crate::bundle::{Bundle, Manifest};
+use crate::cancel::Cancel;
+use crate::error::Result;
+use crate::model::{Denoiser, Embedding, Model, Query, no_std};
+use crate::names::{Provider, Role};
+use crate::parallel::Threads;
+use crate::text::Ids;
+
+/// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns, so that
+/// together they take the memory of one.
+pub struct Engine {
+    shared: Arc<Shared>,
+    chosen: Chosen,
+    version: &'static str,
+    runner: Runner,
+}
+
+/// The graphs of a bundle.
+struct Graphs {
+    autoencoder: Autoencoder,
+    predictor: Predictor,
+    text: TextEncoder,
+}
+
+struct Shared {
+    graphs: Mutex<Graphs>,
+    /// Known without waiting for a turn.
+    has_std: bool,
+    threads: Threads,
+}
+
+/// What engines that share graphs have in common: the bundle's folder and manifest, with the hashes of all
+/// files, and how it is run.
+type BundleKey = (PathBuf, Manifest, ProviderKey);
+
+static SHARED: Mutex<Vec<(BundleKey, Weak<Shared>)>> = Mutex::new(Vec::new());
+
+/// The graphs of `key`, loaded unless another engine has them. Whoever asks meanwhile waits, so that
+/// nothing is loaded twice.
+fn shared(key: BundleKey, load: impl FnOnce() -> Result<Shared>) -> Result<Arc<Shared>> {
+    let mut all = SHARED.lock();
+    all.retain(|(_, shared)| shared.strong_count() > 0);
+    let found = all.iter().find(|(k, _)| *k == key).and_then(|(_, shared)| shared.upgrade());
+    if let Some(shared) = found {
+        return Ok(shared);
+    }
+    let shared = Arc::new(load()?);
+    all.push((key, Arc::downgrade(&shared)));
+    Ok(shared)
+}
+
+impl Engine {
+    /// Loads ONNX Runtime, unless this process has loaded it, and the bundle's graphs, unless another
+    /// engine has them, and checks their tensors against the manifest and each other. `cancel` stops the
+    /// loading between two graphs, and later any run, see [`Model::cancel_with`].
+    ///
+    /// # Errors
+    /// * [`LibraryMissing`], [`LibraryVersion`], [`LibraryInUse`]: there is no usable ONNX Runtime.
+    /// * [`Provider`](crate::Error::Provider): the named provider does not work.
+    /// * [`Bundle`](crate::Error::Bundle): a graph is not as it should be.
+    /// * [`Setting`](crate::Error::Setting): an option makes no sense.
+    /// * [`Cancelled`](crate::Error::Cancelled).
+    ///
+    /// [`LibraryMissing`]: crate::Error::LibraryMissing
+    /// [`LibraryVersion`]: crate::Error::LibraryVersion
+    /// [`LibraryInUse`]: crate::Error::LibraryInUse
+    pub fn load(bundle: &Bundle, options: &Options, cancel: &Cancel) -> Result<Self> {
+        cancel.check()?;
+        let library = library::load(options.library.as_deref(), &options.near)?;
+        let chosen = Chosen::new(library, options)?;
+        let root = bundle.root();
+        let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
+        let key = (root, bundle.manifest().clone(), chosen.key());
+        let shared = shared(key, || {
+            let loader = Loader { bundle, library, chosen: &chosen, cancel };
+            let autoencoder = Autoencoder::load(&loader)?;
+            let predictor = Predictor::load(&loader)?;
+            let text = TextEncoder::load(&loader, &predictor.text_graphs())?;
+            let (has_std, threads) = (autoencoder.has_std, Threads::new(chosen.threads));
+            let graphs = Mutex::new(Graphs { autoencoder, predictor, text });
+            Ok(Shared { graphs, has_std, threads })
+        })?;
+        let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
+        Ok(Self { shared, chosen, version: &library.version, runner })
+    }
+
+    /// The provider that runs the graphs, never [`Provider::Auto`].
+    pub fn provider(&self) -> Provider {
+        self.chosen.provider
+    }
+
+    /// The providers that [`Provider::Auto`] would have preferred, and why each does not work.
+    pub fn passed_over(&self) -> &[(Provider, String)] {
+        &self.chosen.passed_over
+    }
+
+    /// Version of ONNX Runtime, for instance `1.32.0`.
+    pub fn runtime_version(&self) -> &'static str {
+        self.version
+    }
+
+    /// Whether both engines run the same graphs, taking turns.
+    pub fn shares_graphs_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Time spent inside ONNX Runtime since the engine was loaded.
+    pub fn stats(&self) -> GraphTimes {
+        self.runner.times.clone()
+    }
+
+    /// The graphs, when it is this engine's turn.
+    fn graphs(&self) -> Result<MutexGuard<'_, Graphs>> {
+        self.runner.lock(&self.shared.graphs)
+    }
+}
+
+impl Denoiser for Engine {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+        self.graphs()?.predictor.predict(query, &self.runner)
+    }
+
+    fn prefers_batches(&self) -> bool {
+        // On two CPU cores a batch of two of nano's predictions takes as long as two runs, and 1.7
+        // times the memory.
+        self.chosen.provider != Provider::Cpu
+    }
+}
+
+impl Model for Engine {
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
+        let [latents] = self.graphs()?.autoencoder.encode(pixels, ["latents"], &self.runner)?;
+        Ok(latents)
+    }
+
+    fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
+        if !self.shared.has_std {
+            return Err(no_std());
+        }
+        self.graphs()?.autoencoder.encode(pixels, ["latents", "std"], &self.runner)
+    }
+
+    fn has_std(&self) -> bool {
+        self.shared.has_std
+    }
+
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+        self.graphs()?.autoencoder.decode(latents, &self.runner)
+    }
+
+    fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
+        self.graphs()?.text.embed(tokens, &self.runner)
+    }
+
+    fn cancel_with(&mut self, cancel: &Cancel) -> Result<()> {
+        self.runner.cancel_with(cancel)
+    }
+
+    fn uses_main_memory(&self) -> bool {
+        self.chosen.provider == Provider::Cpu
+    }
+
+    fn evaluations(&self) -> u64 {
+        self.runner.times.runs(Role::Denoiser)
+    }
+
+    fn busy(&self) -> Duration {
+        self.runner.times.total()
+    }
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Running a bundle's graphs with ONNX Runtime. No other module uses types of ort.
+
+mod autoencoder;
+mod engine;
+mod graph;
+mod library;
+mod predictor;
+mod provider;
+mod runner;
+mod tensor;
+mod text_encoder;
+
+pub use crate::names::Provider;
+pub use engine::Engine;
+pub use library::{Level, Logger, set_logger};
+pub use provider::Options;
+pub use runner::GraphTimes;

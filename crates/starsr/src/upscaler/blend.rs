@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Windows that are restored one by one, and cross-faded with their neighbours.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use ndarray::Array3;
+
+use super::clip::{Clip, WindowJoin, lap};
+use super::decode_groups::DecodeGroups;
+use crate::diffusion::sampler::Sampler;
+use crate::error::Result;
+use crate::windows::{Planner, Window, Windows, cross_fade};
+
+/// How far the windows of a clip are with [`WindowMode::Blend`](crate::windows::WindowMode::Blend).
+pub(super) struct BlendWindows {
+    sampler: Sampler,
+    planner: Planner,
+    /// Complete windows that wait to be sampled.
+    closed: VecDeque<Window>,
+    /// Number of the next window.
+    next: usize,
+    /// Frames of the last window that the next one covers too.
+    tail: VecDeque<Array3<f32>>,
+    /// Whether the last window is not the model's work.
+    plain_tail: bool,
+}
+
+impl BlendWindows {
+    pub(super) fn new(sampler: Sampler, layout: Windows) -> Self {
+        Self {
+            sampler,
+            planner: layout.planner(),
+            closed: VecDeque::new(),
+            next: 0,
+            tail: VecDeque::new(),
+            plain_tail: false,
+        }
+    }
+
+    /// Restores one window on its own and cross-fades it with the one before.
+    fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
+        let places = window.start..window.end;
+        let numbers = clip.numbers(places.clone());
+        let hint = clip.encode(places)?;
+        let restored = clip.sample(|model, noise, conditioning, cancel| {
+            self.sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
+        })?;
+        drop(hint);
+        clip.times.windows += 1;
+        let mut results = Vec::with_capacity(numbers.len());
+        for group in clip.groups.all(numbers.len()) {
+            results.extend(clip.decode(restored.view(), &group, window.start)?);
+        }
+        drop(restored);
+        let clock = Instant::now();
+        self.settle(results, false, clip)?;
+        lap(&mut clip.times.finish, clock);
+        Ok(())
+    }
+
+    /// Cross-fades the `results` of the first closed window with the window before, and lets out what no
+    /// further window shares; gives the number of those frames. `plain` results are not the model's.
+    fn settle(
+        &mut self,
+        results: Vec<Array3<f32>>,
+        plain: bool,
+        clip: &mut Clip,
+    ) -> Result<usize> {
+        let Some(window) = self.closed.pop_front() else { return Ok(0) };
+        let windows = self.planner.windows();
+        self.plain_tail = plain;
+        let k = self.next;
+        self.next += 1;
+        // The clip may end here: then there is no further window to share frames with.
+        let last = clip.ended && self.closed.is_empty();
+        let settled = if last { window.end } else { windows.start(k + 1) };
+        let mut before = std::mem::take(&mut self.tail);
+        for (frame, mut result) in (window.start..).zip(results) {
+            if let Some(mut mixed) = before.pop_front() {
+                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
+                result = mixed;
+            }
+            if frame < settled {
+                clip.ready.push_back(result);
+            } else {
+                self.tail.push_back(result);
+            }
+        }
+        Ok(clip.release(settled))
+    }
+}
+
+impl WindowJoin for BlendWindows {
+    fn push(&mut self, number: u64) {
+        self.closed.extend(self.planner.push(number));
+    }
+
+    fn flush(&mut self) {
+        self.closed.extend(self.planner.finish());
+    }
+
+    fn advance(&mut self, clip: &mut Clip) -> Result<bool> {
+        if let Some(&window) = self.closed.front() {
+            self.sample(window, clip)?;
+            return Ok(true);
+        }
+        if !clip.ended || self.tail.is_empty() {
+            return Ok(false);
+        }
+        if self.plain_tail {
+            clip.times.bypassed += self.tail.len() as u64;
+        }
+        clip.ready.append(&mut self.tail);
+        Ok(true)
+    }
+
+    fn bypass(&mut self, clip: &mut Clip) -> Result<usize> {
+        let Some(&window) = self.closed.front() else { return Ok(0) };
+        let plain = clip.plain(window.start..window.end)?;
+        self.settle(plain, true, clip)
+    }
+
+    fn reset(&mut self) {
+        self.planner = self.planner.windows().planner();
+        self.closed.clear();
+        self.next = 0;
+        self.tail.clear();
+    }
+
+    fn next_window(&self) -> Option<usize> {
+        self.closed.front().map(Window::len)
+    }
+
+    fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    fn latency(&self, _groups: &DecodeGroups) -> usize {
+        self.planner.windows().latency(self.sampler.evaluations())
+    }
+}

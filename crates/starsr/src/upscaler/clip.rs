@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! A clip on its way through the model, and what a way of joining its windows does with it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use ndarray::{Array3, Array4, ArrayView4};
+
+use super::decode_groups::{DecodeGroup, DecodeGroups};
+use super::frame_path::FramePath;
+use crate::cancel::Cancel;
+use crate::diffusion::noise::Noise;
+use crate::diffusion::sampler::Sampler;
+use crate::diffusion::tiled::Tiled;
+use crate::error::Result;
+use crate::model::{Conditioning, Model};
+
+/// Counts and times since the upscaler was made. Times are wall-clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StageTimes {
+    /// Frames taken.
+    pub frames_in: u64,
+    /// Frames given out.
+    pub frames_out: u64,
+    /// Windows sampled on their own (`Blend`).
+    pub windows: u64,
+    /// Frames that left with a window that the model did not restore, see
+    /// [`Upscaler::bypass`](crate::Upscaler::bypass).
+    pub bypassed: u64,
+    /// Upscaling and padding.
+    pub prepare: Duration,
+    /// Encoding.
+    pub encode: Duration,
+    /// Sampling: noise, solver, ControlNet and denoiser.
+    pub sample: Duration,
+    /// Decoding.
+    pub decode: Duration,
+    /// Cropping, colour fix and cross-fade.
+    pub finish: Duration,
+}
+
+/// A way of joining windows, with the windows that wait and what they share.
+pub(super) trait WindowJoin: Send {
+    /// Counts the frame that was queued last, of the absolute number `number`.
+    fn push(&mut self, number: u64);
+
+    /// Counts on no further frames in the clip.
+    fn flush(&mut self);
+
+    /// Does the next piece of work; false where all that is left needs further frames.
+    fn advance(&mut self, clip: &mut Clip) -> Result<bool>;
+
+    /// Lets the frames of the next window out as the plain upscale, and gives their number.
+    fn bypass(&mut self, clip: &mut Clip) -> Result<usize>;
+
+    /// Forgets all windows.
+    fn reset(&mut self);
+
+    /// Frames of the window that would be restored next on its own.
+    fn next_window(&self) -> Option<usize>;
+
+    /// What restores the latents.
+    fn sampler(&self) -> &Sampler;
+
+    /// The most frames that must follow a frame before it can come out.
+    fn latency(&self, groups: &DecodeGroups) -> usize;
+}
+
+/// A frame that was taken and has not come out.
+struct QueuedFrame {
+    number: u64,
+    low: Array3<f32>,
+}
+
+/// The frames of a clip, and all that restores them but for the sampler.
+pub(super) struct Clip {
+    pub(super) model: Box<dyn Model>,
+    pub(super) path: FramePath,
+    pub(super) groups: DecodeGroups,
+    pub(super) noise: Box<dyn Noise>,
+    pub(super) conditioning: Conditioning,
+    pub(super) cancel: Cancel,
+    pub(super) times: StageTimes,
+    /// Whether no frames follow those queued.
+    pub(super) ended: bool,
+    /// Frames to give out.
+    pub(super) ready: VecDeque<Array3<f32>>,
+    /// Frames that have not come out, the first being frame `first` of the clip.
+    queued: VecDeque<QueuedFrame>,
+    first: usize,
+}
+
+impl Clip {
+    pub(super) fn new(
+        model: Box<dyn Model>,
+        path: FramePath,
+        groups: DecodeGroups,
+        noise: Box<dyn Noise>,
+        cancel: Cancel,
+    ) -> Self {
+        Self {
+            model,
+            path,
+            groups,
+            noise,
+            conditioning: Conditioning::default(),
+            cancel,
+            times: StageTimes::default(),
+            ended: false,
+            ready: VecDeque::new(),
+            queued: VecDeque::new(),
+            first: 0,
+        }
+    }
+
+    /// Queues the next frame.
+    pub(super) fn push(&mut self, number: u64, low: Array3<f32>) {
+        self.queued.push_back(QueuedFrame { number, low });
+        self.times.frames_in += 1;
+    }
+
+    /// Forgets all frames; another clip may begin.
+    pub(super) fn reset(&mut self) {
+        self.queued.clear();
+        self.ready.clear();
+        self.first = 0;
+        self.ended = false;
+    }
+
+    /// The places in the clip of the frames that have not come out.
+    pub(super) fn inside(&self) -> Range<usize> {
+        self.first..self.first + self.queued.len()
+    }
+
+    /// Forgets the frames before place `end` of the clip, which have come out; their number.
+    pub(super) fn release(&mut self, end: usize) -> usize {
+        let frames = end - self.first;
+        self.queued.drain(..frames);
+        self.first = end;
+        frames
+    }
+
+    /// The absolute number of each frame at `places` of the clip.
+    pub(super) fn numbers(&self, places: Range<usize>) -> Vec<u64> {
+        self.frames(places).map(|frame| frame.number).collect()
+    }
+
+    /// The frames at `places` of the clip, enlarged without the model.
+    pub(super) fn plain(&self, places: Range<usize>) -> Result<Vec<Array3<f32>>> {
+        let enlarge = |frame: &QueuedFrame| {
+            self.cancel.check().and_then(|()| self.path.enlarge(frame.low.view()))
+        };
+        self.frames(places).map(enlarge).collect()
+    }
+
+    /// Latents `[F,C,h,w]` of the frames at `places` of the clip.
+    pub(super) fn encode(&mut self, places: Range<usize>) -> Result<Array4<f32>> {
+        let clock = Instant::now();
+        let numbers = self.numbers(places.clone());
+        let low = self.frames(places).map(|frame| &frame.low);
+        let prepared = self.path.prepare(low, &self.cancel)?;
+        let clock = lap(&mut self.times.prepare, clock);
+        let (model, noise) = (self.model.as_mut(), self.noise.as_ref());
+        let latents = self.path.encode(model, prepared.view(), &numbers, noise, &self.cancel)?;
+        lap(&mut self.times.encode, clock);
+        Ok(latents)
+    }
+
+    /// What `work` samples with the model as a denoiser of the whole canvas.
+    pub(super) fn sample<T>(
+        &mut self,
+        work: impl FnOnce(&mut Tiled, &dyn Noise, &Conditioning, &Cancel) -> Result<T>,
+    ) -> Result<T> {
+        let clock = Instant::now();
+        let mut denoiser = self.path.denoiser(self.model.as_mut(), &self.cancel);
+        let restored =
+            work(&mut denoiser, self.noise.as_ref(), &self.conditioning, &self.cancel)?;
+        lap(&mut self.times.sample, clock);
+        Ok(restored)
+    }
+
+    /// The finished frames that `group` keeps of restored latents `[F,C,h,w]`, the first of which is at
+    /// `place` of the clip.
+    pub(super) fn decode(
+        &mut self,
+        latents: ArrayView4<f32>,
+        group: &DecodeGroup,
+        place: usize,
+    ) -> Result<Vec<Array3<f32>>> {
+        let clock = Instant::now();
+        let canvases = self.path.decode(self.model.as_mut(), latents, group, &self.cancel)?;
+        let clock = lap(&mut self.times.decode, clock);
+        let kept = place + group.kept.start..place + group.kept.end;
+        let low = self.frames(kept).map(|frame| &frame.low);
+        let finished = self.path.finish(canvases.view(), low, &self.cancel)?;
+        lap(&mut self.times.finish, clock);
+        Ok(finished)
+    }
+
+    fn frames(&self, places: Range<usize>) -> std::collections::vec_deque::Iter<'_, QueuedFrame> {
+        self.queued.range(places.start - self.first..places.end - self.first)
+    }
+}
+
+/// Adds the time since `clock` to `total` and starts anew.
+pub(super) fn lap(total: &mut Duration, clock: Instant) -> Instant {
+    let now = Instant::now();
+    *total += now - clock;
+    now
+}

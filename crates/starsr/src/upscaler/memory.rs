@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How much memory a clip takes, before it is taken.
+
+use super::frame_path::FramePath;
+use crate::bundle::Manifest;
+use crate::diffusion::sampler::Sampler;
+use crate::geometry::Size;
+use crate::windows::{WindowMode, Windows};
+
+/// Bytes of a number.
+const NUMBER: u64 = 4;
+
+/// Arrays of a window's latents that sampling holds: hint, state, the model's input and its prediction.
+const SAMPLING: u64 = 4;
+
+/// Arrays of a tile's latents that a run of the denoiser takes and gives: input, hint and prediction.
+const RUN: u64 = 3;
+
+/// Bytes of all frames and latents of a clip while a window is restored, at most. `latency` is the
+/// upscaler's.
+pub(super) fn of_arrays(
+    path: &FramePath,
+    manifest: &Manifest,
+    layout: &Windows,
+    sampler: &Sampler,
+    latency: usize,
+) -> u64 {
+    let frame = |size: Size| 3 * NUMBER * size.area();
+    let latents = |size: Size| {
+        let latent = &manifest.latent;
+        NUMBER * latent.channels as u64 * size.area() / (latent.spatial_factor as u64).pow(2)
+    };
+    let (input, output) = (frame(path.input_size()), frame(path.output_size()));
+    let (canvas, tile) = (path.canvas_size(), path.tile_size());
+    let (window, vae) = (layout.longest() as u64, &manifest.vae);
+    let coded = frame(tile) * vae.frames_per_encode.max(vae.frames_per_decode) as u64;
+    let run = window * RUN * latents(tile) + coded;
+    let previous = u64::from(sampler.evaluations() > 1);
+    let guided = u64::from(sampler.guidance().is_used());
+    match layout.mode() {
+        WindowMode::Blend => {
+            let sampled = (SAMPLING + previous + guided) * latents(canvas);
+            // Before and after, pixels of the canvas are held beside latents.
+            let pixels = frame(canvas) + latents(canvas);
+            window * (input + sampled.max(pixels)) + layout.overlap() as u64 * output + run
+        }
+        WindowMode::Wavefront => {
+            // Hint, state and last prediction of all frames inside; input, hint and prediction of a
+            // window.
+            let inside = latency as u64 + 1;
+            inside * (input + (2 + previous) * latents(canvas))
+                + window * (3 + guided) * latents(canvas)
+                + vae.frames_per_decode as u64 * (frame(canvas) + output)
+                + run
+        }
+    }
+}
+
+/// Bytes of memory that this process may use: the machine's, or its control group's where that is less;
+/// `None` where the system reports neither.
+pub fn memory_of_this_machine() -> Option<u64> {
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());
+    [memory_in_total(), limit].into_iter().flatten().min()
+}
+
+fn memory_in_total() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let of = |line: &str| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok();
+    text.lines().find_map(of).and_then(|kibibytes: u64| kibibytes.checked_mul(1024))
+}

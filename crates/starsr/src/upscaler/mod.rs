@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Frames in, upscaled frames out later: windows, autoencoder, sampler, colour fix and cross-fade put
+//! together.
+
+mod blend;
+mod clip;
+mod decode_groups;
+mod frame_path;
+mod memory;
+mod settings;
+mod wavefront;
+
+use std::time::{Duration, Instant};
+
+use ndarray::Array3;
+
+use crate::bundle::Manifest;
+use crate::cancel::Cancel;
+use crate::diffusion::noise::{FrameNoise, Noise};
+use crate::error::{Error, Result};
+use crate::geometry::Size;
+use crate::model::{Conditioning, Model, no_std};
+use crate::names::Setting;
+use crate::parallel::Threads;
+use crate::text::{Prompts, tokenize};
+use crate::windows::{WindowMode, Windows};
+
+use blend::BlendWindows;
+pub use clip::StageTimes;
+use clip::{Clip, WindowJoin, lap};
+use decode_groups::DecodeGroups;
+use frame_path::FramePath;
+pub use memory::memory_of_this_machine;
+pub use settings::{Posterior, Settings};
+use wavefront::WavefrontWindows;
+
+/// Numbers of tokens that did not fit, see [`Upscaler::set_prompts`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TruncatedTokens {
+    /// Of the prompt with its suffix.
+    pub prompt: usize,
+    /// Of the negative prompt.
+    pub negative: usize,
+}
+
+/// What [`Upscaler::receive_frame`] gives.
+#[derive(Debug)]
+pub enum Received {
+    /// The next upscaled frame in order, `[3,H,W]` RGB in [0,1].
+    Frame(Array3<f32>),
+    /// Nothing yet: send more frames, or flush.
+    NeedMoreFrames,
+    /// Everything sent before the flush has been received; a new clip may begin.
+    Drained,
+}
+
+/// Restores clips of frames of one size: N frames in, N larger frames out, some frames later.
+pub struct Upscaler {
+    clip: Clip,
+    join: Box<dyn WindowJoin>,
+    layout: Windows,
+    manifest: Manifest,
+    latency: usize,
+    /// Whether the size of the tiles is left to the bundle and to memory.
+    auto_tiles: bool,
+    /// See [`Self::reduced_tile_size`].
+    reduced: Option<usize>,
+}
+
+impl Upscaler {
+    /// Prepares for clips of frames of `size`. `cancel` stops a running [`Self::receive_frame`] and what
+    /// the model runs in it, with [`Error::Cancelled`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where a setting contradicts the bundle, and [`Error::Input`] where the frames
+    /// are empty or too large.
+    pub fn new(
+        mut model: Box<dyn Model>,
+        manifest: &Manifest,
+        settings: &Settings,
+        size: Size,
+        cancel: Cancel,
+    ) -> Result<Self> {
+        let threads = Threads::new(settings.threads);
+        let sampler = settings.sampler(manifest, threads.clone())?;
+        let layout = settings.windows(manifest)?;
+        let overlap = settings.decode_overlap.unwrap_or(manifest.vae.decode_overlap);
+        let groups = DecodeGroups::new(manifest.vae.frames_per_decode, overlap)?;
+        if settings.posterior == Posterior::Sample && !model.has_std() {
+            return Err(no_std());
+        }
+        let path = FramePath::new(manifest, settings, size, threads)?;
+        model.cancel_with(&cancel)?;
+        let join: Box<dyn WindowJoin> = match layout.mode() {
+            WindowMode::Blend => Box::new(BlendWindows::new(sampler, layout)),
+            WindowMode::Wavefront => Box::new(WavefrontWindows::new(sampler, layout)?),
+        };
+        let noise = Box::new(FrameNoise::new(settings.seed));
+        Ok(Self {
+            latency: join.latency(&groups),
+            clip: Clip::new(model, path, groups, noise, cancel),
+            join,
+            layout,
+            manifest: manifest.clone(),
+            auto_tiles: settings.tile_size.is_none(),
+            reduced: None,
+        })
+    }
+
+    /// Takes its noise from `noise` in place of the seed's.
+    pub fn with_noise(mut self, noise: Box<dyn Noise>) -> Self {
+        self.clip.noise = noise;
+        self
+    }
+
+    /// Restores under `conditioning` from the next window on; windows at work keep theirs. A bundle with
+    /// text condition needs a conditioning before its first window.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the bundle has no text condition, and where the negative half is missing
+    /// though guidance needs it.
+    pub fn set_conditioning(&mut self, conditioning: Conditioning) -> Result<()> {
+        if self.manifest.prompts.is_none() && conditioning != Conditioning::default() {
+            let reason = format!("the bundle {} has no text condition", self.manifest.name);
+            return Err(Error::setting(Setting::Prompt, reason));
+        }
+        let half = conditioning.positive.is_some() && conditioning.negative.is_none();
+        if half && self.join.sampler().guidance().is_used() {
+            let reason = "guidance needs its embedding; give one, or guide by a scale of 1";
+            return Err(Error::setting(Setting::NegativePrompt, reason));
+        }
+        self.clip.conditioning = conditioning;
+        Ok(())
+    }
+
+    /// [`Self::set_conditioning`] with the embeddings of `prompts`; the negative one only where guidance
+    /// needs it. Gives the numbers of tokens that did not fit.
+    ///
+    /// # Errors
+    /// As [`Model::embed`], and [`Error::Setting`] where a text is given but the bundle has no text
+    /// condition.
+    pub fn set_prompts(&mut self, prompts: &Prompts) -> Result<TruncatedTokens> {
+        let Some(defaults) = &self.manifest.prompts else {
+            return prompts.refuse(&self.manifest.name).map(|()| TruncatedTokens::default());
+        };
+        let prompt = prompts.prompt.as_ref().unwrap_or(&defaults.default);
+        let positive = tokenize(&prompts.suffix.compose(prompt, &defaults.suffix));
+        let negative = tokenize(prompts.negative.as_ref().unwrap_or(&defaults.negative));
+        let mut truncated = TruncatedTokens { prompt: positive.truncated, negative: 0 };
+        let model = &mut self.clip.model;
+        let mut conditioning =
+            Conditioning { positive: Some(model.embed(&positive.ids)?), negative: None };
+        if self.join.sampler().guidance().is_used() {
+            truncated.negative = negative.truncated;
+            conditioning.negative = Some(model.embed(&negative.ids)?);
+        }
+        self.set_conditioning(conditioning)?;
+        Ok(truncated)
+    }
+
+    /// Size of the frames that come in.
+    pub fn input_size(&self) -> Size {
+        self.clip.path.input_size()
+    }
+
+    /// Size of the frames given out.
+    pub fn output_size(&self) -> Size {
+        self.clip.path.output_size()
+    }
+
+    /// Factor by which width and height of frames grow.
+    pub fn scale(&self) -> usize {
+        self.clip.path.scale()
+    }
+
+    /// The most frames that must follow a frame before it can come out.
+    pub fn latency(&self) -> usize {
+        self.latency
+    }
+
+    /// How windows are joined.
+    pub fn window_mode(&self) -> WindowMode {
+        self.layout.mode()
+    }
+
+    /// Counts and times so far.
+    pub fn stats(&self) -> StageTimes {
+        self.clip.times
+    }
+
+    /// Whether memory was too short for both halves of a guided prediction together, so that they are
+    /// computed separately.
+    pub fn is_guidance_separated(&self) -> bool {
+        self.join.sampler().guidance().is_separated()
+    }
+
+    /// Runs of the model's denoiser so far, see [`Model::evaluations`].
+    pub fn evaluations(&self) -> u64 {
+        self.clip.model.evaluations()
+    }
+
+    /// Time spent in the model's own runtime so far, see [`Model::busy`].
+    pub fn model_busy(&self) -> Duration {
+        self.clip.model.busy()
+    }
+
+    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects its
+    /// noise. The number of a clip's first frame also decides where windows start, see
+    /// [`Windows::anchored`]. Cheap: [`Self::receive_frame`] does the work.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the frame has another size than the clip, or after [`Self::flush`] until
+    /// all frames have been received.
+    pub fn send_frame(&mut self, number: u64, pixels: Array3<f32>) -> Result<()> {
+        let refuse = |reason: String| Err(Error::input(format!("frame {number}"), reason));
+        let Size { width, height } = self.input_size();
+        if pixels.dim() != (3, height, width) {
+            let shape = pixels.shape();
+            return refuse(format!("its shape {shape:?} is not [3, {height}, {width}]"));
+        }
+        if self.clip.ended {
+            return refuse("the clip has been ended; receive its frames first".into());
+        }
+        self.clip.push(number, pixels);
+        self.join.push(number);
+        Ok(())
+    }
+
+    /// Gives the next finished frame, running the model when a window is complete. Blocks for as long as
+    /// that takes. Where memory is too short the window is restored in smaller tiles, see
+    /// [`Self::reduced_tile_size`].
+    ///
+    /// # Errors
+    /// As the model, [`Error::Memory`] where memory is too short for the smallest tiles, and
+    /// [`Error::Cancelled`]. Call [`Self::bypass`] then, or the clip is lost and [`Self::reset`] begins
+    /// another.
+    pub fn receive_frame(&mut self) -> Result<Received> {
+        loop {
+            if let Some(frame) = self.clip.ready.pop_front() {
+                self.clip.times.frames_out += 1;
+                return Ok(Received::Frame(frame));
+            }
+            if self.advance()? {
+                continue;
+            }
+            if !self.clip.ended {
+                return Ok(Received::NeedMoreFrames);
+            }
+            self.reset();
+            return Ok(Received::Drained);
+        }
+    }
+
+    /// Does the next piece of work; false where all that is left needs further frames. Where memory is
+    /// too short for it, in smaller tiles: a window begins anew then, while a wavefront goes on with the
+    /// latents it has.
+    fn advance(&mut self) -> Result<bool> {
+        loop {
+            let result = self.join.advance(&mut self.clip);
+            let Err(Error::Memory { graph, reason }) = result else { return result };
+            let tile = self.clip.path.tile_size();
+            let Some(size) = self.clip.path.reduce_tiles() else {
+                let frames = self.layout.length();
+                let reason = format!(
+                    "{reason}; this was for windows of {frames} frames in tiles of {tile} pixels, and \
+                     the bundle takes no smaller tiles"
+                );
+                return Err(Error::Memory { graph, reason });
+            };
+            self.reduced = Some(size);
+        }
+    }
+
+    /// Finishes the next window without the model: its frames are the plain upscale, cross-faded with
+    /// its neighbours like any other. With `Wavefront` all frames inside come out so, and what follows
+    /// is a new clip. Gives the number of frames that leave so. Also possible after
+    /// [`Self::receive_frame`] has failed.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn bypass(&mut self) -> Result<usize> {
+        let clock = Instant::now();
+        let bypassed = self.join.bypass(&mut self.clip)?;
+        lap(&mut self.clip.times.finish, clock);
+        self.clip.times.bypassed += bypassed as u64;
+        Ok(bypassed)
+    }
+
+    /// Ends the clip: what was sent comes out without waiting for further frames.
+    pub fn flush(&mut self) {
+        if !self.clip.ended {
+            self.clip.ended = true;
+            self.join.flush();
+        }
+    }
+
+    /// Forgets all frames.
+    pub fn reset(&mut self) {
+        self.clip.reset();
+        self.join.reset();
+    }
+
+    /// Gives the model back, so that the next clip need not load it again.
+    pub fn into_model(self) -> Box<dyn Model> {
+        self.clip.model
+    }
+
+    /// Frames of the window that [`Self::receive_frame`] would restore next; `None` where it would
+    /// restore no window, and with `Wavefront`, whose windows are restored together.
+    pub fn next_window(&self) -> Option<usize> {
+        self.join.next_window().filter(|_| self.clip.ready.is_empty())
+    }
+
+    /// Side in pixels of the tiles that short memory has led to; `None` while those of the settings fit.
+    pub fn reduced_tile_size(&self) -> Option<usize> {
+        self.reduced
+    }
+
+    /// The most bytes that a clip is estimated to take while a window is restored: frames, latents, and
+    /// what the graphs need for a tile according to the bundle, where they compute in main memory. The
+    /// graphs' weights come on top.
+    pub fn memory_estimate(&self) -> u64 {
+        let main = self.clip.model.uses_main_memory();
+        let graphs = if main { self.manifest.canvas.tile_memory } else { 0 };
+        let area = self.clip.path.tile_size().area();
+        self.memory_of_arrays() + graphs * self.layout.longest() as u64 * area
+    }
+
+    fn memory_of_arrays(&self) -> u64 {
+        let (path, sampler) = (&self.clip.path, self.join.sampler());
+        memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
+    }
+
+    /// Goes over to smaller tiles while [`Self::memory_estimate`] is more than `available` bytes, unless
+    /// their size was set; see [`Self::reduced_tile_size`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where frames and latents alone are more.
+    pub fn fit_memory(&mut self, available: u64) -> Result<()> {
+        while self.auto_tiles && self.memory_estimate() > available {
+            let Some(size) = self.clip.path.reduce_tiles() else { break };
+            self.reduced = Some(size);
+        }
+        let least = self.memory_of_arrays();
+        if least <= available {
+            return Ok(());
+        }
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let reason = format!(
+            "windows of {} frames of {} pixels, enlarged to {}, take at least {:.1} GiB of memory, but \
+             there are {:.1} GiB; use shorter windows or smaller frames",
+            self.layout.length(),
+            self.input_size(),
+            self.output_size(),
+            gib(least),
+            gib(available)
+        );
+        Err(Error::setting(Setting::WindowLength, reason))
+    }
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The engine with stand-ins in place of a model: bundles, windows, sampler, guidance, decoding, faults;
+//! and the rules that its sources keep.
+
+mod bundle;
+mod decoding;
+mod faults;
+mod guidance;
+mod structure;
+mod upscaler;
+mod windows;

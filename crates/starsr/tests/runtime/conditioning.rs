@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Text conditions on ONNX Runtime: embeddings, both halves in one batch, the posterior, and what can be
+//! missing.
+
+use std::fs;
+use std::path::Path;
+
+use starsr::bundle::{Bundle, Role};
+use starsr::diffusion::guidance::Batching;
+use starsr::model::{Condition, Denoiser, Embedding, Model, Query};
+use starsr::runtime::{Engine, GraphTimes, Options, Provider};
+use starsr::text::{Prompts, tokenize};
+use starsr::windows::WindowMode;
+use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
+use starsr_testkit::stand_in::{self, velocity};
+use starsr_testkit::fixtures;
+use ndarray::{Array2, Array3, Array4, s};
+
+
+fn load(bundle: &Path) -> Result<Engine> {
+    let options =
+        Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() };
+    Engine::load(&Bundle::open(bundle)?, &options, &Cancel::default())
+}
+
+#[track_caller]
+fn bundle_error(bundle: &Path) -> (String, String) {
+    match load(bundle).map(|_| ()) {
+        Err(Error::Bundle { file, field, reason, .. }) => {
+            assert!(file.starts_with(bundle) && file.is_file(), "{}", file.display());
+            (field, reason)
+        }
+        other => panic!("expected an error of the bundle, got {other:?}"),
+    }
+}
+
+fn pattern(shape: (usize, usize, usize, usize), seed: usize) -> Array4<f32> {
+    let mut n = seed;
+    Array4::from_shape_simple_fn(shape, || {
+        n = (n * 1103515245 + 12345) % (1 << 31);
+        n as f32 / (1 << 30) as f32 - 1.0
+    })
+}
+
+/// What `make_bundle.py` says the text bundle computes.
+fn expected_v(x: &Array4<f32>, t: i64, hint: &Array4<f32>, embedding: &Embedding) -> Array4<f32> {
+    let mut v = x / 2.0 + hint + hint / 4.0 + t as f32 / 1000.0;
+    v += 2.0 * embedding.values().mean().unwrap();
+    let mut sum = Array3::<f32>::zeros((x.dim().1, x.dim().2, x.dim().3));
+    for f in 0..x.dim().0 {
+        sum += &x.slice(s![f, .., .., ..]);
+        v.slice_mut(s![f, .., .., ..]).scaled_add(0.125, &sum);
+    }
+    v
+}
+
+fn worst(found: &Array4<f32>, expected: &Array4<f32>) -> f32 {
+    assert_eq!(found.dim(), expected.dim());
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The velocities under two conditions, as one batch.
+fn both(
+    engine: &mut Engine,
+    x: &Array4<f32>,
+    t: i64,
+    hint: &Array4<f32>,
+    conditions: [Condition; 2],
+) -> Result<Vec<Array4<f32>>> {
+    engine.predict(&Query { x: x.view(), t, hint: hint.view(), conditions: &conditions })
+}
+
+fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
+    fixtures::with_graphs(&fixtures::text(), graphs)
+}
+
+#[test]
+fn together_is_the_same_as_separately() {
+    let mut engine = load(&fixtures::text()).unwrap();
+    let texts = ["a panda test", "rock", "something else"];
+    let embeddings = texts.map(|text| engine.embed(&tokenize(text).ids).unwrap());
+    // Sizes, texts and the size of the batch change in between.
+    for (i, (frames, a, b)) in [(4, 0, 1), (4, 1, 0), (3, 0, 2), (4, 0, 2), (1, 2, 2)].into_iter().enumerate()
+    {
+        let (x, hint) = (pattern((frames, 48, 4, 6), i), pattern((frames, 48, 4, 6), i + 100));
+        let t = 899 - 100 * i as i64;
+        let [a, b] = [&embeddings[a], &embeddings[b]];
+        let pair = both(&mut engine, &x, t, &hint, [Some(a), Some(b)]).unwrap();
+        for (together, embedding) in pair.iter().zip([a, b]) {
+            let alone = velocity(&mut engine, x.view(), t, hint.view(), Some(embedding)).unwrap();
+            assert!(worst(together, &alone) <= 1e-6);
+            assert!(worst(&alone, &expected_v(&x, t, &hint, embedding)) <= 3e-6);
+        }
+    }
+    assert!(worst(&expected(&embeddings[0]), &expected(&embeddings[1])) > 0.01, "the texts are too alike");
+}
+
+fn expected(embedding: &Embedding) -> Array4<f32> {
+    let x = pattern((1, 48, 2, 2), 0);
+    expected_v(&x, 0, &x, embedding)
+}
+
+#[test]
+fn a_bundle_without_text_condition_can_be_asked_for_both() {
+    let mut engine = load(&fixtures::tiny()).unwrap();
+    let x = pattern((2, 48, 4, 4), 1);
+    let pair = both(&mut engine, &x, 5, &x, [None, None]).unwrap();
+    let alone = velocity(&mut engine, x.view(), 5, x.view(), None).unwrap();
+    assert_eq!(pair, [alone.clone(), alone]);
+}
+
+#[test]
+fn half_precision_embeddings_and_bfloat16_controls() {
+    let halves =
+        text_with(&[("controlnet", "controlnet_text_half.onnx"), ("denoiser", "denoiser_text_half.onnx")]);
+    let mut engine = load(halves.path()).unwrap();
+    let embedding = engine.embed(&tokenize("rock").ids).unwrap();
+    let x = pattern((2, 48, 4, 4), 1);
+    let v = velocity(&mut engine, x.view(), 5, x.view(), Some(&embedding)).unwrap();
+    assert!(worst(&v, &expected_v(&x, 5, &x, &embedding)) < 5e-3);
+
+    let brief =
+        fixtures::tiny_with(&[("controlnet", "controlnet_brief.onnx"), ("denoiser", "denoiser_brief.onnx")]);
+    let x = pattern((2, 48, 4, 4), 2);
+    let exact = velocity(&mut load(&fixtures::tiny()).unwrap(), x.view(), 5, x.view(), None).unwrap();
+    let rounded = velocity(&mut load(brief.path()).unwrap(), x.view(), 5, x.view(), None).unwrap();
+    let difference = worst(&rounded, &exact);
+    assert!(difference > 0.0 && difference < 0.02, "{difference}");
+}
+
+#[test]
+fn known_prompts_need_no_encoder() {
+    let mut with = load(&fixtures::text()).unwrap();
+    let bundle = fixtures::without_text_encoder();
+    let mut without = load(bundle.path()).unwrap();
+    let copy = fixtures::copy_of(&fixtures::text());
+    fixtures::edit(copy.path(), |text| {
+        text.lines().filter(|line| !line.starts_with("embeddings")).map(|line| format!("{line}\n")).collect()
+    });
+    let mut only_encoder = load(copy.path()).unwrap();
+    for text in ["a panda test", "rock"] {
+        let ids = tokenize(text).ids;
+        let known = with.embed(&ids).unwrap();
+        assert_eq!(without.embed(&ids).unwrap(), known);
+        assert_eq!(only_encoder.embed(&ids).unwrap(), known, "{text}");
+    }
+    assert_eq!(with.stats().runs(Role::TextEncoder), 0);
+    assert_eq!(only_encoder.stats().runs(Role::TextEncoder), 2);
+    let error = without.embed(&tokenize("a dog").ids).unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }), "{error}");
+    assert!(error.to_string().contains("no text encoder"), "{error}");
+}
+
+#[test]
+fn the_standard_deviation_of_the_posterior() {
+    let mut engine = load(&fixtures::text()).unwrap();
+    let pixels = pattern((5, 3, 16, 24), 1);
+    let [mean, std] = engine.encode_posterior(pixels.view()).unwrap();
+    assert_eq!(mean, engine.encode(pixels.view()).unwrap());
+    assert_eq!(std, mean.mapv(|v| v.abs() / 4.0));
+    let mut tiny = load(&fixtures::tiny()).unwrap();
+    assert!(engine.has_std() && !tiny.has_std());
+    let error = tiny.encode_posterior(pixels.view()).unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: Setting::Posterior, .. }), "{error}");
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let no_prompts = fixtures::copy_of(&fixtures::text());
+    fixtures::edit(no_prompts.path(), |text| {
+        let (before, rest) = text.split_once("[prompts]").unwrap();
+        let rest = &rest[rest.find("[graphs").unwrap()..];
+        before.replace("guidance_scale = 2.0", "guidance_scale = 1.0") + rest
+    });
+    let (field, reason) = bundle_error(no_prompts.path());
+    assert!(
+        field.contains("controlnet, tensor embedding") && reason.contains("no table prompts"),
+        "{field}: {reason}"
+    );
+
+    let tiny = |role: &str| fs::read(fixtures::tiny().join(format!("{role}.onnx"))).unwrap();
+    let no_inputs = fixtures::copy_of(&fixtures::text());
+    fixtures::replace_graph(no_inputs.path(), "denoiser", &tiny("denoiser"));
+    let (field, reason) = bundle_error(no_inputs.path());
+    assert!(field.contains("embedding") && reason.contains("denoiser does not"), "{field}: {reason}");
+    fixtures::replace_graph(no_inputs.path(), "controlnet", &tiny("controlnet"));
+    let (field, reason) = bundle_error(no_inputs.path());
+    assert!(field == "prompts" && reason.contains("neither controlnet nor denoiser"), "{field}: {reason}");
+
+    let wide = text_with(&[("denoiser", "denoiser_text_wide.onnx")]);
+    let (field, reason) = bundle_error(wide.path());
+    assert!(field.contains("denoiser, tensor embedding"), "{field}: {reason}");
+    assert!(reason.contains("9 values a token here and 8 in prompts.embeddings"), "{reason}");
+
+    let mut engine = load(&fixtures::text()).unwrap();
+    let x = Array4::zeros((1, 48, 2, 2));
+    let error = velocity(&mut engine, x.view(), 0, x.view(), None).unwrap_err();
+    assert!(matches!(error, Error::Input { .. }) && error.to_string().contains("no embedding"), "{error}");
+    for shape in [(76, 8), (77, 0)] {
+        let odd = Embedding::new(Array2::zeros(shape));
+        assert!(velocity(&mut engine, x.view(), 0, x.view(), Some(&odd)).is_err(), "{shape:?}");
+    }
+    let (a, b) = (Embedding::new(Array2::zeros((77, 8))), Embedding::new(Array2::zeros((77, 9))));
+    assert!(both(&mut engine, &x, 0, &x, [Some(&a), Some(&b)]).is_err());
+    // And the engine works on.
+    assert!(both(&mut engine, &x, 0, &x, [Some(&a), Some(&a)]).is_ok());
+}
+
+fn frame(number: u64) -> Array3<f32> {
+    Array3::from_shape_fn((3, 8, 8), |(c, y, x)| {
+        0.5 + 0.2 * (number as f32 * 1.3 + c as f32 + (8 * y + x) as f32 * 0.3).sin()
+    })
+}
+
+fn upscaler(settings: &Settings) -> (Upscaler, GraphTimes) {
+    let engine = load(&fixtures::text()).unwrap();
+    let stats = engine.stats();
+    let manifest = Bundle::open(&fixtures::text()).unwrap().manifest().clone();
+    let upscaler = Upscaler::new(Box::new(engine), &manifest, settings, Size::new(8, 8), Cancel::default()).unwrap();
+    (upscaler, stats)
+}
+
+fn prompt(text: &str) -> Prompts {
+    Prompts { prompt: Some(text.into()), ..Prompts::default() }
+}
+
+#[test]
+fn each_prompt_is_encoded_once() {
+    let (mut upscaler, stats) = upscaler(&Settings::default());
+    for (text, runs) in [(None, 0), (Some("a dog"), 1), (Some("a dog"), 1), (Some("a cat"), 2), (None, 2)] {
+        let prompts = Prompts { prompt: text.map(String::from), ..Prompts::default() };
+        upscaler.set_prompts(&prompts).unwrap();
+        assert_eq!(stand_in::run(&mut upscaler, 0..9, frame, 1).len(), 9);
+        assert_eq!(stats.runs(Role::TextEncoder), runs, "{text:?}");
+    }
+    // A prompt that is changed and changed back besides a negative one of the user's.
+    let pair = |text| Prompts { negative: Some("a stone".into()), ..prompt(text) };
+    let before = stats.runs(Role::TextEncoder);
+    for text in ["one", "two", "three"] {
+        upscaler.set_prompts(&pair(text)).unwrap();
+        upscaler.set_prompts(&pair(text)).unwrap();
+    }
+    assert_eq!(stats.runs(Role::TextEncoder), before + 4);
+}
+
+#[test]
+fn whole_clips_together_and_separately() {
+    for mode in [WindowMode::Blend, WindowMode::Wavefront] {
+        let run = |guidance_batching, text: &str| {
+            let settings = Settings {
+                guidance_batching,
+                window_mode: Some(mode),
+                steps: Some(3),
+                guidance_interval: Some((0.3, 1.0)),
+                ..Settings::default()
+            };
+            let (mut upscaler, _) = upscaler(&settings);
+            upscaler.set_prompts(&prompt(text)).unwrap();
+            stand_in::run(&mut upscaler, 0..11, frame, 1)
+        };
+        let together = run(Batching::Together, "a dog");
+        let separate = run(Batching::Separate, "a dog");
+        for (a, b) in together.iter().zip(&separate) {
+            assert!((a - b).iter().all(|d| d.abs() <= 1e-6), "{mode:?}");
+        }
+        assert_eq!(run(Batching::Auto, "a dog"), separate);
+        assert_ne!(run(Batching::Separate, "a cat"), separate);
+    }
+}
+
+#[test]
+fn without_prompts_the_first_window_is_an_error() {
+    let (mut upscaler, _) = upscaler(&Settings::default());
+    (0..4).for_each(|number| upscaler.send_frame(number, frame(number)).unwrap());
+    let error = upscaler.receive_frame().unwrap_err();
+    assert!(error.to_string().contains("set the prompts first"), "{error}");
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Loading the model: the bundle that the settings name, and its graphs.
+
+use std::path::{Path, PathBuf};
+
+use gst::prelude::*;
+
+use starsr::bundle::Manifest;
+use starsr::model::Model;
+use starsr::runtime::{self, Engine, Provider};
+use starsr::{Bundle, Cancel, Error, Result};
+
+use super::log::{self, CAT};
+use super::settings::Settings;
+
+/// A model ready to run.
+pub(super) struct Loaded {
+    pub(super) model: Box<dyn Model>,
+    pub(super) manifest: Manifest,
+    /// Nick of the execution provider in use.
+    pub(super) provider: String,
+    /// The device that the provider computes on.
+    pub(super) device: String,
+    /// Version of ONNX Runtime.
+    pub(super) runtime: String,
+}
+
+/// Loads the model that `settings` name, and posts progress messages from `element`.
+///
+/// # Errors
+///
+/// Whatever keeps the bundle or ONNX Runtime from loading, and [`Error::Cancelled`] once `cancel` is set.
+pub(super) fn load(settings: &Settings, element: &gst::Element, cancel: &Cancel) -> Result<Loaded> {
+    let post = |type_, text| {
+        let message = gst::message::Progress::builder(type_, "load", text).src(element).build();
+        let _ = element.post_message(message);
+    };
+    let plugin = element.factory().and_then(|f| f.plugin()).and_then(|p| p.filename());
+    post(gst::ProgressType::Start, "Loading the model");
+    let loaded = load_from(settings, search_folders(plugin.as_deref()), cancel);
+    match &loaded {
+        Ok(loaded) => {
+            gst::info!(CAT, obj = element, "Loaded {} on {}", loaded.manifest.name, loaded.provider);
+            post(gst::ProgressType::Complete, "Model loaded");
+        }
+        Err(Error::Cancelled) => post(gst::ProgressType::Canceled, "Loading cancelled"),
+        Err(_) => post(gst::ProgressType::Error, "Loading the model failed"),
+    }
+    loaded
+}
+
+fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Result<Loaded> {
+    let bundle = Bundle::locate(settings.model_path.as_deref(), &folders)?;
+    let bundle = Bundle::open_with(&bundle, cancel)?;
+    runtime::set_logger(log::runtime_level(), log::runtime);
+    let engine = Engine::load(&bundle, &settings.runtime(folders), cancel)?;
+    for (provider, reason) in engine.passed_over() {
+        gst::info!(CAT, "{provider} is not available: {reason}");
+    }
+    Ok(Loaded {
+        provider: engine.provider().to_string(),
+        device: match engine.provider() {
+            Provider::Cuda | Provider::TensorRt => format!("GPU {}", settings.device),
+            Provider::Auto | Provider::Cpu => "CPU".into(),
+        },
+        runtime: engine.runtime_version().to_string(),
+        model: Box::new(engine),
+        manifest: bundle.manifest().clone(),
+    })
+}
+
+/// The folders searched for the library and the bundle: those of the plugin and of the program, their
+/// subfolders `starsr`, where `make install` puts them, and their parents, as cargo keeps copies and
+/// tests in `deps`.
+fn search_folders(plugin: Option<&Path>) -> Vec<PathBuf> {
+    let program = std::env::current_exe().ok();
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for file in [plugin, program.as_deref()].into_iter().flatten() {
+        for folder in file.ancestors().skip(1).take(2).filter(|folder| !folder.as_os_str().is_empty()) {
+            for folder in [folder.to_path_buf(), folder.join("starsr")] {
+                if !folders.contains(&folder) {
+                    folders.push(folder);
+                }
+            }
+        }
+    }
+    folders
+}

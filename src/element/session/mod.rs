@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The one owner of a stream's state between start and stop.
+//!
+//! A session does no I/O. It takes buffers, events, caps and facts, and returns what is to be pushed;
+//! its notices wait in [`Session::take_notices`]. Everything here runs in the streaming thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gst::prelude::*;
+use ndarray::Array3;
+use parking_lot::Mutex;
+
+use starsr::bundle::Manifest;
+use starsr::geometry::{Interpolation, upscale};
+use starsr::model::Model;
+use starsr::scene::SceneDetector;
+use starsr::text::Prompts;
+use starsr::{Cancel, Error, Received, TruncatedTokens, Upscaler};
+
+use super::frames::RgbFrame;
+use super::loading::Loaded;
+use super::messages::{Failure, Notice};
+use super::metas;
+use super::negotiation::{Converters, Formats, Refused, prepare};
+use super::numbering::Numbering;
+use super::pace::{Pace, Timing};
+use super::settings::{OnError, Overload, Settings};
+use super::stats::ElementStats;
+
+mod events;
+#[cfg(test)]
+mod tests;
+
+/// A frame that has been read and is not yet inside the upscaler.
+pub(super) struct Incoming {
+    skeleton: gst::Buffer,
+    frame: RgbFrame,
+    /// Whether a scene begins with this frame, so that the frames inside have to leave first.
+    pub(super) begins_scene: bool,
+}
+
+/// A frame inside the upscaler.
+struct HeldBuffer {
+    /// Everything of its buffer except the memory.
+    skeleton: gst::Buffer,
+    /// Its alpha, `[1,h,w]` at the input's size.
+    alpha: Option<Array3<f32>>,
+    /// Serialized events that came before it and leave before it.
+    events: Vec<gst::Event>,
+}
+
+/// A finished frame.
+pub(super) struct Outgoing {
+    /// Everything of the input buffer except the memory.
+    pub(super) skeleton: gst::Buffer,
+    /// Events to push before the frame.
+    pub(super) events: Vec<gst::Event>,
+    /// The picture, at the upscaler's output size.
+    pub(super) picture: RgbFrame,
+}
+
+/// What the session has to ask for before a window.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) prompts: Prompts,
+    /// Asked for only where [`Session::may_bypass`] says so; `None` without a clock.
+    pub(super) timing: Option<Timing>,
+}
+
+/// What works on the frames of one format.
+struct Worker {
+    upscaler: Upscaler,
+    converters: Converters,
+    formats: Formats,
+    /// The prompts that `upscaler` was given last.
+    prompts: Prompts,
+    pace: Pace,
+    /// Whether separate guidance was reported.
+    guidance_separated: bool,
+    /// The reduced tile size that was reported.
+    tile_size: Option<usize>,
+}
+
+/// A stream's state.
+pub(super) struct Session {
+    /// The settings when the element started.
+    settings: Settings,
+    manifest: Manifest,
+    /// The model while no worker has it.
+    model: Option<Box<dyn Model>>,
+    cancel: Cancel,
+    /// Shared with the property `stats`, which can be read at any time.
+    stats: Arc<Mutex<ElementStats>>,
+    /// `None` before caps.
+    worker: Option<Worker>,
+    held: VecDeque<HeldBuffer>,
+    /// Events for the next frame to come in.
+    parked: Vec<gst::Event>,
+    segment: Option<gst::Segment>,
+    numbering: Numbering,
+    /// `None` where windows do not end at cuts.
+    scenes: Option<SceneDetector>,
+    /// The result of a drain that failed where it could not be returned, for the next buffer.
+    failed_drain: Option<gst::FlowError>,
+    /// Whether the source pad's last flow result is older than the present segment and says nothing about it.
+    stale_flow: bool,
+    pub(super) refused: Refused,
+    /// Formats for which setting up was cancelled.
+    interrupted: Option<Formats>,
+    /// Whether a failure of the model was reported in this stream.
+    failure_reported: bool,
+    notices: Vec<Notice>,
+}
+
+impl Session {
+    pub(super) fn new(
+        settings: Settings,
+        loaded: Loaded,
+        cancel: Cancel,
+        stats: Arc<Mutex<ElementStats>>,
+    ) -> Self {
+        Self {
+            scenes: settings.scene_detection.then(SceneDetector::default),
+            settings,
+            manifest: loaded.manifest,
+            model: Some(loaded.model),
+            cancel,
+            stats,
+            worker: None,
+            held: VecDeque::new(),
+            parked: Vec::new(),
+            segment: None,
+            numbering: Numbering::default(),
+            failed_drain: None,
+            stale_flow: false,
+            refused: Refused::default(),
+            interrupted: None,
+            failure_reported: false,
+            notices: Vec::new(),
+        }
+    }
+
+    /// The factor by which frames grow unless another size is negotiated.
+    pub(super) fn scale(&self) -> u32 {
+        match self.settings.scale {
+            0 => self.manifest.scale.default,
+            scale => scale,
+        }
+    }
+
+    /// What has happened since the last call, in order.
+    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    // Caps.
+
+    /// The settings to load the model with, where refused caps have cost the model.
+    pub(super) fn lost_model(&self) -> Option<Settings> {
+        (self.model.is_none() && self.worker.is_none()).then(|| self.settings.clone())
+    }
+
+    /// Sets up for new formats, with `model` where the session's own is lost, and returns the latency of
+    /// their windows. The frames of the old formats have left.
+    pub(super) fn configure(
+        &mut self,
+        formats: &Formats,
+        prompts: Prompts,
+        model: Option<Box<dyn Model>>,
+    ) -> Result<gst::ClockTime, Failure> {
+        let settings = self.settings.upscaler()?;
+        let own = self.worker.take().map(|worker| worker.upscaler.into_model());
+        let model = own.or_else(|| self.model.take()).or(model).ok_or(Failure::NotStarted)?;
+        let (size, cancel) = (formats.input_size(), self.cancel.clone());
+        let mut upscaler = Upscaler::new(model, &self.manifest, &settings, size, cancel)?;
+        let (converters, truncated) = match prepare(&mut upscaler, &self.settings, formats, &prompts) {
+            Ok(prepared) => prepared,
+            Err(failure) => {
+                self.model = Some(upscaler.into_model());
+                return Err(failure);
+            }
+        };
+        self.report_truncated(truncated);
+        let (latency_frames, memory) = (upscaler.latency(), upscaler.memory_estimate());
+        self.notices.push(Notice::SetUp { latency_frames, memory });
+        let mut stats = self.stats.lock();
+        stats.upscaler_replaced();
+        stats.memory = memory;
+        stats.latency_frames = latency_frames as u64;
+        drop(stats);
+        self.worker = Some(Worker {
+            upscaler,
+            converters,
+            formats: formats.clone(),
+            prompts,
+            pace: Pace::default(),
+            guidance_separated: false,
+            tile_size: None,
+        });
+        self.numbering.set_framerate(formats.input.fps());
+        self.refused = Refused::default();
+        self.interrupted = None;
+        Ok(formats.latency(latency_frames))
+    }
+
+    /// Remembers formats for which setting up was cancelled.
+    pub(super) fn interrupt(&mut self, formats: Formats) {
+        self.interrupted = Some(formats);
+    }
+
+    /// The formats to set up for before the next frame.
+    pub(super) fn take_interrupted(&mut self) -> Option<Formats> {
+        self.interrupted.take()
+    }
+
+    /// The formats of the frames inside.
+    pub(super) fn formats(&self) -> Option<Formats> {
+        self.worker.as_ref().map(|worker| worker.formats.clone())
+    }
+
+    // A frame's way in.
+
+    /// Whether `buffer` begins a new clip, so that the frames inside have to leave first.
+    pub(super) fn begins_clip(&mut self, buffer: &gst::BufferRef) -> Result<bool, Failure> {
+        if let Some(flow) = self.failed_drain.take() {
+            return Err(Failure::Downstream(flow));
+        }
+        // The base class's own notion of a discontinuity lasts until the first output.
+        let is_discont = buffer.flags().contains(gst::BufferFlags::DISCONT);
+        Ok(is_discont || self.numbering.is_jump(self.stream_time(buffer)))
+    }
+
+    /// Reads the pixels of `buffer` and lets go of it.
+    pub(super) fn read(&mut self, buffer: gst::Buffer) -> Result<Incoming, Failure> {
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let started = Instant::now();
+        let frame = worker.converters.reader.read(&buffer).map_err(Failure::Conversion)?;
+        let skeleton = metas::skeleton(&buffer).map_err(Failure::Conversion)?;
+        self.stats.lock().convert_in += started.elapsed();
+        let begins_scene = self.scenes.as_mut().is_some_and(|scenes| scenes.is_cut(frame.pixels.view()));
+        if begins_scene {
+            self.scene_begins(skeleton.pts());
+        }
+        Ok(Incoming { skeleton, frame, begins_scene })
+    }
+
+    /// Gives a frame to the upscaler. Returns its number.
+    pub(super) fn push(&mut self, incoming: Incoming) -> Result<u64, Failure> {
+        let Incoming { skeleton, frame: RgbFrame { pixels, alpha }, .. } = incoming;
+        let number = self.numbering.number(self.stream_time(&skeleton));
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        worker.upscaler.send_frame(number, pixels)?;
+        let events = std::mem::take(&mut self.parked);
+        self.held.push_back(HeldBuffer { skeleton, alpha, events });
+        self.stats.lock().frames_in += 1;
+        Ok(number)
+    }
+
+    // A frame's way out.
+
+    /// Whether the next window may be bypassed for want of time, so that [`Self::pull`] needs the timing.
+    pub(super) fn may_bypass(&self) -> bool {
+        self.settings.overload == Overload::Bypass
+            && self.worker.as_ref().is_some_and(|worker| worker.upscaler.next_window().is_some())
+    }
+
+    /// The next finished frame, for which the model runs where a window is complete. `None` where more
+    /// frames, or a drain, are needed first.
+    pub(super) fn pull(&mut self, facts: &Facts) -> Result<Option<Outgoing>, Failure> {
+        let started = Instant::now();
+        self.update_prompts(&facts.prompts)?;
+        let received = self.receive(facts.timing.as_ref());
+        self.update_stats(started)?;
+        match received? {
+            Received::Frame(pixels) => self.outgoing(pixels).map(Some),
+            Received::Drained if !self.held.is_empty() => {
+                Err(Failure::Inconsistent(format!("{} frames did not come out", self.held.len())))
+            }
+            Received::NeedMoreFrames | Received::Drained => Ok(None),
+        }
+    }
+
+    /// What the upscaler has next. Windows that would be late are bypassed where that is asked for.
+    fn receive(&mut self, timing: Option<&Timing>) -> Result<Received, Failure> {
+        let running_time = self.next_running_time();
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let (Some(timing), Some(frames)) = (timing, worker.upscaler.next_window()) else {
+            return self.run_model();
+        };
+        if timing.is_late(running_time, worker.pace.expected(frames)) {
+            worker.pace.skipped();
+            self.bypass("overload")?;
+            return self.run_model();
+        }
+        let started = timing.clock.time();
+        let received = self.run_model();
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        worker.pace.measured(timing.clock.time().saturating_sub(started), frames);
+        received
+    }
+
+    /// Runs the model where a window is complete. A window for which it fails is bypassed where that is asked for.
+    fn run_model(&mut self) -> Result<Received, Failure> {
+        let running_time = self.next_running_time();
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let (before, started) = (worker.upscaler.evaluations(), Instant::now());
+        let error = match worker.upscaler.receive_frame() {
+            Ok(received) => {
+                let evaluations = worker.upscaler.evaluations() - before;
+                if evaluations > 0 {
+                    let ElementStats { frames_in, frames_out, .. } = *self.stats.lock();
+                    let time = started.elapsed();
+                    let notice =
+                        Notice::Restored { running_time, evaluations, time, frames_in, frames_out };
+                    self.notices.push(notice);
+                }
+                return Ok(received);
+            }
+            Err(error) => error,
+        };
+        let is_failure = matches!(error, Error::Inference { .. } | Error::Memory { .. });
+        if !is_failure || self.settings.on_error != OnError::Bypass {
+            return Err(error.into());
+        }
+        if !std::mem::replace(&mut self.failure_reported, true) {
+            self.notices.push(Notice::ModelFailed(error));
+        }
+        self.bypass("error")?;
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        Ok(worker.upscaler.receive_frame()?)
+    }
+
+    /// Lets the next window out as the plain upscale.
+    fn bypass(&mut self, reason: &'static str) -> Result<(), Failure> {
+        let running_time = self.next_running_time();
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let frames = worker.upscaler.bypass()?;
+        self.notices.push(Notice::Bypassed { running_time, frames, reason });
+        Ok(())
+    }
+
+    /// Puts a frame's pixels together with everything else that belongs to it.
+    fn outgoing(&mut self, pixels: Array3<f32>) -> Result<Outgoing, Failure> {
+        let surplus = || Failure::Inconsistent("More frames came out than went in".into());
+        let HeldBuffer { skeleton, alpha, events } = self.held.pop_front().ok_or_else(surplus)?;
+        let worker = self.worker.as_ref().ok_or(Failure::NotNegotiated)?;
+        let started = Instant::now();
+        let scale = worker.upscaler.scale();
+        let alpha = alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose()?;
+        self.stats.lock().convert_out += started.elapsed();
+        Ok(Outgoing { skeleton, events, picture: RgbFrame { pixels, alpha } })
+    }
+
+    /// Writes a finished frame into the buffer that is pushed next.
+    pub(super) fn write(&mut self, picture: &RgbFrame, buffer: &mut gst::BufferRef) -> Result<(), Failure> {
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let started = Instant::now();
+        worker.converters.writer.write(picture, buffer).map_err(Failure::Conversion)?;
+        let mut stats = self.stats.lock();
+        stats.convert_out += started.elapsed();
+        stats.frames_out += 1;
+        // From here on the source pad's flow result is about the present segment.
+        self.stale_flow = false;
+        Ok(())
+    }
+
+    /// Checks what downstream returned for the last buffer.
+    pub(super) fn check_downstream(
+        &self,
+        flow: Result<gst::FlowSuccess, gst::FlowError>,
+    ) -> Result<(), Failure> {
+        match flow {
+            Err(flow @ (gst::FlowError::Eos | gst::FlowError::Error)) if !self.stale_flow => {
+                Err(Failure::Downstream(flow))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    // The ends of clips and streams.
+
+    /// Whether there are frames inside.
+    pub(super) fn has_frames(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Begins a drain: [`Self::pull`] then gives all frames inside.
+    pub(super) fn flush(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.upscaler.flush();
+        }
+    }
+
+    /// Ends a drain. Returns the events that waited behind the last frame.
+    pub(super) fn drained(&mut self) -> Vec<gst::Event> {
+        self.numbering.cut();
+        std::mem::take(&mut self.parked)
+    }
+
+    /// Does not compare the next frame with those before it.
+    pub(super) fn forget_scene(&mut self) {
+        if let Some(scenes) = &mut self.scenes {
+            scenes.reset();
+        }
+    }
+
+    /// Keeps the failure of a drain for the next buffer.
+    pub(super) fn keep_failure(&mut self, flow: gst::FlowError) {
+        self.failed_drain = Some(flow);
+    }
+
+    /// Forgets all frames inside. Returns the sticky events that waited for them, which stay valid.
+    pub(super) fn abandon(&mut self) -> Vec<gst::Event> {
+        if let Some(worker) = &mut self.worker {
+            worker.upscaler.reset();
+        }
+        self.numbering.cut();
+        self.forget_scene();
+        let mut events: Vec<_> = self.held.drain(..).flat_map(|held| held.events).collect();
+        events.append(&mut self.parked);
+        events.retain(|event| event.is_sticky());
+        events
+    }
+
+    /// Forgets everything after a flush, like [`Self::abandon`].
+    pub(super) fn flushed(&mut self) -> Vec<gst::Event> {
+        self.failed_drain = None;
+        self.stale_flow = true;
+        self.segment = None;
+        self.numbering.restart();
+        self.abandon()
+    }
+
+    // Events.
+
+    /// Whether all frames inside have to leave before the serialized `event`.
+    pub(super) fn ends_clip(&self, event: &gst::EventRef) -> bool {
+        events::ends_clip(event, self.segment.as_ref())
+    }
+
+    /// Takes note of a serialized event after the drain. Returns the event, unless it waits for the next frame.
+    pub(super) fn event(&mut self, event: gst::Event) -> Option<gst::Event> {
+        use gst::EventView;
+
+        match event.view() {
+            EventView::Segment(segment) => {
+                self.segment = Some(segment.segment().clone());
+                self.expect_flow();
+                return Some(event);
+            }
+            EventView::StreamStart(_) => {
+                self.numbering.restart();
+                self.failure_reported = false;
+                self.expect_flow();
+                return Some(event);
+            }
+            _ if events::is_scene_cut(&event) => self.scene_begins(None),
+            // Nothing is left inside that the event could wait for.
+            _ if self.ends_clip(&event) => return Some(event),
+            _ => {}
+        }
+        // A custom event may be about the next frame even where there are no others inside. The latency
+        // tracer, for one, measures the time between its event and the frame behind it.
+        let is_custom = event.type_() == gst::EventType::CustomDownstream;
+        if is_custom || !self.held.is_empty() || !self.parked.is_empty() {
+            self.parked.push(event);
+            return None;
+        }
+        Some(event)
+    }
+
+    /// The source pad's flow result, and an EOS that a drain met, are about what came before.
+    fn expect_flow(&mut self) {
+        self.stale_flow = true;
+        self.failed_drain.take_if(|flow| *flow == gst::FlowError::Eos);
+    }
+
+    fn scene_begins(&mut self, pts: Option<gst::ClockTime>) {
+        self.stats.lock().scene_cuts += 1;
+        self.notices.push(Notice::SceneCut { pts });
+    }
+
+    // Bookkeeping.
+
+    /// Hands over prompts that were changed.
+    fn update_prompts(&mut self, prompts: &Prompts) -> Result<(), Failure> {
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        if *prompts != worker.prompts {
+            let truncated = worker.upscaler.set_prompts(prompts)?;
+            worker.prompts = prompts.clone();
+            self.report_truncated(truncated);
+        }
+        Ok(())
+    }
+
+    fn report_truncated(&mut self, truncated: TruncatedTokens) {
+        self.stats.lock().prompt_tokens_cut = (truncated.prompt + truncated.negative) as u64;
+        for (property, tokens) in [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)] {
+            if tokens > 0 {
+                self.notices.push(Notice::PromptTruncated { property, tokens });
+            }
+        }
+    }
+
+    /// Counts what the upscaler has done since `started`, and reports what short memory has led to.
+    fn update_stats(&mut self, started: Instant) -> Result<(), Failure> {
+        let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
+        let mut stats = self.stats.lock();
+        stats.upscale += started.elapsed();
+        stats.stages = worker.upscaler.stats();
+        stats.evaluations = worker.upscaler.evaluations();
+        stats.model_busy = worker.upscaler.model_busy();
+        if worker.upscaler.is_guidance_separated() && !worker.guidance_separated {
+            worker.guidance_separated = true;
+            self.notices.push(Notice::GuidanceSeparated);
+        }
+        if let Some(size) = worker.upscaler.reduced_tile_size()
+            && worker.tile_size != Some(size)
+        {
+            worker.tile_size = Some(size);
+            self.notices.push(Notice::TilesReduced { size });
+        }
+        Ok(())
+    }
+
+    /// Running time of the next frame to leave.
+    fn next_running_time(&self) -> Option<gst::ClockTime> {
+        let segment = self.segment.as_ref()?.downcast_ref::<gst::ClockTime>()?;
+        segment.to_running_time(self.held.front()?.skeleton.pts()?)
+    }
+
+    /// Stream time of `buffer`; `None` backwards, where the numbers would fall and frames are counted instead.
+    fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
+        let segment = self.segment.as_ref()?;
+        if segment.rate() < 0.0 {
+            return None;
+        }
+        segment.downcast_ref::<gst::ClockTime>()?.to_stream_time(buffer.pts()?)
+    }
+}
