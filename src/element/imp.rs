@@ -120,7 +120,8 @@ impl Starsr {
     fn set_up(&self, formats: &Formats) -> Result<(), Failure> {
         formats.check_progressive()?;
         let lost = self.session(|s| s.lost_model()).map_err(|_| Failure::NotStarted)?;
-        let model = lost.map(|settings| self.load(&settings)).transpose()?.map(|loaded| loaded.model);
+        let model =
+            lost.map(|settings| self.load(&settings)).transpose()?.map(|loaded| loaded.model);
         let prompts = self.settings().prompts();
         let configured = self.session(|s| s.configure(formats, prompts, model));
         let latency = configured.map_err(|_| Failure::NotStarted)??.nseconds();
@@ -259,9 +260,8 @@ impl ObjectSubclass for Starsr {
 #[glib::derived_properties]
 impl ObjectImpl for Starsr {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            [Starsr::derived_properties(), &[ElementStats::spec()]].concat()
-        });
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> =
+            LazyLock::new(|| [Starsr::derived_properties(), &[ElementStats::spec()]].concat());
         &PROPERTIES
     }
 
@@ -338,7 +338,8 @@ impl BaseTransformImpl for Starsr {
             settings.prompts().refuse(&loaded.manifest.name).map_err(message)?;
         }
         *self.stats.lock() = ElementStats::new(&loaded);
-        let session = Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
+        let session =
+            Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
         self.scale.store(session.scale(), Ordering::SeqCst);
         *self.session.lock() = Some(Box::new(session));
         Ok(())
@@ -374,7 +375,8 @@ impl BaseTransformImpl for Starsr {
         caps: &gst::Caps,
         othercaps: gst::Caps,
     ) -> gst::Caps {
-        let fixed = caps::fixate(caps, &othercaps, caps::Map::of(direction), self.scale().unwrap_or(1));
+        let fixed =
+            caps::fixate(caps, &othercaps, caps::Map::of(direction), self.scale().unwrap_or(1));
         gst::debug!(CAT, imp = self, "{caps} goes with {fixed}");
         fixed
     }
@@ -400,7 +402,10 @@ impl BaseTransformImpl for Starsr {
     }
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
-        let output = self.check_downstream().and_then(|()| self.take_frame()).and_then(|()| self.next_buffer());
+        let output = self
+            .check_downstream()
+            .and_then(|()| self.take_frame())
+            .and_then(|()| self.next_buffer());
         match output.inspect_err(|_| self.abandon())? {
             Some(buffer) => Ok(GenerateOutputSuccess::Buffer(buffer)),
             None => Ok(GenerateOutputSuccess::NoOutput),
@@ -429,7 +434,11 @@ impl BaseTransformImpl for Starsr {
                 let caps = caps.caps_owned();
                 // The base class fails without a message.
                 if gst_video::VideoInfo::from_caps(&caps).is_err() {
-                    self.refuse(&caps, &gst::Caps::new_empty(), &Failure::ImpossibleCaps(caps.clone()));
+                    self.refuse(
+                        &caps,
+                        &gst::Caps::new_empty(),
+                        &Failure::ImpossibleCaps(caps.clone()),
+                    );
                 }
                 return self.parent_sink_event(event);
             }
@@ -448,7 +457,8 @@ impl BaseTransformImpl for Starsr {
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let (gst::PadDirection::Src, gst::QueryViewMut::Latency(latency)) = (direction, query.view_mut())
+        let (gst::PadDirection::Src, gst::QueryViewMut::Latency(latency)) =
+            (direction, query.view_mut())
         else {
             return BaseTransformImplExt::parent_query(self, direction, query);
         };

@@ -30,10 +30,14 @@ pub(super) fn scale(
     }
     if let Some(bar) = meta.downcast_ref::<gst_video::VideoBarMeta>() {
         // Until GStreamer 1.24 this meta cannot scale itself. Bars count lines (letterbox) or columns (pillarbox).
-        let (from, to) =
-            if bar.is_letterbox() { (from.height(), to.height()) } else { (from.width(), to.width()) };
+        let (from, to) = if bar.is_letterbox() {
+            (from.height(), to.height())
+        } else {
+            (from.width(), to.width())
+        };
         let scaled = |v: u32| {
-            let scaled = (u64::from(v) * u64::from(to) + u64::from(from) / 2) / u64::from(from.max(1));
+            let scaled =
+                (u64::from(v) * u64::from(to) + u64::from(from) / 2) / u64::from(from.max(1));
             u32::try_from(scaled).unwrap_or(u32::MAX)
         };
         let (first, second) = (scaled(bar.bar_data1()), scaled(bar.bar_data2()));

@@ -123,8 +123,8 @@ mod settings;
 mod stats;
 
 use settings::{
-    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix, SamplerMode,
-    WindowMode,
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix,
+    SamplerMode, WindowMode,
 };
 
 glib::wrapper! {

@@ -44,7 +44,9 @@ impl Formats {
         let fps = self.input.fps();
         let fps = if fps.numer() > 0 { fps } else { gst::Fraction::from(ASSUMED_FRAMERATE) };
         let (num, den) = (fps.numer().max(1) as u64, fps.denom().max(1) as u64);
-        let time = (frames as u64).checked_mul(den).and_then(|n| gst::ClockTime::SECOND.mul_div_ceil(n, num));
+        let time = (frames as u64)
+            .checked_mul(den)
+            .and_then(|n| gst::ClockTime::SECOND.mul_div_ceil(n, num));
         time.unwrap_or(gst::ClockTime::ZERO)
     }
 }
@@ -104,8 +106,7 @@ pub(super) fn prepare(
 
 fn check_overload(overload: Overload, mode: WindowMode) -> Result<(), Failure> {
     if overload == Overload::Bypass && mode == WindowMode::Wavefront {
-        let reason =
-            "bypass leaves out single windows, but window-mode wavefront restores them together; use blend";
+        let reason = "bypass leaves out single windows, but window-mode wavefront restores them together; use blend";
         return Err(Failure::Property { property: "overload", reason });
     }
     Ok(())

@@ -36,7 +36,9 @@ impl Numbering {
     fn keyed(&self, stream_time: Option<gst::ClockTime>) -> Option<u64> {
         let fps = self.fps?;
         let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
-        stream_time?.nseconds().mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
+        stream_time?
+            .nseconds()
+            .mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
     }
 
     /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and so does
@@ -95,7 +97,10 @@ mod tests {
     fn numbers_rise_within_a_clip() {
         let mut n = at((25, 1));
         let time = Some(gst::ClockTime::from_mseconds(80));
-        assert_eq!([n.number(time), n.number(time), n.number(Some(gst::ClockTime::ZERO))], [2, 3, 4]);
+        assert_eq!(
+            [n.number(time), n.number(time), n.number(Some(gst::ClockTime::ZERO))],
+            [2, 3, 4]
+        );
         n.cut();
         assert_eq!(n.number(time), 2);
     }
@@ -103,7 +108,8 @@ mod tests {
     #[test]
     fn a_variable_framerate_is_counted() {
         let mut n = at((0, 1));
-        let numbers: Vec<_> = [5, 9, 2].map(|s| n.number(Some(gst::ClockTime::from_seconds(s)))).into();
+        let numbers: Vec<_> =
+            [5, 9, 2].map(|s| n.number(Some(gst::ClockTime::from_seconds(s)))).into();
         assert_eq!(numbers, [0, 1, 2]);
         n.cut();
         assert_eq!(n.number(None), 3);
@@ -114,9 +120,14 @@ mod tests {
         let mut n = at((25, 1));
         assert!(!n.is_jump(Some(gst::ClockTime::from_seconds(100))));
         n.number(Some(gst::ClockTime::from_seconds(10)));
-        for (ms, jump) in
-            [(10_040, false), (10_000, false), (9_960, false), (10_800, false), (12_000, true), (5_000, true)]
-        {
+        for (ms, jump) in [
+            (10_040, false),
+            (10_000, false),
+            (9_960, false),
+            (10_800, false),
+            (12_000, true),
+            (5_000, true),
+        ] {
             assert_eq!(n.is_jump(Some(gst::ClockTime::from_mseconds(ms))), jump, "{ms} ms");
         }
         assert!(!n.is_jump(None));

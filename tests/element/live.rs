@@ -97,7 +97,9 @@ fn other_caps_let_the_frames_out_under_the_old_ones() {
         let rates: Vec<i32> = rig
             .caps_of_buffers()
             .iter()
-            .map(|caps| caps.structure(0).unwrap().get::<gst::Fraction>("framerate").unwrap().numer())
+            .map(|caps| {
+                caps.structure(0).unwrap().get::<gst::Fraction>("framerate").unwrap().numer()
+            })
             .collect();
         assert_eq!(rates, [vec![25; 3], vec![30; 11]].concat(), "{kind}");
     }

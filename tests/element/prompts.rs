@@ -8,8 +8,7 @@ use super::errors::start_error;
 use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-const LONG: &str =
-    "lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake";
+const LONG: &str = "lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake";
 
 /// starsr with the bundle with text condition.
 fn with_text(bundle: &std::path::Path) -> gst::Element {
@@ -46,7 +45,9 @@ fn a_prompt_set_while_playing_holds_from_the_next_window() {
         })
     };
     let never = pictures(|_, _| {});
-    for (property, value) in [("prompt", LONG), ("negative-prompt", LONG), ("prompt-suffix", "none")] {
+    for (property, value) in
+        [("prompt", LONG), ("negative-prompt", LONG), ("prompt-suffix", "none")]
+    {
         let always = change(property, value, 0);
         let later = change(property, value, 6);
         assert_eq!(later.len(), 16);
@@ -126,7 +127,10 @@ fn a_prompt_is_refused_without_text_condition() {
         let element = starsr(4, 1);
         element.set_property(property, "a dog");
         let error = start_error(&element);
-        assert!(error.contains(property) && error.contains("tiny has no text condition"), "{error}");
+        assert!(
+            error.contains(property) && error.contains("tiny has no text condition"),
+            "{error}"
+        );
     }
     // While it plays it is an error with the next frame.
     let rig = Rig::started(4, 1);

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 
-use starsr_testkit::fixtures;
 use super::matrix::{CLIP, check, row};
 use super::pipelines::{pipeline, run, run_with, times, watch};
+use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
 // What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer 1.22 that is `avenc_mpeg2video`, which
@@ -55,7 +55,11 @@ fn files_of_every_kind() {
         let path = path.display();
         run(&pipeline(&format!("{CLIP} ! videoconvert ! {coded} ! filesink location=\"{path}\"")));
         let before = format!("filesrc location=\"{path}\" ! decodebin");
-        row(&format!("{coded} ! filesink"), &format!("{before} ! starsr ! fakesink name=f"), Some(23));
+        row(
+            &format!("{coded} ! filesink"),
+            &format!("{before} ! starsr ! fakesink name=f"),
+            Some(23),
+        );
     }
 }
 
@@ -66,7 +70,8 @@ fn over_a_socket(sender: &str, receiver: &str) {
     const FRAMES: usize = 40;
     init();
     let source = "videotestsrc num-buffers=40 pattern=ball ! video/x-raw,format=I420,width=32,height=24,framerate=50/1";
-    let sending = gst::parse::launch(&format!("{source} ! {sender} name=p ! udpsink name=u host=127.0.0.1"));
+    let sending =
+        gst::parse::launch(&format!("{source} ! {sender} name=p ! udpsink name=u host=127.0.0.1"));
     let sending = sending.unwrap().downcast::<gst::Pipeline>().unwrap();
     sending.set_state(gst::State::Paused).unwrap();
     // The first packet waits in the sink.
@@ -79,7 +84,8 @@ fn over_a_socket(sender: &str, receiver: &str) {
     let p = pipeline(&description);
     let source = p.by_name("r").unwrap();
     source.set_property("caps", &caps);
-    let (taken, entered, left) = (watch(&p, "d", "src"), watch(&p, "s", "sink"), watch(&p, "f", "sink"));
+    let (taken, entered, left) =
+        (watch(&p, "d", "src"), watch(&p, "s", "sink"), watch(&p, "f", "sink"));
     p.set_state(gst::State::Playing).unwrap();
     sending.by_name("u").unwrap().set_property("port", source.property::<i32>("port"));
     sending.set_state(gst::State::Playing).unwrap();
@@ -130,7 +136,8 @@ const SINKS: [&str; 5] = [
 #[test]
 fn every_real_clip_at_its_own_size() {
     let Some(folder) = fixtures::media("real") else { return };
-    let mut clips: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut clips: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     clips.retain(|path| path.extension().is_some_and(|e| e == "mp4"));
     clips.sort();
     assert!(clips.len() >= 9, "only {} clips", clips.len());

@@ -125,7 +125,10 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
         (left.rate(), left.applied_rate(), left.base(), left.offset()),
         (segment.rate(), segment.applied_rate(), segment.base(), segment.offset())
     );
-    assert_eq!((left.start(), left.stop(), left.time()), (segment.start(), segment.stop(), segment.time()));
+    assert_eq!(
+        (left.start(), left.stop(), left.time()),
+        (segment.start(), segment.stop(), segment.time())
+    );
     let frames: Vec<_> = frames.into_iter().collect();
     assert_eq!(rig.offsets(), frames);
     let running: Vec<_> = rig.buffers().iter().map(|b| segment.to_running_time(b.pts())).collect();
@@ -133,7 +136,9 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
     let announced: Vec<Option<gst::ClockTime>> = rig
         .messages(gst::MessageType::Element)
         .iter()
-        .filter_map(|m| m.structure().filter(|s| s.name() == "starsr-progress")?.get("running-time").ok())
+        .filter_map(|m| {
+            m.structure().filter(|s| s.name() == "starsr-progress")?.get("running-time").ok()
+        })
         .collect();
     assert!(announced.len() >= frames.len() / 4);
     assert_eq!(announced[0], running[0]);
@@ -142,7 +147,17 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
 
 /// Timestamps, in milliseconds, that a constant framerate does not have.
 const STRANGE: [&[Option<u64>]; 6] = [
-    &[Some(0), Some(7), Some(90), Some(91), Some(400), Some(410), Some(420), Some(9000), Some(9001)],
+    &[
+        Some(0),
+        Some(7),
+        Some(90),
+        Some(91),
+        Some(400),
+        Some(410),
+        Some(420),
+        Some(9000),
+        Some(9001),
+    ],
     &[Some(0), Some(0), Some(0), Some(40), Some(40), Some(80), Some(80), Some(80), Some(120)],
     &[Some(400), Some(360), Some(320), Some(280), Some(0), Some(40), Some(20), Some(0), Some(4000)],
     &[None, None, None, None, None, None, None, None, None],
@@ -197,7 +212,9 @@ fn a_still_picture_leaves_when_a_gap_says_that_nothing_follows() {
             rig.push_all([k]);
             assert!(!rig.offsets().contains(&k));
             for i in 0..5 {
-                rig.event(gst::event::Gap::builder(FRAME * (k + 1) + minute * i).duration(minute).build());
+                rig.event(
+                    gst::event::Gap::builder(FRAME * (k + 1) + minute * i).duration(minute).build(),
+                );
                 assert_eq!(rig.offsets().last(), Some(&k));
             }
         }

@@ -55,12 +55,20 @@ fn ntsc(k: u64) -> gst::ClockTime {
 /// Of every `minutes` minutes some frames.
 fn ten_hours(minutes: u64) {
     let a_minute = 30_000 * 60 / 1001;
-    let bursts =
-        (0..=HOURS * 60 / minutes).flat_map(move |m| (0..11).map(move |i| m * minutes * a_minute + i));
+    let bursts = (0..=HOURS * 60 / minutes)
+        .flat_map(move |m| (0..11).map(move |i| m * minutes * a_minute + i));
     check("30000/1001", gst::ClockTime::ZERO, bursts.map(ntsc));
     let second = gst::ClockTime::SECOND;
-    check("1/10", gst::ClockTime::ZERO, (0..=HOURS * 360 / minutes).map(|k| second * 10 * k * minutes));
-    check("0/1", gst::ClockTime::ZERO, (0..=HOURS * 60 / minutes).map(|k| second * 60 * k * minutes));
+    check(
+        "1/10",
+        gst::ClockTime::ZERO,
+        (0..=HOURS * 360 / minutes).map(|k| second * 10 * k * minutes),
+    );
+    check(
+        "0/1",
+        gst::ClockTime::ZERO,
+        (0..=HOURS * 60 / minutes).map(|k| second * 60 * k * minutes),
+    );
 }
 
 #[test]

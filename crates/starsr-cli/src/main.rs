@@ -59,8 +59,10 @@ fn write_documentation(dir: &Path) -> Result<(), String> {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
     clap_mangen::generate_to(Cli::command(), &man).map_err(failed)?;
-    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions).map_err(failed)?;
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+    {
+        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions)
+            .map_err(failed)?;
     }
     Ok(())
 }

@@ -38,7 +38,8 @@ impl Map {
     }
 
     fn range(self, range: gst::IntRange<i32>, scale: i64) -> Option<glib::SendValue> {
-        let (min, max, step) = (i64::from(range.min()), i64::from(range.max()), i64::from(range.step()));
+        let (min, max, step) =
+            (i64::from(range.min()), i64::from(range.max()), i64::from(range.step()));
         let (min, max, step) = match self {
             Self::Up => {
                 let step = step * scale;
@@ -60,7 +61,9 @@ impl Map {
             std::cmp::Ordering::Greater if min % step == 0 && max % step == 0 => {
                 Some(gst::IntRange::<i32>::with_step(min, max, step).to_send_value())
             }
-            std::cmp::Ordering::Greater => Some(gst::IntRange::<i32>::new(min, max).to_send_value()),
+            std::cmp::Ordering::Greater => {
+                Some(gst::IntRange::<i32>::new(min, max).to_send_value())
+            }
         }
     }
 
@@ -122,7 +125,8 @@ fn of_fields() -> gst::CapsFeatures {
 /// single fields. They are refused later, with an error that names a deinterlacer; a mismatch of caps
 /// would not say why.
 pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
-    let formats = || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
+    let formats =
+        || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
     let mut caps = formats().build();
     if direction == gst::PadDirection::Sink {
         caps.merge(formats().features([gst_video::CAPS_FEATURE_FORMAT_INTERLACED]).build());
@@ -142,7 +146,8 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
     let mut add = |structure: Option<gst::Structure>, features: &gst::CapsFeaturesRef| {
         if let Some(mut structure) = structure {
             // Refused later, so it does not matter what they become.
-            let features = if features.is_equal(&fields) { None } else { Some(features.to_owned()) };
+            let features =
+                if features.is_equal(&fields) { None } else { Some(features.to_owned()) };
             if features.is_none() {
                 structure.remove_field("interlace-mode");
             }
@@ -169,7 +174,10 @@ fn format_loss(from: gst_video::VideoFormat, to: gst_video::VideoFormat) -> u32 
     if from == to {
         return 0;
     }
-    let (a, b) = (gst_video::VideoFormatInfo::from_format(from), gst_video::VideoFormatInfo::from_format(to));
+    let (a, b) = (
+        gst_video::VideoFormatInfo::from_format(from),
+        gst_video::VideoFormatInfo::from_format(to),
+    );
     let depth = |i: &gst_video::VideoFormatInfo| i.depth().iter().copied().max().unwrap_or(0);
     // Log2 of the pixels that share a chroma sample.
     let subsampling = |i: &gst_video::VideoFormatInfo| {
@@ -268,7 +276,8 @@ fn reduced(num: i128, den: i128) -> gst::Fraction {
     }
     match (i32::try_from(num / a), i32::try_from(den / a)) {
         (Ok(n), Ok(d)) => gst::Fraction::new(n, d),
-        _ => gst::Fraction::approximate_f64(num as f64 / den as f64).unwrap_or(gst::Fraction::new(1, 1)),
+        _ => gst::Fraction::approximate_f64(num as f64 / den as f64)
+            .unwrap_or(gst::Fraction::new(1, 1)),
     }
 }
 
@@ -296,9 +305,13 @@ fn fixate_size(
     let (tw, th) = wanted;
     let (w, h) = match (fixed_int(s, "width"), fixed_int(s, "height")) {
         (Some(w), Some(h)) => (w, h),
-        (Some(w), None) if w == tw && nearest(s, "height", th.into(), 1) == th && par == in_par => (w, th),
+        (Some(w), None) if w == tw && nearest(s, "height", th.into(), 1) == th && par == in_par => {
+            (w, th)
+        }
         (Some(w), None) => (w, nearest(s, "height", f64::from(w) / aspect, multiple.1)),
-        (None, Some(h)) if h == th && nearest(s, "width", tw.into(), 1) == tw && par == in_par => (tw, h),
+        (None, Some(h)) if h == th && nearest(s, "width", tw.into(), 1) == tw && par == in_par => {
+            (tw, h)
+        }
         (None, Some(h)) => (nearest(s, "width", f64::from(h) * aspect, multiple.0), h),
         (None, None) => {
             let (w, h) = (nearest(s, "width", tw.into(), 1), nearest(s, "height", th.into(), 1));
@@ -306,8 +319,10 @@ fn fixate_size(
                 (w, h)
             } else {
                 // The largest picture of the right aspect ratio that fits the allowed width and height.
-                let (w, h) =
-                    (f64::from(w).min(f64::from(h) * aspect), f64::from(h).min(f64::from(w) / aspect));
+                let (w, h) = (
+                    f64::from(w).min(f64::from(h) * aspect),
+                    f64::from(h).min(f64::from(w) / aspect),
+                );
                 (nearest(s, "width", w, multiple.0), nearest(s, "height", h, multiple.1))
             }
         }
@@ -317,7 +332,8 @@ fn fixate_size(
     let (fw, fh) = (f64::from(w), f64::from(h));
     // Sizes are whole numbers, so an error of up to a pixel says nothing about the shape of pixels.
     let slack = |multiple: i32| if multiple > 1 { 1.0 + 1e-9 } else { 1.0 - 1e-9 };
-    let fits = (fw - fh * aspect).abs() < slack(multiple.0) || (fh - fw / aspect).abs() < slack(multiple.1);
+    let fits = (fw - fh * aspect).abs() < slack(multiple.0)
+        || (fh - fw / aspect).abs() < slack(multiple.1);
     if fits {
         s.set("pixel-aspect-ratio", par);
     } else {
@@ -337,7 +353,12 @@ fn fixate_size(
 /// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact multiple
 /// if possible, else the largest allowed size below it with the same display aspect ratio, in the format
 /// that loses the least.
-pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scale: u32) -> gst::Caps {
+pub(super) fn fixate(
+    caps: &gst::CapsRef,
+    candidates: &gst::Caps,
+    map: Map,
+    scale: u32,
+) -> gst::Caps {
     let (Some(given), Ok(info)) = (caps.structure(0), gst_video::VideoInfo::from_caps(caps)) else {
         return candidates.clone();
     };

@@ -176,13 +176,14 @@ impl Session {
         let model = own.or_else(|| self.model.take()).or(model).ok_or(Failure::NotStarted)?;
         let (size, cancel) = (formats.input_size(), self.cancel.clone());
         let mut upscaler = Upscaler::new(model, &self.manifest, &settings, size, cancel)?;
-        let (converters, truncated) = match prepare(&mut upscaler, &self.settings, formats, &prompts) {
-            Ok(prepared) => prepared,
-            Err(failure) => {
-                self.model = Some(upscaler.into_model());
-                return Err(failure);
-            }
-        };
+        let (converters, truncated) =
+            match prepare(&mut upscaler, &self.settings, formats, &prompts) {
+                Ok(prepared) => prepared,
+                Err(failure) => {
+                    self.model = Some(upscaler.into_model());
+                    return Err(failure);
+                }
+            };
         self.report_truncated(truncated);
         let (latency_frames, memory) = (upscaler.latency(), upscaler.memory_estimate());
         self.notices.push(Notice::SetUp { latency_frames, memory });
@@ -240,7 +241,8 @@ impl Session {
         let frame = worker.converters.reader.read(&buffer).map_err(Failure::Conversion)?;
         let skeleton = metas::skeleton(&buffer).map_err(Failure::Conversion)?;
         self.stats.lock().convert_in += started.elapsed();
-        let begins_scene = self.scenes.as_mut().is_some_and(|scenes| scenes.is_cut(frame.pixels.view()));
+        let begins_scene =
+            self.scenes.as_mut().is_some_and(|scenes| scenes.is_cut(frame.pixels.view()));
         if begins_scene {
             self.scene_begins(skeleton.pts());
         }
@@ -349,13 +351,18 @@ impl Session {
         let worker = self.worker.as_ref().ok_or(Failure::NotNegotiated)?;
         let started = Instant::now();
         let scale = worker.upscaler.scale();
-        let alpha = alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose()?;
+        let alpha =
+            alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose()?;
         self.stats.lock().convert_out += started.elapsed();
         Ok(Outgoing { skeleton, events, picture: RgbFrame { pixels, alpha } })
     }
 
     /// Writes a finished frame into the buffer that is pushed next.
-    pub(super) fn write(&mut self, picture: &RgbFrame, buffer: &mut gst::BufferRef) -> Result<(), Failure> {
+    pub(super) fn write(
+        &mut self,
+        picture: &RgbFrame,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let started = Instant::now();
         worker.converters.writer.write(picture, buffer).map_err(Failure::Conversion)?;
@@ -498,7 +505,9 @@ impl Session {
 
     fn report_truncated(&mut self, truncated: TruncatedTokens) {
         self.stats.lock().prompt_tokens_cut = (truncated.prompt + truncated.negative) as u64;
-        for (property, tokens) in [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)] {
+        for (property, tokens) in
+            [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)]
+        {
             if tokens > 0 {
                 self.notices.push(Notice::PromptTruncated { property, tokens });
             }

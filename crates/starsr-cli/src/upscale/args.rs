@@ -143,7 +143,9 @@ pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<()
         .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
         .filter(|pspec| !pspec.flags().contains(glib::ParamFlags::CONSTRUCT_ONLY))
         .ok_or_else(|| {
-            format!("{factory} has no property {name} that can be set (see gst-inspect-1.0 {factory})")
+            format!(
+                "{factory} has no property {name} that can be set (see gst-inspect-1.0 {factory})"
+            )
         })?;
     let value = if pspec.value_type() == glib::Type::STRING {
         Some(text.to_value())

@@ -90,7 +90,12 @@ fn catch_interrupts(part: &Path) -> Result<Arc<AtomicU32>, String> {
 }
 
 /// Runs the pipeline from `args.input` to `part`; gives a summary for the user.
-fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU32) -> Result<String, Stop> {
+fn upscale(
+    args: &Args,
+    container: Container,
+    part: &Path,
+    interrupts: &AtomicU32,
+) -> Result<String, Stop> {
     let pipeline = Pipeline::open(&args.input)?;
     let bus = pipeline.pipeline.bus();
     let mut run = Run { args, container, bus, known: false, missing: None, said: Vec::new() };
@@ -99,7 +104,8 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
         run.known = true;
         // An element that cannot start explains that on the bus.
-        let input = pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
+        let input =
+            pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
         duration = input.duration;
         progress = Progress::new(args.quiet, input.duration, input.frames);
         for stream in &input.left_out {
@@ -125,12 +131,17 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     let input = args.input.display();
     match pipeline.size() {
         _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
-        _ if taken != done => Err(format!("{input}: {taken} frames were read but {done} upscaled"))?,
+        _ if taken != done => {
+            Err(format!("{input}: {taken} frames were read but {done} upscaled"))?
+        }
         None => Err(format!("{input}: the size of its video is unknown"))?,
         Some((width, height)) => {
             let time = progress.elapsed();
             let rate = progress::rate(done, time);
-            Ok(format!("{done} frames, {width}x{height}, {} ({rate})", progress::clock(time.as_secs_f64())))
+            Ok(format!(
+                "{done} frames, {width}x{height}, {} ({rate})",
+                progress::clock(time.as_secs_f64())
+            ))
         }
     }
 }
@@ -174,7 +185,9 @@ impl Run<'_> {
                     read = Instant::now();
                 } else if read.elapsed() > UNREAD {
                     let input = self.args.input.display();
-                    Err(format!("{input}: no stream could be found in it; it may be damaged or cut off"))?;
+                    Err(format!(
+                        "{input}: no stream could be found in it; it may be damaged or cut off"
+                    ))?;
                 }
                 continue;
             };
@@ -183,7 +196,9 @@ impl Run<'_> {
                 gst::MessageView::Error(_) => return Err(self.worst(message).into()),
                 gst::MessageView::Eos(_) => return Ok(Event::EndOfStream),
                 gst::MessageView::Application(application)
-                    if application.structure().is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
+                    if application
+                        .structure()
+                        .is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
                 {
                     return Ok(Event::StreamsKnown);
                 }
@@ -203,8 +218,11 @@ impl Run<'_> {
                 self.say(progress, "not in the output: chapters (.mkv keeps them)");
             }
             gst::MessageView::Element(element) => {
-                let lacking = element.structure().filter(|structure| structure.name() == "missing-plugin");
-                if let Some(name) = lacking.and_then(|structure| structure.get::<String>("name").ok()) {
+                let lacking =
+                    element.structure().filter(|structure| structure.name() == "missing-plugin");
+                if let Some(name) =
+                    lacking.and_then(|structure| structure.get::<String>("name").ok())
+                {
                     self.missing = Some(name);
                 }
             }
@@ -277,7 +295,9 @@ impl Run<'_> {
                 format!("{input}: not a media file that GStreamer knows")
             }
             _ => match &self.missing {
-                Some(plugin) => format!("{input}: GStreamer has no {plugin}; install the plugin for it"),
+                Some(plugin) => {
+                    format!("{input}: GStreamer has no {plugin}; install the plugin for it")
+                }
                 None => format!("{input}: {}", what.message().trim_end_matches('.')),
             },
         };

@@ -148,7 +148,10 @@ impl Passage {
             Some(Repackage::Aac) => make("aacparse")?,
             Some(Repackage::Markup) => {
                 let setter = make("capssetter")?;
-                setter.set_property("caps", gst::Caps::builder("text/x-raw").field("format", "utf8").build());
+                setter.set_property(
+                    "caps",
+                    gst::Caps::builder("text/x-raw").field("format", "utf8").build(),
+                );
                 setter
             }
         };
@@ -224,8 +227,14 @@ fn stored_text(markup: &[u8], container: Container) -> Option<Stored> {
         rest = &rest[start + end + 1..];
     }
     text.push_str(rest);
-    let entities =
-        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
+    let entities = [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&apos;", "'"),
+        ("&#39;", "'"),
+        ("&amp;", "&"),
+    ];
     for (entity, character) in entities {
         text = text.replace(entity, character);
     }
