@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element in a whole pipeline: frames per second, the time in each stage, and the share of the wall time that is
-//! spent outside ONNX Runtime. Arguments: WIDTHxHEIGHT (160x120), frames (48), threads (2).
+//! The element in a whole pipeline: frames per second, the time in each stage, and the share of the
+//! wall time that is spent outside ONNX Runtime. Arguments: WIDTHxHEIGHT (160x120), frames (48),
+//! threads (2).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

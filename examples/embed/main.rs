@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element `starsr` inside an application: frames in memory go in, upscaled frames in memory come out.
+//! The element `starsr` inside an application: frames in memory go in, upscaled frames in memory
+//! come out.
 //!
-//! The frames are raw RGB from standard input, and go to standard output. What follows size and framerate are properties of
-//! the element, as `gst-launch-1.0` takes them:
+//! The frames are raw RGB from standard input, and go to standard output. What follows size and
+//! framerate are properties of the element, as `gst-launch-1.0` takes them:
 //!
 //! `embed 160x120 25/1 strength=0.8 <frames.rgb >upscaled.rgb`
 

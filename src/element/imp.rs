@@ -2,9 +2,9 @@
 
 //! The element at work: everything that touches pads, the bus or the clock.
 //!
-//! The state of the stream is a [`Session`], which the streaming thread takes out of its mutex while it
-//! works. So no lock is held while the model runs or something is pushed, and queries and properties
-//! never wait: what they need is kept beside the session.
+//! The state of the stream is a [`Session`], which the streaming thread takes out of its mutex
+//! while it works. So no lock is held while the model runs or something is pushed, and queries and
+//! properties never wait: what they need is kept beside the session.
 
 use std::sync::atomic::Ordering;
 use std::sync::{LazyLock, MutexGuard, PoisonError};
@@ -81,8 +81,9 @@ impl Starsr {
 
 /// What the streaming thread does with the session.
 impl Starsr {
-    /// Takes the session out of its mutex for `work`, and then posts the notices. What `work` returns is
-    /// pushed when the session is back, so that no lock is held and events may come in again.
+    /// Takes the session out of its mutex for `work`, and then posts the notices. What `work`
+    /// returns is pushed when the session is back, so that no lock is held and events may come in
+    /// again.
     fn session<T>(&self, work: impl FnOnce(&mut Session) -> T) -> Result<T, gst::FlowError> {
         let mut session = self.session.lock().take().ok_or(gst::FlowError::Flushing)?;
         let result = work(&mut session);
@@ -106,8 +107,9 @@ impl Starsr {
         loading::load(settings, self.obj().upcast_ref(), self.interrupt.cancel())
     }
 
-    /// Sets up for new formats; the frames of the old ones have left. Where that is cancelled nothing is
-    /// wrong with the formats: they are kept for the next frame, and the result is `false`.
+    /// Sets up for new formats; the frames of the old ones have left. Where that is cancelled
+    /// nothing is wrong with the formats: they are kept for the next frame, and the result is
+    /// `false`.
     fn configure(&self, formats: Formats) -> Result<bool, Failure> {
         let Err(failure) = self.set_up(&formats) else { return Ok(true) };
         if !self.interrupt.is_set() {
@@ -151,8 +153,8 @@ impl Starsr {
         }
     }
 
-    /// Takes the frame that the base class has queued, if any. Where a scene begins with it, the frames
-    /// of the last scene leave first.
+    /// Takes the frame that the base class has queued, if any. Where a scene begins with it, the
+    /// frames of the last scene leave first.
     fn take_frame(&self) -> Result<(), gst::FlowError> {
         let Some(buffer) = self.take_queued_buffer() else { return Ok(()) };
         let pts = buffer.pts();

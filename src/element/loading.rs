@@ -30,7 +30,8 @@ pub(super) struct Loaded {
 ///
 /// # Errors
 ///
-/// Whatever keeps the bundle or ONNX Runtime from loading, and [`Error::Cancelled`] once `cancel` is set.
+/// Whatever keeps the bundle or ONNX Runtime from loading, and [`Error::Cancelled`] once `cancel`
+/// is set.
 pub(super) fn load(settings: &Settings, element: &gst::Element, cancel: &Cancel) -> Result<Loaded> {
     let post = |type_, text| {
         let message = gst::message::Progress::builder(type_, "load", text).src(element).build();
@@ -76,8 +77,9 @@ fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Res
     })
 }
 
-/// The folders searched for the library and the bundle: those of the plugin and of the program, their
-/// subfolders `starsr`, their parents, as cargo keeps copies and tests in `deps`, and the folder where
+/// The folders searched for the library and the bundle: those of the plugin and of the program,
+/// their subfolders `starsr`, their parents, as cargo keeps copies and tests in `deps`, and the
+/// folder where
 /// `make install` puts both, for a program that has the element built in.
 fn search_folders(plugin: Option<&Path>) -> Vec<PathBuf> {
     let program = std::env::current_exe().ok();

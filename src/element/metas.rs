@@ -17,7 +17,8 @@ pub(super) fn skeleton(buffer: &gst::BufferRef) -> Result<gst::Buffer, glib::Boo
     Ok(skeleton)
 }
 
-/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf`. Metas that cannot be scaled are left out.
+/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf`. Metas that cannot be scaled are
+/// left out.
 pub(super) fn scale(
     meta: &gst::MetaRef<'_, gst::Meta>,
     outbuf: &mut gst::BufferRef,
@@ -29,7 +30,8 @@ pub(super) fn scale(
         return;
     }
     if let Some(bar) = meta.downcast_ref::<gst_video::VideoBarMeta>() {
-        // Until GStreamer 1.24 this meta cannot scale itself. Bars count lines (letterbox) or columns (pillarbox).
+        // Until GStreamer 1.24 this meta cannot scale itself. Bars count lines (letterbox) or
+        // columns (pillarbox).
         let (from, to) = if bar.is_letterbox() {
             (from.height(), to.height())
         } else {

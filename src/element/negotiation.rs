@@ -51,8 +51,8 @@ impl Formats {
     }
 }
 
-/// The caps of the sink and source pad whose refusal was reported last. The base class tries refused caps
-/// again with each buffer, but the application gets one message.
+/// The caps of the sink and source pad whose refusal was reported last. The base class tries
+/// refused caps again with each buffer, but the application gets one message.
 #[derive(Debug, Default)]
 pub(super) struct Refused(Option<(gst::Caps, gst::Caps)>);
 
@@ -75,8 +75,8 @@ pub(super) struct Converters {
     pub(super) writer: Writer,
 }
 
-/// Fits `upscaler` to this machine's memory, gives it `prompts` and makes the converters for its frames.
-/// Also returns the tokens that the prompts lost.
+/// Fits `upscaler` to this machine's memory, gives it `prompts` and makes the converters for its
+/// frames. Also returns the tokens that the prompts lost.
 ///
 /// # Errors
 ///

@@ -4,8 +4,8 @@
 
 use gst::prelude::*;
 
-/// Numbers frames by their stream time, so that a seek lands on the same numbers. Counts them where the
-/// framerate varies or the time is unknown.
+/// Numbers frames by their stream time, so that a seek lands on the same numbers. Counts them where
+/// the framerate varies or the time is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Numbering {
     /// Frames per second; `None` where it varies.
@@ -41,16 +41,16 @@ impl Numbering {
             .mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
     }
 
-    /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and so does
-    /// not belong to the same clip.
+    /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and
+    /// so does not belong to the same clip.
     pub(super) fn is_jump(&self, stream_time: Option<gst::ClockTime>) -> bool {
         let (Some(last), Some(number)) = (self.last, self.keyed(stream_time)) else { return false };
         let tolerance = self.fps.map_or(2, |fps| (fps.numer() / fps.denom()).max(2) as u64);
         number.abs_diff(last.saturating_add(1)) > tolerance
     }
 
-    /// The number of the next frame: by its stream time, or one more than the last where the time is unknown
-    /// or not later.
+    /// The number of the next frame: by its stream time, or one more than the last where the time
+    /// is unknown or not later.
     pub(super) fn number(&mut self, stream_time: Option<gst::ClockTime>) -> u64 {
         let number = match (self.keyed(stream_time), self.last) {
             (Some(keyed), Some(last)) => keyed.max(last.saturating_add(1)),

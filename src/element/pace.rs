@@ -22,8 +22,8 @@ impl Pace {
         self.per_frame = time / frames.max(1) as u64;
     }
 
-    /// Notes that a window was bypassed. Each one makes the measurement older and the estimate smaller,
-    /// so that the model is soon tried again.
+    /// Notes that a window was bypassed. Each one makes the measurement older and the estimate
+    /// smaller, so that the model is soon tried again.
     pub(super) fn skipped(&mut self) {
         self.per_frame = self.per_frame.mul_div_floor(9, 10).unwrap_or(gst::ClockTime::ZERO);
     }
@@ -33,12 +33,14 @@ impl Pace {
 #[derive(Debug)]
 pub(super) struct Timing {
     pub(super) clock: gst::Clock,
-    /// Clock time at which a frame of running time 0 must have left; `None` in a pipeline that is not live.
+    /// Clock time at which a frame of running time 0 must have left; `None` in a pipeline that is
+    /// not live.
     pub(super) due: Option<gst::ClockTime>,
 }
 
 impl Timing {
-    /// The timing of `element`, which adds `own_latency` to that of upstream. `None` without a clock.
+    /// The timing of `element`, which adds `own_latency` to that of upstream. `None` without a
+    /// clock.
     pub(super) fn of(
         element: &gst_base::BaseTransform,
         own_latency: gst::ClockTime,

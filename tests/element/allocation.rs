@@ -13,7 +13,8 @@ fn info(caps: &str) -> gst_video::VideoInfo {
     gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap()
 }
 
-/// Size, least and most buffers of the pool that upstream is offered for `caps`, which works, and whether video metas are understood.
+/// Size, least and most buffers of the pool that upstream is offered for `caps`, which works, and
+/// whether video metas are understood.
 fn offered(rig: &Rig, caps: &str) -> (u32, u32, u32, bool) {
     let caps: gst::Caps = caps.parse().unwrap();
     let mut query = gst::query::Allocation::new(Some(&caps), true);
@@ -101,7 +102,8 @@ fn a_small_padded_pool_of_upstream_does_not_run_dry() {
     pool.set_active(false).unwrap();
 }
 
-/// A frame as it came: caps, size of its buffer, the first line's stride, the pool that owns it, its middle pixel.
+/// A frame as it came: caps, size of its buffer, the first line's stride, the pool that owns it,
+/// its middle pixel.
 struct Came {
     offset: u64,
     stride: i32,
@@ -163,7 +165,8 @@ fn downstream(
     (asked, came)
 }
 
-/// A pool of two buffers with margins, of which downstream keeps none, and windows of sixteen frames.
+/// A pool of two buffers with margins, of which downstream keeps none, and windows of sixteen
+/// frames.
 #[test]
 fn the_pool_of_downstream_is_used_as_it_is() {
     for (min, max) in [(0, 0), (2, 2), (1, 2), (0, 1)] {
@@ -215,7 +218,8 @@ fn the_pool_of_downstream_is_used_as_it_is() {
     }
 }
 
-/// Downstream that says nothing, that has a size but no pool, and that knows no video metas: frames are laid out as caps say.
+/// Downstream that says nothing, that has a size but no pool, and that knows no video metas: frames
+/// are laid out as caps say.
 #[test]
 fn without_video_metas_downstream_gets_the_plain_layout() {
     for kind in 0..3 {
@@ -232,7 +236,8 @@ fn without_video_metas_downstream_gets_the_plain_layout() {
             }
             None
         });
-        // 22 pixels need lines of 24 bytes in the plain layout; those of the input are longer still.
+        // 22 pixels need lines of 24 bytes in the plain layout; those of the input are longer
+        // still.
         let caps = CAPS.replace("width=16,height=8", "width=22,height=10");
         rig.start(&caps);
         for k in 0..9 {
@@ -253,7 +258,8 @@ fn without_video_metas_downstream_gets_the_plain_layout() {
     }
 }
 
-/// An even grey of 22x10 whose planes are memories of their own, in another order, with margins that are bright.
+/// An even grey of 22x10 whose planes are memories of their own, in another order, with margins
+/// that are bright.
 fn scattered(k: u64) -> gst::Buffer {
     let mut buffer = gst::Buffer::new();
     let b = buffer.get_mut().unwrap();

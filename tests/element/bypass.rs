@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Windows that come out as the plain upscale: in a live pipeline that is late, and when the model fails.
+//! Windows that come out as the plain upscale: in a live pipeline that is late, and when the model
+//! fails.
 
 use gst::prelude::*;
 

@@ -101,7 +101,8 @@ fn each_frame_keeps_its_flags() {
     }
 }
 
-/// The base class calls every frame discontinuous until the first output; only the buffer's own flag cuts.
+/// The base class calls every frame discontinuous until the first output; only the buffer's own
+/// flag cuts.
 #[test]
 fn a_discontinuity_ends_the_clip_once() {
     let rig = Rig::started(4, 1);

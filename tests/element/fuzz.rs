@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The bodies of the fuzz targets, run on the corpus and on inputs by chance. `make fuzz` looks for more.
-//! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+//! The bodies of the fuzz targets, run on the corpus and on inputs by chance. `make fuzz` looks for
+//! more. Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
 use starsr_testkit::fuzz as targets;
 

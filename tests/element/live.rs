@@ -30,7 +30,8 @@ fn rig(kind: &str, change: impl FnOnce(&gst::Element)) -> Rig {
     rig
 }
 
-/// All frames came out, and those that were late as the plain upscale, with nothing to complain about.
+/// All frames came out, and those that were late as the plain upscale, with nothing to complain
+/// about.
 #[track_caller]
 fn check(rig: &Rig, kind: &str, frames: u64) {
     assert_eq!(rig.offsets(), (0..frames).collect::<Vec<_>>(), "{kind}");
@@ -156,7 +157,8 @@ fn windows_that_fail_come_out_plain() {
     }
 }
 
-/// The same from sources of both kinds: two sizes in a row, a cut between, and an end within a window.
+/// The same from sources of both kinds: two sizes in a row, a cut between, and an end within a
+/// window.
 #[test]
 fn real_sources_of_both_kinds() {
     use super::pipelines::{pipeline, run_with, times, watch};

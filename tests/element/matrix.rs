@@ -13,14 +13,15 @@ use starsr_testkit::rig::*;
 pub const CLIP: &str =
     "videotestsrc num-buffers=23 pattern=ball ! video/x-raw,width=32,height=24,framerate=25/1";
 
-/// Plays `description` and counts: what leaves starsr has the times of what enters, and as many frames as entered enter the
-/// element `f` behind it.
+/// Plays `description` and counts: what leaves starsr has the times of what enters, and as many
+/// frames as entered enter the element `f` behind it.
 #[track_caller]
 pub fn check(description: &str, frames: Option<usize>) {
     row(description, description, frames);
 }
 
-/// [`check`] of a pipeline that goes by another `name` in the table that `--nocapture` shows: frames in, frames out, name.
+/// [`check`] of a pipeline that goes by another `name` in the table that `--nocapture` shows:
+/// frames in, frames out, name.
 #[track_caller]
 pub fn row(name: &str, description: &str, frames: Option<usize>) {
     let p = pipeline(description);

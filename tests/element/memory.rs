@@ -127,7 +127,8 @@ fn planes_outside_the_buffer_are_an_error() {
         ("15x8", (right.0, (15, 8), right.2, right.3)),
         ("Y42B", (gst_video::VideoFormat::Y42b, right.1, right.2, right.3)),
     ];
-    // The first plane upside down and the last one without the end of its last line, which nobody reads.
+    // The first plane upside down and the last one without the end of its last line, which nobody
+    // reads.
     let unusual = (right.0, right.1, [112, 128, 160], [-16, 8, 9]);
     for (word, (format, (width, height), offsets, strides)) in wrong
         .into_iter()

@@ -262,7 +262,8 @@ fn interlaced_video_is_refused_once_with_the_remedy() {
     }
 }
 
-/// Single fields as buffers: the caps have a feature of their own, under which the deinterlacer is named too.
+/// Single fields as buffers: the caps have a feature of their own, under which the deinterlacer is
+/// named too.
 #[test]
 fn single_fields_are_refused_once_with_the_remedy() {
     let caps =

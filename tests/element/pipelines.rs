@@ -24,7 +24,8 @@ pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
     pipeline.set_state(gst::State::Null).unwrap();
 }
 
-/// Waits for the end, and has the latency distributed anew where an element asks for it, as gst-launch and playbin do.
+/// Waits for the end, and has the latency distributed anew where an element asks for it, as
+/// gst-launch and playbin do.
 #[track_caller]
 pub fn wait_for_end(pipeline: &gst::Pipeline) {
     let bus = pipeline.bus().unwrap();

@@ -69,7 +69,8 @@ fn a_flush_while_caps_change_is_no_error() {
     let rig = Rig::new(with_text(&fixtures::text()), None);
     rig.start(CAPS);
     rig.push_all(0..2);
-    // The first frame that the change of caps drains meets the flush, which so comes before the prompts are set.
+    // The first frame that the change of caps drains meets the flush, which so comes before the
+    // prompts are set.
     let feed = rig.src.clone();
     let source = rig.element.static_pad("src").unwrap();
     source.add_probe(gst::PadProbeType::BUFFER, move |_, _| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The matrix goes on: files, transport streams, RTP over sockets, and real clips at their own size.
+//! The matrix goes on: files, transport streams, RTP over sockets, and real clips at their own
+//! size.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,10 +15,11 @@ use super::pipelines::{pipeline, run, run_with, times, watch};
 use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-// What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer 1.22 that is `avenc_mpeg2video`, which
-// asks libavcodec for 1000000000 frames a second and is refused; `avimux` and `oggmux` straight into their demuxers, of which the one
-// has a whole header only in a file and the other is critical of itself; `mpegpsdemux` on a file, which gives 5 of 23 frames; and
-// MPEG-TS in RTP, whose last frame is lost.
+// What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer
+// 1.22 that is `avenc_mpeg2video`, which asks libavcodec for 1000000000 frames a second and is
+// refused; `avimux` and `oggmux` straight into their demuxers, of which the one has a whole header
+// only in a file and the other is critical of itself; `mpegpsdemux` on a file, which gives 5 of 23
+// frames; and MPEG-TS in RTP, whose last frame is lost.
 #[test]
 fn more_codecs_and_containers_in_front() {
     for coded in [
@@ -63,8 +65,8 @@ fn files_of_every_kind() {
     }
 }
 
-/// Frames that `sender` pays out, over a socket of this machine, into `receiver`. The sender's elements `p` and `u` are payloader and
-/// sink, the receiver's `d` depayloader.
+/// Frames that `sender` pays out, over a socket of this machine, into `receiver`. The sender's
+/// elements `p` and `u` are payloader and sink, the receiver's `d` depayloader.
 #[track_caller]
 fn over_a_socket(sender: &str, receiver: &str) {
     const FRAMES: usize = 40;

@@ -197,7 +197,8 @@ fn a_file_with_cuts_loses_no_frame() {
         p.by_name("s").unwrap().property::<gst::Structure>("stats").get::<u64>(field).unwrap()
     };
     pipelines::run_with(&p, || {
-        // Of the windows of eight frames that start every six, those that lie in the scenes, in part or as a whole.
+        // Of the windows of eight frames that start every six, those that lie in the scenes, in
+        // part or as a whole.
         assert_eq!((stat("scene-cuts"), stat("windows")), (5, 5 + 8 + 11 + 9 + 9 + 2));
     });
     assert_eq!(pipelines::times(&entered).len(), 250);

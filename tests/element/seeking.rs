@@ -157,7 +157,8 @@ fn segment_seeks_loop_without_losing_a_frame() {
     }
 }
 
-/// Fast forward over key frames: each comes out at once, as no neighbour of its is there to wait for.
+/// Fast forward over key frames: each comes out at once, as no neighbour of its is there to wait
+/// for.
 #[test]
 fn key_units_come_out_one_by_one() {
     let player = Player::new();

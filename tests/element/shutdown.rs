@@ -13,8 +13,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-/// How long each stop took, for the eye: the machine may be busy. That it came back at all is what the
-/// tests check, as the work that it stops has no end.
+/// How long each stop took, for the eye: the machine may be busy. That it came back at all is what
+/// the tests check, as the work that it stops has no end.
 struct Returns {
     what: &'static str,
     times: Vec<Duration>,
@@ -112,7 +112,8 @@ fn stop(rig: &Rig, state: Option<gst::State>) {
     }
 }
 
-/// Every stage, windows on their own and together, whole and in tiles, and the drain of a short clip at its end.
+/// Every stage, windows on their own and together, whole and in tiles, and the drain of a short
+/// clip at its end.
 #[test]
 fn every_stage_stops_at_once() {
     for role in ["vae_encoder", "denoiser", "vae_decoder"] {
@@ -149,7 +150,8 @@ fn every_stage_stops_at_once() {
     }
 }
 
-/// Both elements use one session. The one that waits for its turn stops alone, and so does the one that has it.
+/// Both elements use one session. The one that waits for its turn stops alone, and so does the one
+/// that has it.
 #[test]
 fn an_element_that_waits_for_another_stops_at_once() {
     let mut returns = Returns::new("shared session");

@@ -19,7 +19,8 @@ fn segment(rate: f64, frames: Range<u64>) -> Segment {
     segment
 }
 
-/// A rig whose result is the model's, with windows of four frames of which one is shared, that has got `segment`.
+/// A rig whose result is the model's, with windows of four frames of which one is shared, that has
+/// got `segment`.
 fn restoring(mode: &str, seed: u64, segment: &Segment) -> Rig {
     let element = starsr(4, 1);
     element.set_property("strength", 1.0f32);
@@ -43,7 +44,8 @@ fn restored(rig: &Rig, frames: impl IntoIterator<Item = u64>) -> Vec<(u64, Vec<u
     rig.buffers().iter().map(|b| (b.offset(), bytes(b))).collect()
 }
 
-/// Noise and windows belong to a frame's place in the stream, so a part of a clip comes out as in the whole.
+/// Noise and windows belong to a frame's place in the stream, so a part of a clip comes out as in
+/// the whole.
 #[test]
 fn a_part_from_anywhere_is_the_same_as_in_the_whole() {
     let clip = |mode, seed, frames: Range<u64>| {
@@ -55,12 +57,14 @@ fn a_part_from_anywhere_is_the_same_as_in_the_whole() {
     for from in 0..12 {
         let part = clip("blend", 7, from..24);
         assert_eq!(part.len() as u64, 24 - from);
-        // Windows start every three frames; the first that does so in the part shares one frame with the incomplete one before.
+        // Windows start every three frames; the first that does so in the part shares one frame
+        // with the incomplete one before.
         let same = if from == 0 { 0 } else { from.next_multiple_of(3) + 1 };
         assert!(part[(same - from) as usize..] == whole[same as usize..], "from {from}");
         assert!(from % 3 == 0 || part[0] != whole[from as usize], "from {from}");
     }
-    // Two evaluations carry what the first window lacks into the second, up to the middle of what that shares with the third.
+    // Two evaluations carry what the first window lacks into the second, up to the middle of what
+    // that shares with the third.
     let whole = clip("wavefront", 7, 0..40);
     for from in 0..7u64 {
         let part = clip("wavefront", 7, from..40);
@@ -80,7 +84,8 @@ fn the_rate_changes_no_picture() {
         assert!(restored(&rig, 0..20) == whole, "rate {rate}");
         check_times(&rig, &segment, 0..20);
     }
-    // A server that plays faster itself: one frame of two, whose places in the stream are two apart.
+    // A server that plays faster itself: one frame of two, whose places in the stream are two
+    // apart.
     let mut faster = segment(1.0, 0..20);
     faster.set_applied_rate(2.0);
     let rig = restoring("blend", 7, &faster);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! GStreamer's latency tracer, in a process of its own, as tracers are chosen when GStreamer starts.
+//! GStreamer's latency tracer, in a process of its own, as tracers are chosen when GStreamer
+//! starts.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -52,8 +53,8 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Vec<Passed>>> {
     passed
 }
 
-/// The tracer measures the time from an event that goes in before a frame to the frame that comes out
-/// behind it. So each event has to leave directly before its frame.
+/// The tracer measures the time from an event that goes in before a frame to the frame that comes
+/// out behind it. So each event has to leave directly before its frame.
 #[test]
 #[ignore = "run by the_latency_tracer_reads_true in a process of its own"]
 fn a_traced_pipeline() {
@@ -80,8 +81,8 @@ fn a_traced_pipeline() {
     assert_eq!((frames, probed.count()), (FRAMES, FRAMES), "{entered:?}");
 }
 
-/// The tracer sees every frame, and the latency that the element declares. What it measures depends on
-/// the machine and is printed.
+/// The tracer sees every frame, and the latency that the element declares. What it measures depends
+/// on the machine and is printed.
 #[test]
 fn the_latency_tracer_reads_true() {
     for overlap in [0, 2] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The live pipelines of the documentation, with test pictures in place of a camera and without a window.
+//! The live pipelines of the documentation, with test pictures in place of a camera and without a
+//! window.
 
 use std::net::UdpSocket;
 

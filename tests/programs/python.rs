@@ -8,7 +8,8 @@ use std::process::{Command, Output};
 use super::rig::*;
 use starsr_testkit::fixtures;
 
-/// A Python that has GStreamer's bindings. That of the distribution has them; another may come first on the path.
+/// A Python that has GStreamer's bindings. That of the distribution has them; another may come
+/// first on the path.
 fn python() -> Option<&'static str> {
     let has_bindings = |python: &&str| {
         let check = "import gi; gi.require_version('Gst', '1.0'); from gi.repository import Gst";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The documented rule for queues beside the element: they hold the latency of the branch with starsr, and a second.
+//! The documented rule for queues beside the element: they hold the latency of the branch with
+//! starsr, and a second.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -85,7 +86,8 @@ fn a_queue_that_holds_the_latency_does_not_stall() {
     }
 }
 
-/// An encoder that looks ahead counts too: the documented queue holds nano's window and what x264enc wants.
+/// An encoder that looks ahead counts too: the documented queue holds nano's window and what
+/// x264enc wants.
 #[test]
 fn the_queue_of_the_documentation_holds_what_the_encoder_looks_ahead() {
     let folder = tempfile::tempdir().unwrap();

@@ -62,8 +62,8 @@ fn watch(element: &gst::Element, account: &Shared) {
 /// Whether an event is on its way from in front of an element into it.
 type Passing = Arc<(Mutex<bool>, Condvar)>;
 
-/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet one:
-/// base classes turn a refused event into an error, but only flush after a refused buffer.
+/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet
+/// one: base classes turn a refused event into an error, but only flush after a refused buffer.
 fn watch_events(element: &gst::Element) -> Passing {
     let passing = Passing::default();
     let shared = passing.clone();
@@ -78,7 +78,8 @@ fn watch_events(element: &gst::Element) -> Passing {
     passing
 }
 
-/// Flushes what is behind `element`, as an element may of its own accord: FLUSH_START, FLUSH_STOP and the segment again.
+/// Flushes what is behind `element`, as an element may of its own accord: FLUSH_START, FLUSH_STOP
+/// and the segment again.
 fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
     let held = passing.0.lock().unwrap();
@@ -105,7 +106,8 @@ fn resident() -> u64 {
 fn play(frames: u64, seed: u64) {
     rig::init();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    // With async=true the sink sometimes stays in preroll after flushes that follow each other closely, whatever is in front.
+    // With async=true the sink sometimes stays in preroll after flushes that follow each other
+    // closely, whatever is in front.
     let front = "videotestsrc name=v pattern=snow ! capsfilter name=c caps-change-mode=delayed caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
     let pipeline = gst::parse::launch(&format!(
         "{front} ! identity name=i ! fakesink name=f sync=false async=false"

@@ -8,7 +8,8 @@ use starsr_testkit::rig::{Rig, starsr};
 
 const HOURS: u64 = 10;
 
-/// Frames of 8x8 grey pixels at `times`, each until the next one, through windows of four: all come out at their times.
+/// Frames of 8x8 grey pixels at `times`, each until the next one, through windows of four: all come
+/// out at their times.
 fn check(rate: &str, segment: gst::ClockTime, times: impl Iterator<Item = gst::ClockTime>) {
     let rig = Rig::new(starsr(4, 1), None);
     rig.event(gst::event::StreamStart::new("test"));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The program `starsr`: the element `starsr` for people with files, embedded as any application would embed it.
+//! The program `starsr`: the element `starsr` for people with files, embedded as any application
+//! would embed it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -24,8 +24,8 @@ pub fn init() {
     });
 }
 
-/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at cuts,
-/// and the plain upscale as its result, so that each frame is known by its brightness.
+/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at
+/// cuts, and the plain upscale as its result, so that each frame is known by its brightness.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -40,7 +40,8 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element
 }
 
-/// starsr with windows of four frames, of which one is shared, that never finishes with the graph of
+/// starsr with windows of four frames, of which one is shared, that never finishes with the graph
+/// of
 /// `role`, and its bundle.
 pub fn endless_starsr(role: &str) -> (tempfile::TempDir, gst::Element) {
     let bundle = fixtures::tiny_endless(role);

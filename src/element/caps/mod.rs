@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The caps of one pad from those of the other. Sizes are multiplied or divided by the scale; everything
-//! else is kept.
+//! The caps of one pad from those of the other. Sizes are multiplied or divided by the scale;
+//! everything else is kept.
 
 use gst::glib;
 use gst::prelude::*;
@@ -121,9 +121,9 @@ fn of_fields() -> gst::CapsFeatures {
     gst::CapsFeatures::new([gst_video::CAPS_FEATURE_FORMAT_INTERLACED])
 }
 
-/// The caps of a pad template: every raw format in system memory. The sink pad also takes buffers that are
-/// single fields. They are refused later, with an error that names a deinterlacer; a mismatch of caps
-/// would not say why.
+/// The caps of a pad template: every raw format in system memory. The sink pad also takes buffers
+/// that are single fields. They are refused later, with an error that names a deinterlacer; a
+/// mismatch of caps would not say why.
 pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
     let formats =
         || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
@@ -134,9 +134,9 @@ pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
     caps
 }
 
-/// What the other pad may carry when this one carries `caps`. In order of preference: the exact multiple
-/// in the same format, the exact multiple in any format, any size in the same format, any size and format.
-/// Without a `scale`, as before the model is loaded, every size is possible.
+/// What the other pad may carry when this one carries `caps`. In order of preference: the exact
+/// multiple in the same format, the exact multiple in any format, any size in the same format, any
+/// size and format. Without a `scale`, as before the model is loaded, every size is possible.
 pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gst::Caps {
     if caps.is_any() {
         return gst::Caps::new_any();
@@ -227,7 +227,8 @@ fn fixate_format(
     Some((format, loss))
 }
 
-/// The colorimetry that keeps the colours of `info` in `format`; `None` leaves it to GStreamer's default.
+/// The colorimetry that keeps the colours of `info` in `format`; `None` leaves it to GStreamer's
+/// default.
 fn colorimetry_for(
     info: &gst_video::VideoInfo,
     format: &gst_video::VideoFormatInfo,
@@ -281,9 +282,9 @@ fn reduced(num: i128, den: i128) -> gst::Fraction {
     }
 }
 
-/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio. `wanted` is the
-/// exact multiple; width and height should be divisible by `multiple`. Returns whether the size is the
-/// exact multiple.
+/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio. `wanted`
+/// is the exact multiple; width and height should be divisible by `multiple`. Returns whether the
+/// size is the exact multiple.
 fn fixate_size(
     s: &mut gst::Structure,
     (in_w, in_h): (i32, i32),
@@ -318,7 +319,8 @@ fn fixate_size(
             if (w, h) == wanted && par == in_par {
                 (w, h)
             } else {
-                // The largest picture of the right aspect ratio that fits the allowed width and height.
+                // The largest picture of the right aspect ratio that fits the allowed width and
+                // height.
                 let (w, h) = (
                     f64::from(w).min(f64::from(h) * aspect),
                     f64::from(h).min(f64::from(w) / aspect),
@@ -350,9 +352,9 @@ fn fixate_size(
     (w, h) == wanted
 }
 
-/// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact multiple
-/// if possible, else the largest allowed size below it with the same display aspect ratio, in the format
-/// that loses the least.
+/// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact
+/// multiple if possible, else the largest allowed size below it with the same display aspect ratio,
+/// in the format that loses the least.
 pub(super) fn fixate(
     caps: &gst::CapsRef,
     candidates: &gst::Caps,
@@ -380,7 +382,8 @@ pub(super) fn fixate(
         if let Some(colorimetry) = colorimetry_for(&info, &format) {
             offer_string(&mut s, "colorimetry", &colorimetry.to_string());
         }
-        // Defaults depend on the size, so the larger output has to spell out what the input left open.
+        // Defaults depend on the size, so the larger output has to spell out what the input left
+        // open.
         if !format.is_rgb()
             && !info.is_rgb()
             && let Ok(site) = given.get::<String>("chroma-site")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Checks that a buffer holds the planes of its video meta. GStreamer maps a plane by its first byte and
-//! does not check where the plane ends.
+//! Checks that a buffer holds the planes of its video meta. GStreamer maps a plane by its first
+//! byte and does not check where the plane ends.
 
 use gst::glib;
 
@@ -63,8 +63,8 @@ impl Plane {
     }
 }
 
-/// Fails where `buffer` has a video meta of a smaller or different frame than `info`, or with planes that
-/// lie outside the buffer.
+/// Fails where `buffer` has a video meta of a smaller or different frame than `info`, or with
+/// planes that lie outside the buffer.
 pub(super) fn check(
     buffer: &gst::BufferRef,
     info: &gst_video::VideoInfo,

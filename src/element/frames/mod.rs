@@ -2,10 +2,11 @@
 
 //! GstVideoFrame to planar f32 RGB and back.
 //!
-//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format and
-//! 16-bit AYUV or ARGB of the same colorimetry. So every format is laid out as everywhere in GStreamer.
-//! The step between YUV and RGB is done here in f32: the converter's own uses 8-bit coefficients, which
-//! shift brightness by up to half a level of 255 each way, and it truncates where it should round.
+//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format
+//! and 16-bit AYUV or ARGB of the same colorimetry. So every format is laid out as everywhere in
+//! GStreamer. The step between YUV and RGB is done here in f32: the converter's own uses 8-bit
+//! coefficients, which shift brightness by up to half a level of 255 each way, and it truncates
+//! where it should round.
 
 use gst::glib;
 use gst_video::prelude::*;
@@ -125,9 +126,10 @@ fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
     })
 }
 
-/// A larger frame to copy `frame` into, where GStreamer would read or write beyond the end of `frame`
-/// itself; `None` where it would not. Some formats are converted in whole groups of pixels, and a frame
-/// whose meta says that it is interlaced, though the caps deny it, in one line of chroma too many.
+/// A larger frame to copy `frame` into, where GStreamer would read or write beyond the end of
+/// `frame` itself; `None` where it would not. Some formats are converted in whole groups of pixels,
+/// and a frame whose meta says that it is interlaced, though the caps deny it, in one line of
+/// chroma too many.
 fn detour<'a, T>(
     room: &'a mut Option<Writable>,
     frame: &gst_video::VideoFrameRef<T>,
@@ -144,10 +146,10 @@ fn detour<'a, T>(
     Ok(room.as_mut())
 }
 
-/// The format between `info` and the working format, if one is needed. GStreamer resamples the chroma of
-/// 8-bit formats in 8 bits and always rounds up, which tints the picture. A deeper format with the same
-/// subsampling avoids that: 12 bits lose at most a 16th of a level. With alpha there are only 10 bits,
-/// which lose a quarter.
+/// The format between `info` and the working format, if one is needed. GStreamer resamples the
+/// chroma of 8-bit formats in 8 bits and always rounds up, which tints the picture. A deeper format
+/// with the same subsampling avoids that: 12 bits lose at most a 16th of a level. With alpha there
+/// are only 10 bits, which lose a quarter.
 fn between(info: &gst_video::VideoInfo) -> Result<Option<gst_video::VideoInfo>, glib::BoolError> {
     use gst_video::VideoFormat::{A42010le, A42210le, I42212le, P016Le};
 
@@ -462,8 +464,8 @@ fn write_alpha(row: &mut [u8], alpha: &[f32], (a, b): (f32, f32)) {
     }
 }
 
-/// Converts one row of RGB to working pixels and leaves alpha as it is; `from_rgb` gives the values of
-/// the components.
+/// Converts one row of RGB to working pixels and leaves alpha as it is; `from_rgb` gives the values
+/// of the components.
 #[inline(always)]
 fn write_row(
     row: &mut [u8],

@@ -129,7 +129,8 @@ fn reading_and_writing_keeps_the_levels() {
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).max().unwrap();
             let drift =
                 a.iter().zip(&b).map(|(a, b)| f64::from(b - a)).sum::<f64>() / a.len() as f64;
-            // Chroma that is interpolated and averaged again is blurred, but neither coloured nor shifted.
+            // Chroma that is interpolated and averaged again is blurred, but neither coloured nor
+            // shifted.
             assert!(
                 worst <= if c == 0 { 0 } else { chroma },
                 "{format} {colorimetry:?} {c}: {worst} levels off"
@@ -283,7 +284,8 @@ fn a_short_buffer_is_an_error() {
     assert!(error.message.contains("66x50"), "{error}");
 }
 
-/// GStreamer's functions for some formats work on groups of pixels, whatever the width. Beyond these buffers is a crash.
+/// GStreamer's functions for some formats work on groups of pixels, whatever the width. Beyond
+/// these buffers is a crash.
 #[test]
 fn nothing_outside_a_buffer_is_touched() {
     gst::init().unwrap();

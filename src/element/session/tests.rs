@@ -157,7 +157,8 @@ impl Bench {
         left
     }
 
-    /// Waits for no window, in a live pipeline of which frames are due `due` after their running time.
+    /// Waits for no window, in a live pipeline of which frames are due `due` after their running
+    /// time.
     fn be_live(&mut self, clock: &gst_check::TestClock, due: gst::ClockTime) {
         self.facts.timing = Some(Timing { clock: clock.clone().upcast(), due: Some(due) });
     }

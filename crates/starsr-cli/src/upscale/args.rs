@@ -135,7 +135,8 @@ impl Args {
     }
 }
 
-/// Sets a property from text. GObject would panic on an unknown name or an unfit value, so both are checked first.
+/// Sets a property from text. GObject would panic on an unknown name or an unfit value, so both are
+/// checked first.
 pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), String> {
     let factory = element.factory().map_or_else(|| element.name(), |factory| factory.name());
     let pspec = element
@@ -161,7 +162,8 @@ pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<()
     }
 }
 
-/// Calls `$body` with the spec as its own type and the type of its numbers, where it is a numeric one.
+/// Calls `$body` with the spec as its own type and the type of its numbers, where it is a numeric
+/// one.
 macro_rules! numeric {
     ($pspec:expr, |$spec:ident, $number:ident| $body:expr) => {
         numeric!(@ $pspec, $spec, $number, $body,

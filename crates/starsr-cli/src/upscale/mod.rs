@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! From file to file: the video goes through the element `starsr`, audio and subtitles go beside it untouched.
+//! From file to file: the video goes through the element `starsr`, audio and subtitles go beside it
+//! untouched.
 
 use std::fs;
 use std::path::Path;
@@ -259,7 +260,8 @@ impl Run<'_> {
         }
     }
 
-    /// The sentence for `first`, or for an error after it where `first` only says that data stopped flowing.
+    /// The sentence for `first`, or for an error after it where `first` only says that data stopped
+    /// flowing.
     fn worst(&self, first: gst::Message) -> String {
         if !is_aftermath(&first) {
             return self.sentence(&first);
@@ -311,7 +313,8 @@ impl Run<'_> {
     }
 }
 
-/// Whether the error only says that data stopped flowing, as sources and demuxers do after another element's error.
+/// Whether the error only says that data stopped flowing, as sources and demuxers do after another
+/// element's error.
 fn is_aftermath(message: &gst::Message) -> bool {
     let gst::MessageView::Error(error) = message.view() else { return false };
     error.error().matches(gst::StreamError::Failed)

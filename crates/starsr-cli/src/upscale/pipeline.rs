@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one muxer.
+//! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
+//! muxer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -104,7 +105,8 @@ struct Stream {
 }
 
 impl Stream {
-    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to get there sets
+    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to
+    /// get there sets
     /// `complete`: parsebin exposes all pads before it lets data through.
     fn hold(
         pad: &gst::Pad,
@@ -154,13 +156,15 @@ impl Drop for Pipeline {
 }
 
 impl Pipeline {
-    /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be called.
+    /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be
+    /// called.
     pub fn open(input: &Path) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
         let (source, parser) = (make("filesrc")?, make("parsebin")?);
         source.set_property("location", input);
-        // A multiqueue lets a stream grow while another one starves. So neither the frames that starsr and
-        // the encoder hold back nor badly interleaved files can block it; bytes are its only hard limit.
+        // A multiqueue lets a stream grow while another one starves. So neither the frames that
+        // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
+        // only hard limit.
         let queue = make("multiqueue")?;
         queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
         queue.set_property("max-size-time", 0u64);
@@ -197,8 +201,8 @@ impl Pipeline {
         *self.size.lock()
     }
 
-    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while the
-    /// demuxer is still starting; then this is the only sign of it.
+    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while
+    /// the demuxer is still starting; then this is the only sign of it.
     pub fn is_reading(&self) -> bool {
         let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
         let pads =
@@ -345,7 +349,8 @@ impl Pipeline {
         always_pad(&decoder, "sink")
     }
 
-    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough timescale.
+    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough
+    /// timescale.
     fn watch_caps(&self, starsr: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
         let size = self.size.clone();
         always_pad(starsr, "src")?.add_probe(
@@ -393,7 +398,8 @@ fn encoder(args: &Args) -> Result<gst::Element, String> {
     Ok(encoder)
 }
 
-/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same depth.
+/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same
+/// depth.
 fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     let info = gst_video::VideoInfo::from_caps(decoded).ok()?;
     let format = info.format_info();

@@ -57,7 +57,8 @@ pub struct Packet {
     pub bytes: Vec<u8>,
 }
 
-/// Packets of all streams of a file except the video, by media type, in the order in which the file holds the streams.
+/// Packets of all streams of a file except the video, by media type, in the order in which the file
+/// holds the streams.
 pub fn packets(path: &Path) -> Vec<(String, Vec<Packet>)> {
     gst::init().unwrap();
     let pipeline = gst::Pipeline::new();

@@ -72,8 +72,8 @@ enum Sizes {
     Absent,
     One(Length),
     Range(Length, Length, u8),
-    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty, as it says
-    /// that an empty list intersects with anything.
+    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty,
+    /// as it says that an empty list intersects with anything.
     List(Vec<Length>),
 }
 

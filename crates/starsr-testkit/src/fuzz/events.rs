@@ -456,7 +456,8 @@ impl Player {
     }
 }
 
-/// Plays it all: no panic, and frames and serialized events come out once, in order, with their own times.
+/// Plays it all: no panic, and frames and serialized events come out once, in order, with their own
+/// times.
 pub fn run(input: &Input) {
     super::keep_sessions();
     let mut player = Player::new(input);
