@@ -353,9 +353,8 @@ impl Writer {
         size: Size,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
-        let size =
-            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("RgbFrame size {v} is too large"));
-        let working = working_info(info, size(width)?, size(height)?)?;
+        let side = |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("{size} is too large"));
+        let working = working_info(info, side(size.width)?, side(size.height)?)?;
         Ok(Self {
             info: info.clone(),
             colors: Colors::new(info),
