@@ -10,7 +10,9 @@ use gst::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::{child, rig};
+use starsr_testkit::rig;
+
+use super::child;
 
 const FRAMES: &str = "STARSR_SOAK_FRAMES";
 

@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Upscale(upscale::Args),
+    Upscale(Box<upscale::Args>),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
     Documentation {
