@@ -29,7 +29,8 @@ def test_better_than_bicubic_on_held_out_clips(nano_folder, media):
     each frame in its own way, so the result is no video.
     """
     nano = upscalers.bundle("nano", nano_folder)
-    gains, similar = {}, []
+    gains: dict[str, list[float]] = {}
+    similar = []
     names = [name for name in sources.DEGRADATIONS if name != "official"]
     for source in sources.degraded(
         names, media / "train", [media / "hr" / "bikes.mp4"], 6, 6, seed=5

@@ -3,6 +3,7 @@
 
 import json
 import re
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,9 +170,8 @@ def test_summary_of_a_group_in_which_some_clips_have_no_truth():
 
 
 def test_results_are_used_again_until_what_made_them_changes(tmp_path):
-    clip = sources.Clip(
-        "a/b", "group", np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), 25
-    )
+    low = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    clip = sources.Clip("a/b", "group", low, Fraction(25))
     model = tmp_path / "model"
     model.write_text("1")
     calls = []
@@ -191,7 +191,7 @@ def test_results_are_used_again_until_what_made_them_changes(tmp_path):
     model.write_text("2")
     upscale("enlarge more")
     assert len(calls) == 3
-    upscale("enlarge more", sources.Clip("a/b", "group", clip.low + 1, 25))
+    upscale("enlarge more", sources.Clip("a/b", "group", low + 1, Fraction(25)))
     assert len(calls) == 4
     assert sorted(p.name for p in (tmp_path / "results" / "mine").iterdir()) == [
         "group-a-b.json",
@@ -200,7 +200,11 @@ def test_results_are_used_again_until_what_made_them_changes(tmp_path):
 
 
 def test_best_of_a_column():
-    table = {"a": {"x": 1.004, "y": 0.7}, "b": {"x": 1.0, "y": 0.9}, "c": {"x": 3.0, "y": None}}
+    table: dict[str, study.Row] = {
+        "a": {"x": 1.004, "y": 0.7},
+        "b": {"x": 1.0, "y": 0.9},
+        "c": {"x": 3.0, "y": None},
+    }
     table[study.TRUTH] = {"x": 9.0, "y": 0.0}
     assert study.best(table, "x", metrics.Figure("x", "max", 2, "")) == {"c"}
     assert study.best(table, "x", metrics.Figure("x", "min", 2, "")) == {"a", "b"}
@@ -212,6 +216,7 @@ def test_best_of_a_column():
 
 def test_chart_places_values():
     made = report.chart("PSNR", {"a": [20.0, 25.0, None], "b": [21.0, 22.0, 30.0]})
+    assert made is not None
     (_, a), (_, b) = made.lines
     assert len(a) == 2 and len(b) == 3 and a[0][0] == b[0][0] and b[2][0] > b[1][0]
     assert b[2][1] < a[1][1] < a[0][1] and all(0 <= y <= 200 for _, y, _ in a + b)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 """Outside metrics, with stand-ins for their packages and without them."""
 
+import importlib.util
 import json
 import sys
 import urllib.request
@@ -28,7 +29,7 @@ def executable(path, text):
 def nothing(monkeypatch, tmp_path):
     """Hide all packages, programs and checkouts."""
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DOVER", str(tmp_path / "DOVER"))
 

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,6 +275,7 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_succeeds(sources, tmp
     child = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
     )
+    assert child.stdout is not None
     while "written" not in (line := child.stdout.readline()):
         assert line, "the export ended early"
     try:
@@ -410,7 +412,7 @@ def test_bf16_is_not_verified_without_a_gpu(sources, tmp_path, capsys):
 
 def test_too_little_space_is_noticed_before_writing(sources, tmp_path, capsys, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(star.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     refused(sources, tmp_path / "bundle", capsys, "0.0 GB left", "needs 0.1 GB", "--output")
 
 

@@ -103,7 +103,7 @@ def test_golden_small_taps(reference, golden_star, name):
     case, expected = load_file(small / f"case{name}.safetensors"), load_file(small / taps)
     ops = Corrected(weights, expected)
     _, v = run(ops, case, config)
-    worst = max(ops.differences, key=ops.differences.get)
+    worst = max(ops.differences, key=ops.differences.__getitem__)
     difference = float((v - case["v"]).abs().max())
     print(
         f"golden_small case {name}: {len(ops.differences)} taps, "

@@ -231,7 +231,7 @@ def test_crops_are_turned_pieces_of_the_clips(photos):
     assert len(seen) == 16
 
 
-def test_a_batch_has_the_newest_clips(photos):
+def test_a_batch_has_the_newest_clips(photos, monkeypatch):
     task = NanoTask(
         photos,
         NanoConfig(),
@@ -253,7 +253,7 @@ def test_a_batch_has_the_newest_clips(photos):
         def load(self):
             pass
 
-    task.clips = Numbered()
+    monkeypatch.setattr(task, "clips", Numbered())
     shown = [{round(float(v) * 255) for v in low.unique()} for low, _ in task.batches(0, 5)]
     assert shown == [{0, 1, 2}, {1, 2, 3}, {3, 4, 5}, {4, 5, 6}, {6, 7, 8}]
     assert [
@@ -296,9 +296,9 @@ def test_impossible_sizes_are_refused(photos, tmp_path, capsys, option, value):
     assert f"{option} is {value}" in message.replace("and ", "") or f"{option} {value}" in message
 
 
-def test_a_finished_run_makes_no_clips(photos):
+def test_a_finished_run_makes_no_clips(photos, monkeypatch):
     task = NanoTask(photos, NanoConfig(), NanoOptions(), 0, torch.device("cpu"), Nano())
-    task.clips = None
+    monkeypatch.setattr(task, "clips", None)
     assert list(task.batches(5, 5)) == list(task.batches(6, 5)) == []
 
 

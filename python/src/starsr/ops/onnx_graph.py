@@ -85,7 +85,7 @@ class OnnxGraph:
         node = helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes)
         self.nodes.append(node)
 
-    def once(self, op: str, *inputs: str, **attributes: Hashable) -> str:
+    def once(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Return the output of a node that is added only the first time it is asked for."""
         key = (op, *inputs, *attributes.items())
         if key not in self._cache:

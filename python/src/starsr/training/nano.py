@@ -321,8 +321,9 @@ class NanoTask:
         figures = {"grid": grid.mean(), "gain_db": gains[shown].mean()}
         losses = options.grid_weight * grid.sum()
         if len(faithful):
-            parts = (picture[faithful] for picture in (pixels, plain, high))
-            losses = losses + self._fidelity(*parts, figures)
+            losses = losses + self._fidelity(
+                pixels[faithful], plain[faithful], high[faithful], figures
+            )
         if len(rest):
             target = ((a * x - clean) / s)[rest]
             losses = losses + self._objective(
