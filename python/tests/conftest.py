@@ -29,8 +29,8 @@ MISSING = "missing: "
 def skip_or_fail(reason: str) -> NoReturn:
     """Skip a test that lacks references or a program, or fail it if they are required."""
     if os.environ.get(REQUIRE) == "1":
-        pytest.fail(MISSING + reason)
-    pytest.skip(MISSING + reason)
+        raise pytest.fail.Exception(MISSING + reason)
+    raise pytest.skip.Exception(MISSING + reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
