@@ -166,8 +166,8 @@ $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(RUNTIME)
 
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
-	@echo "installing the Python packages of python/requirements.lock"
+	@echo "installing the Python packages of python/requirements.lock: 6 GB, mostly PyTorch for NVIDIA GPUs, as the registry has no other wheel"
 	@python3 -m venv $(VENV)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --requirement python/requirements.lock
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable python
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable python
 	@touch $@

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! GStreamer element `starsr`: upscales low-quality video with STAR (arXiv 2501.02976), a text-to-video
-//! diffusion model adapted to video super-resolution.
+//! GStreamer element `starsr`: upscales low-quality video with STAR (arXiv 2501.02976), a
+//! text-to-video diffusion model adapted to video super-resolution.
 //!
-//! Applications create the element by its name. The crate [`starsr`] does the work and knows nothing of
-//! GStreamer.
+//! Applications create the element by its name. The crate [`starsr`] does the work and knows
+//! nothing of GStreamer.
 
 use gst::glib;
 

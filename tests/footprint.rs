@@ -4,7 +4,6 @@
 //! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 #![cfg(target_os = "linux")]
 
-
 use std::path::Path;
 
 use gst::prelude::*;
@@ -25,8 +24,9 @@ fn play(bundle: &Path, (width, height): (usize, usize), frames: u64) -> gst_chec
     element.set_property("threads", 1u32);
     let mut harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
     harness.play();
-    harness
-        .set_src_caps_str(&format!("video/x-raw,format=GRAY8,width={width},height={height},framerate=25/1"));
+    harness.set_src_caps_str(&format!(
+        "video/x-raw,format=GRAY8,width={width},height={height},framerate=25/1"
+    ));
     for k in 0..frames {
         let mut buffer =
             gst::Buffer::from_mut_slice((0..width * height).map(|i| i as u8).collect::<Vec<_>>());

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element `starsr` inside an application: frames in memory go in, upscaled frames in memory come out.
+//! The element `starsr` inside an application: frames in memory go in, upscaled frames in memory
+//! come out.
 //!
-//! The frames are raw RGB from standard input, and go to standard output. What follows size and framerate are properties of
-//! the element, as `gst-launch-1.0` takes them:
+//! The frames are raw RGB from standard input, and go to standard output. What follows size and
+//! framerate are properties of the element, as `gst-launch-1.0` takes them:
 //!
 //! `embed 160x120 25/1 strength=0.8 <frames.rgb >upscaled.rgb`
 
@@ -14,7 +15,8 @@ use std::thread;
 use gst::prelude::*;
 use gst_video::prelude::*;
 
-const USAGE: &str = "usage: embed WIDTHxHEIGHT FRAMERATE [PROPERTY=VALUE ...] <frames.rgb >upscaled.rgb";
+const USAGE: &str =
+    "usage: embed WIDTHxHEIGHT FRAMERATE [PROPERTY=VALUE ...] <frames.rgb >upscaled.rgb";
 const BYTES_PER_PIXEL: usize = 3;
 
 fn main() -> ExitCode {
@@ -40,11 +42,14 @@ fn run(size: &str, rate: &str, properties: &str) -> Result<(), String> {
     let info = format(size, rate).ok_or(USAGE)?;
     let caps = info.to_caps().map_err(|error| error.to_string())?;
     // A queue behind lets the model work on the next window while this one is taken.
-    let description = format!("appsrc name=in ! starsr name=starsr {properties} ! queue ! appsink name=out");
+    let description =
+        format!("appsrc name=in ! starsr name=starsr {properties} ! queue ! appsink name=out");
     let pipeline = gst::parse::launch(&description).map_err(|error| error.to_string())?;
     let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| "this is no pipeline")?;
-    let source = pipeline.by_name("in").and_downcast::<gst_app::AppSrc>().ok_or("there is no appsrc")?;
-    let sink = pipeline.by_name("out").and_downcast::<gst_app::AppSink>().ok_or("there is no appsink")?;
+    let source =
+        pipeline.by_name("in").and_downcast::<gst_app::AppSrc>().ok_or("there is no appsrc")?;
+    let sink =
+        pipeline.by_name("out").and_downcast::<gst_app::AppSink>().ok_or("there is no appsink")?;
 
     source.set_caps(Some(&caps));
     source.set_format(gst::Format::Time);
@@ -54,7 +59,10 @@ fn run(size: &str, rate: &str, properties: &str) -> Result<(), String> {
     // Frames are wanted as soon as they are done, not at the times at which they would be shown.
     sink.set_sync(false);
     sink.set_caps(Some(
-        &gst_video::VideoCapsBuilder::new().format(info.format()).pixel_aspect_ratio(info.par()).build(),
+        &gst_video::VideoCapsBuilder::new()
+            .format(info.format())
+            .pixel_aspect_ratio(info.par())
+            .build(),
     ));
     sink.set_callbacks(
         gst_app::AppSinkCallbacks::builder()
@@ -133,7 +141,8 @@ fn frame(
         return Err(format!("the last frame has {} of {bytes} bytes", pixels.len()));
     }
     let buffer = gst::Buffer::with_size(info.size()).map_err(|error| error.to_string())?;
-    let mut frame = gst_video::VideoFrame::from_buffer_writable(buffer, info).map_err(|_| "no memory")?;
+    let mut frame =
+        gst_video::VideoFrame::from_buffer_writable(buffer, info).map_err(|_| "no memory")?;
     // Rows in GStreamer's memory may be longer than their pixels.
     let stride = frame.plane_stride()[0] as usize;
     let rows = frame.plane_data_mut(0).map_err(|error| error.to_string())?.chunks_mut(stride);
@@ -153,7 +162,8 @@ fn frame(
 
 /// An upscaled frame: writes its rows to standard output.
 fn take(sample: &gst::Sample) -> Result<(), String> {
-    let (buffer, caps) = sample.buffer().zip(sample.caps()).ok_or("a frame without pixels or format")?;
+    let (buffer, caps) =
+        sample.buffer().zip(sample.caps()).ok_or("a frame without pixels or format")?;
     let info = gst_video::VideoInfo::from_caps(caps).map_err(|error| error.to_string())?;
     let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
         .map_err(|_| "a frame cannot be read")?;

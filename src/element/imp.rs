@@ -2,9 +2,9 @@
 
 //! The element at work: everything that touches pads, the bus or the clock.
 //!
-//! The state of the stream is a [`Session`], which the streaming thread takes out of its mutex while it
-//! works. So no lock is held while the model runs or something is pushed, and queries and properties
-//! never wait: what they need is kept beside the session.
+//! The state of the stream is a [`Session`], which the streaming thread takes out of its mutex
+//! while it works. So no lock is held while the model runs or something is pushed, and queries and
+//! properties never wait: what they need is kept beside the session.
 
 use std::sync::atomic::Ordering;
 use std::sync::{LazyLock, MutexGuard, PoisonError};
@@ -81,8 +81,9 @@ impl Starsr {
 
 /// What the streaming thread does with the session.
 impl Starsr {
-    /// Takes the session out of its mutex for `work`, and then posts the notices. What `work` returns is
-    /// pushed when the session is back, so that no lock is held and events may come in again.
+    /// Takes the session out of its mutex for `work`, and then posts the notices. What `work`
+    /// returns is pushed when the session is back, so that no lock is held and events may come in
+    /// again.
     fn session<T>(&self, work: impl FnOnce(&mut Session) -> T) -> Result<T, gst::FlowError> {
         let mut session = self.session.lock().take().ok_or(gst::FlowError::Flushing)?;
         let result = work(&mut session);
@@ -106,8 +107,9 @@ impl Starsr {
         loading::load(settings, self.obj().upcast_ref(), self.interrupt.cancel())
     }
 
-    /// Sets up for new formats; the frames of the old ones have left. Where that is cancelled nothing is
-    /// wrong with the formats: they are kept for the next frame, and the result is `false`.
+    /// Sets up for new formats; the frames of the old ones have left. Where that is cancelled
+    /// nothing is wrong with the formats: they are kept for the next frame, and the result is
+    /// `false`.
     fn configure(&self, formats: Formats) -> Result<bool, Failure> {
         let Err(failure) = self.set_up(&formats) else { return Ok(true) };
         if !self.interrupt.is_set() {
@@ -120,7 +122,8 @@ impl Starsr {
     fn set_up(&self, formats: &Formats) -> Result<(), Failure> {
         formats.check_progressive()?;
         let lost = self.session(|s| s.lost_model()).map_err(|_| Failure::NotStarted)?;
-        let model = lost.map(|settings| self.load(&settings)).transpose()?.map(|loaded| loaded.model);
+        let model =
+            lost.map(|settings| self.load(&settings)).transpose()?.map(|loaded| loaded.model);
         let prompts = self.settings().prompts();
         let configured = self.session(|s| s.configure(formats, prompts, model));
         let latency = configured.map_err(|_| Failure::NotStarted)??.nseconds();
@@ -150,8 +153,8 @@ impl Starsr {
         }
     }
 
-    /// Takes the frame that the base class has queued, if any. Where a scene begins with it, the frames
-    /// of the last scene leave first.
+    /// Takes the frame that the base class has queued, if any. Where a scene begins with it, the
+    /// frames of the last scene leave first.
     fn take_frame(&self) -> Result<(), gst::FlowError> {
         let Some(buffer) = self.take_queued_buffer() else { return Ok(()) };
         let pts = buffer.pts();
@@ -259,9 +262,8 @@ impl ObjectSubclass for Starsr {
 #[glib::derived_properties]
 impl ObjectImpl for Starsr {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            [Starsr::derived_properties(), &[ElementStats::spec()]].concat()
-        });
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> =
+            LazyLock::new(|| [Starsr::derived_properties(), &[ElementStats::spec()]].concat());
         &PROPERTIES
     }
 
@@ -338,7 +340,8 @@ impl BaseTransformImpl for Starsr {
             settings.prompts().refuse(&loaded.manifest.name).map_err(message)?;
         }
         *self.stats.lock() = ElementStats::new(&loaded);
-        let session = Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
+        let session =
+            Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
         self.scale.store(session.scale(), Ordering::SeqCst);
         *self.session.lock() = Some(Box::new(session));
         Ok(())
@@ -374,7 +377,8 @@ impl BaseTransformImpl for Starsr {
         caps: &gst::Caps,
         othercaps: gst::Caps,
     ) -> gst::Caps {
-        let fixed = caps::fixate(caps, &othercaps, caps::Map::of(direction), self.scale().unwrap_or(1));
+        let fixed =
+            caps::fixate(caps, &othercaps, caps::Map::of(direction), self.scale().unwrap_or(1));
         gst::debug!(CAT, imp = self, "{caps} goes with {fixed}");
         fixed
     }
@@ -400,7 +404,10 @@ impl BaseTransformImpl for Starsr {
     }
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
-        let output = self.check_downstream().and_then(|()| self.take_frame()).and_then(|()| self.next_buffer());
+        let output = self
+            .check_downstream()
+            .and_then(|()| self.take_frame())
+            .and_then(|()| self.next_buffer());
         match output.inspect_err(|_| self.abandon())? {
             Some(buffer) => Ok(GenerateOutputSuccess::Buffer(buffer)),
             None => Ok(GenerateOutputSuccess::NoOutput),
@@ -429,7 +436,11 @@ impl BaseTransformImpl for Starsr {
                 let caps = caps.caps_owned();
                 // The base class fails without a message.
                 if gst_video::VideoInfo::from_caps(&caps).is_err() {
-                    self.refuse(&caps, &gst::Caps::new_empty(), &Failure::ImpossibleCaps(caps.clone()));
+                    self.refuse(
+                        &caps,
+                        &gst::Caps::new_empty(),
+                        &Failure::ImpossibleCaps(caps.clone()),
+                    );
                 }
                 return self.parent_sink_event(event);
             }
@@ -448,7 +459,8 @@ impl BaseTransformImpl for Starsr {
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let (gst::PadDirection::Src, gst::QueryViewMut::Latency(latency)) = (direction, query.view_mut())
+        let (gst::PadDirection::Src, gst::QueryViewMut::Latency(latency)) =
+            (direction, query.view_mut())
         else {
             return BaseTransformImplExt::parent_query(self, direction, query);
         };

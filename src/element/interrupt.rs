@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 
 use starsr::Cancel;
 
-/// Why running work should stop. There are two reasons, as each ends on its own: a FLUSH_STOP just after
-/// the state change must not revoke the state change.
+/// Why running work should stop. There are two reasons, as each ends on its own: a FLUSH_STOP just
+/// after the state change must not revoke the state change.
 #[derive(Debug, Default)]
 struct Reasons {
     flushing: bool,

@@ -30,7 +30,8 @@ pub(super) struct Loaded {
 ///
 /// # Errors
 ///
-/// Whatever keeps the bundle or ONNX Runtime from loading, and [`Error::Cancelled`] once `cancel` is set.
+/// Whatever keeps the bundle or ONNX Runtime from loading, and [`Error::Cancelled`] once `cancel`
+/// is set.
 pub(super) fn load(settings: &Settings, element: &gst::Element, cancel: &Cancel) -> Result<Loaded> {
     let post = |type_, text| {
         let message = gst::message::Progress::builder(type_, "load", text).src(element).build();
@@ -41,7 +42,13 @@ pub(super) fn load(settings: &Settings, element: &gst::Element, cancel: &Cancel)
     let loaded = load_from(settings, search_folders(plugin.as_deref()), cancel);
     match &loaded {
         Ok(loaded) => {
-            gst::info!(CAT, obj = element, "Loaded {} on {}", loaded.manifest.name, loaded.provider);
+            gst::info!(
+                CAT,
+                obj = element,
+                "Loaded {} on {}",
+                loaded.manifest.name,
+                loaded.provider
+            );
             post(gst::ProgressType::Complete, "Model loaded");
         }
         Err(Error::Cancelled) => post(gst::ProgressType::Canceled, "Loading cancelled"),
@@ -70,19 +77,24 @@ fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Res
     })
 }
 
-/// The folders searched for the library and the bundle: those of the plugin and of the program, their
-/// subfolders `starsr`, where `make install` puts them, and their parents, as cargo keeps copies and
-/// tests in `deps`.
+/// The folders searched for the library and the bundle: those of the plugin and of the program,
+/// their subfolders `starsr`, their parents, as cargo keeps copies and tests in `deps`, and the
+/// folder where
+/// `make install` puts both, for a program that has the element built in.
 fn search_folders(plugin: Option<&Path>) -> Vec<PathBuf> {
     let program = std::env::current_exe().ok();
+    let beside = [plugin, program.as_deref()].into_iter().flatten().flat_map(|file| {
+        let folders =
+            file.ancestors().skip(1).take(2).filter(|folder| !folder.as_os_str().is_empty());
+        folders.flat_map(|folder| [folder.to_path_buf(), folder.join("starsr")])
+    });
+    let core =
+        gst::Registry::get().find_plugin("coreelements").and_then(|plugin| plugin.filename());
+    let installed = core.as_deref().and_then(Path::parent).map(|folder| folder.join("starsr"));
     let mut folders: Vec<PathBuf> = Vec::new();
-    for file in [plugin, program.as_deref()].into_iter().flatten() {
-        for folder in file.ancestors().skip(1).take(2).filter(|folder| !folder.as_os_str().is_empty()) {
-            for folder in [folder.to_path_buf(), folder.join("starsr")] {
-                if !folders.contains(&folder) {
-                    folders.push(folder);
-                }
-            }
+    for folder in beside.chain(installed) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
         }
     }
     folders

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The debug categories: `starsr` for the element, `starsr-onnxruntime` for ONNX Runtime's own messages.
+//! The debug categories: `starsr` for the element, `starsr-onnxruntime` for ONNX Runtime's own
+//! messages.
 
 use std::sync::LazyLock;
 

@@ -31,7 +31,11 @@ pub(super) enum Failure {
     /// The caps of the source pad are those of a frame that is too large.
     TooLarge(gst::Caps),
     /// GStreamer does not convert between these formats.
-    NoConverter { from: gst_video::VideoFormat, to: gst_video::VideoFormat, reason: glib::BoolError },
+    NoConverter {
+        from: gst_video::VideoFormat,
+        to: gst_video::VideoFormat,
+        reason: glib::BoolError,
+    },
     /// A frame could not be converted.
     Conversion(glib::BoolError),
     /// The element and its upscaler disagree about the frames inside.
@@ -59,7 +63,10 @@ impl Failure {
     pub(super) fn is_silent(&self) -> bool {
         matches!(
             self,
-            Self::Engine(Error::Cancelled) | Self::Downstream(_) | Self::NotNegotiated | Self::NotStarted
+            Self::Engine(Error::Cancelled)
+                | Self::Downstream(_)
+                | Self::NotNegotiated
+                | Self::NotStarted
         )
     }
 
@@ -70,11 +77,15 @@ impl Failure {
             Self::Property { property, reason } => {
                 gst::error_msg!(gst::LibraryError::Settings, ("{property}: {reason}"))
             }
-            Self::Downstream(flow) => gst::error_msg!(gst::CoreError::Pad, ("Downstream returned {flow:?}")),
+            Self::Downstream(flow) => {
+                gst::error_msg!(gst::CoreError::Pad, ("Downstream returned {flow:?}"))
+            }
             Self::NotNegotiated => {
                 gst::error_msg!(gst::CoreError::Negotiation, ("A frame came before its caps"))
             }
-            Self::NotStarted => gst::error_msg!(gst::CoreError::StateChange, ("starsr is not started")),
+            Self::NotStarted => {
+                gst::error_msg!(gst::CoreError::StateChange, ("starsr is not started"))
+            }
             Self::Interlaced(mode) => gst::error_msg!(
                 gst::StreamError::WrongType,
                 (
@@ -85,11 +96,9 @@ impl Failure {
             ),
             Self::ImpossibleCaps(caps) => gst::error_msg!(
                 gst::CoreError::Negotiation,
-                (
-                    "There are no frames of {caps}: they would be larger than the 2 GiB that GStreamer \
+                ("There are no frames of {caps}: they would be larger than the 2 GiB that GStreamer \
                      allows, or one of the values is wrong. Give starsr smaller frames, or put a \
-                     capsfilter with the right values in front"
-                )
+                     capsfilter with the right values in front")
             ),
             Self::TooLarge(caps) => {
                 let side = |field| {
@@ -147,7 +156,9 @@ fn engine_text(error: &Error) -> String {
             format!("{error}. Install a newer onnxruntime and point ort-library at it")
         }
         Error::LibraryInUse { .. } => {
-            format!("{error}. Give every starsr element the same ort-library, or restart the application")
+            format!(
+                "{error}. Give every starsr element the same ort-library, or restart the application"
+            )
         }
         Error::Provider { .. } => format!(
             "{error}. Use execution-provider=auto to fall back to the CPU, or point ort-library at a library \
@@ -204,13 +215,23 @@ impl Notice {
         match self {
             Self::SetUp { latency_frames, memory } => {
                 let mebibytes = memory >> 20;
-                gst::info!(CAT, obj = element, "Takes about {mebibytes} MiB of memory beside the weights");
+                gst::info!(
+                    CAT,
+                    obj = element,
+                    "Takes about {mebibytes} MiB of memory beside the weights"
+                );
                 gst::debug!(CAT, obj = element, "A frame waits for up to {latency_frames} others");
             }
-            Self::SceneCut { pts } => gst::debug!(CAT, obj = element, "A scene begins at {}", pts.display()),
+            Self::SceneCut { pts } => {
+                gst::debug!(CAT, obj = element, "A scene begins at {}", pts.display())
+            }
             Self::Restored { running_time, evaluations, time, frames_in, frames_out } => {
                 let from = running_time.display();
-                gst::debug!(CAT, obj = element, "Restored from {from} on: {evaluations} evaluations in {time:?}");
+                gst::debug!(
+                    CAT,
+                    obj = element,
+                    "Restored from {from} on: {evaluations} evaluations in {time:?}"
+                );
                 let structure = gst::Structure::builder("starsr-progress")
                     .field("running-time", running_time)
                     .field("evaluations", evaluations)
@@ -235,7 +256,9 @@ impl Notice {
                 gst::element_warning!(element, gst::LibraryError::Failed, ("{text}; {effect}"));
             }
             Self::PromptTruncated { property, tokens } => {
-                let text = format!("{property} is too long: its last {tokens} tokens were cut; make it shorter");
+                let text = format!(
+                    "{property} is too long: its last {tokens} tokens were cut; make it shorter"
+                );
                 gst::warning!(CAT, obj = element, "{text}");
                 gst::element_warning!(element, gst::LibraryError::Settings, ("{text}"));
             }

@@ -17,7 +17,8 @@ pub(super) fn skeleton(buffer: &gst::BufferRef) -> Result<gst::Buffer, glib::Boo
     Ok(skeleton)
 }
 
-/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf`. Metas that cannot be scaled are left out.
+/// Puts a copy of `meta`, scaled from `from` to `to`, on `outbuf`. Metas that cannot be scaled are
+/// left out.
 pub(super) fn scale(
     meta: &gst::MetaRef<'_, gst::Meta>,
     outbuf: &mut gst::BufferRef,
@@ -29,11 +30,16 @@ pub(super) fn scale(
         return;
     }
     if let Some(bar) = meta.downcast_ref::<gst_video::VideoBarMeta>() {
-        // Until GStreamer 1.24 this meta cannot scale itself. Bars count lines (letterbox) or columns (pillarbox).
-        let (from, to) =
-            if bar.is_letterbox() { (from.height(), to.height()) } else { (from.width(), to.width()) };
+        // Until GStreamer 1.24 this meta cannot scale itself. Bars count lines (letterbox) or
+        // columns (pillarbox).
+        let (from, to) = if bar.is_letterbox() {
+            (from.height(), to.height())
+        } else {
+            (from.width(), to.width())
+        };
         let scaled = |v: u32| {
-            let scaled = (u64::from(v) * u64::from(to) + u64::from(from) / 2) / u64::from(from.max(1));
+            let scaled =
+                (u64::from(v) * u64::from(to) + u64::from(from) / 2) / u64::from(from.max(1));
             u32::try_from(scaled).unwrap_or(u32::MAX)
         };
         let (first, second) = (scaled(bar.bar_data1()), scaled(bar.bar_data2()));

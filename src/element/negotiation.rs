@@ -44,13 +44,15 @@ impl Formats {
         let fps = self.input.fps();
         let fps = if fps.numer() > 0 { fps } else { gst::Fraction::from(ASSUMED_FRAMERATE) };
         let (num, den) = (fps.numer().max(1) as u64, fps.denom().max(1) as u64);
-        let time = (frames as u64).checked_mul(den).and_then(|n| gst::ClockTime::SECOND.mul_div_ceil(n, num));
+        let time = (frames as u64)
+            .checked_mul(den)
+            .and_then(|n| gst::ClockTime::SECOND.mul_div_ceil(n, num));
         time.unwrap_or(gst::ClockTime::ZERO)
     }
 }
 
-/// The caps of the sink and source pad whose refusal was reported last. The base class tries refused caps
-/// again with each buffer, but the application gets one message.
+/// The caps of the sink and source pad whose refusal was reported last. The base class tries
+/// refused caps again with each buffer, but the application gets one message.
 #[derive(Debug, Default)]
 pub(super) struct Refused(Option<(gst::Caps, gst::Caps)>);
 
@@ -73,8 +75,8 @@ pub(super) struct Converters {
     pub(super) writer: Writer,
 }
 
-/// Fits `upscaler` to this machine's memory, gives it `prompts` and makes the converters for its frames.
-/// Also returns the tokens that the prompts lost.
+/// Fits `upscaler` to this machine's memory, gives it `prompts` and makes the converters for its
+/// frames. Also returns the tokens that the prompts lost.
 ///
 /// # Errors
 ///
@@ -104,8 +106,7 @@ pub(super) fn prepare(
 
 fn check_overload(overload: Overload, mode: WindowMode) -> Result<(), Failure> {
     if overload == Overload::Bypass && mode == WindowMode::Wavefront {
-        let reason =
-            "bypass leaves out single windows, but window-mode wavefront restores them together; use blend";
+        let reason = "bypass leaves out single windows, but window-mode wavefront restores them together; use blend";
         return Err(Failure::Property { property: "overload", reason });
     }
     Ok(())

@@ -4,8 +4,8 @@
 
 use gst::prelude::*;
 
-/// Numbers frames by their stream time, so that a seek lands on the same numbers. Counts them where the
-/// framerate varies or the time is unknown.
+/// Numbers frames by their stream time, so that a seek lands on the same numbers. Counts them where
+/// the framerate varies or the time is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Numbering {
     /// Frames per second; `None` where it varies.
@@ -36,19 +36,21 @@ impl Numbering {
     fn keyed(&self, stream_time: Option<gst::ClockTime>) -> Option<u64> {
         let fps = self.fps?;
         let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
-        stream_time?.nseconds().mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
+        stream_time?
+            .nseconds()
+            .mul_div_round(num, den.checked_mul(gst::ClockTime::SECOND.nseconds())?)
     }
 
-    /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and so does
-    /// not belong to the same clip.
+    /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and
+    /// so does not belong to the same clip.
     pub(super) fn is_jump(&self, stream_time: Option<gst::ClockTime>) -> bool {
         let (Some(last), Some(number)) = (self.last, self.keyed(stream_time)) else { return false };
         let tolerance = self.fps.map_or(2, |fps| (fps.numer() / fps.denom()).max(2) as u64);
         number.abs_diff(last.saturating_add(1)) > tolerance
     }
 
-    /// The number of the next frame: by its stream time, or one more than the last where the time is unknown
-    /// or not later.
+    /// The number of the next frame: by its stream time, or one more than the last where the time
+    /// is unknown or not later.
     pub(super) fn number(&mut self, stream_time: Option<gst::ClockTime>) -> u64 {
         let number = match (self.keyed(stream_time), self.last) {
             (Some(keyed), Some(last)) => keyed.max(last.saturating_add(1)),
@@ -95,7 +97,10 @@ mod tests {
     fn numbers_rise_within_a_clip() {
         let mut n = at((25, 1));
         let time = Some(gst::ClockTime::from_mseconds(80));
-        assert_eq!([n.number(time), n.number(time), n.number(Some(gst::ClockTime::ZERO))], [2, 3, 4]);
+        assert_eq!(
+            [n.number(time), n.number(time), n.number(Some(gst::ClockTime::ZERO))],
+            [2, 3, 4]
+        );
         n.cut();
         assert_eq!(n.number(time), 2);
     }
@@ -103,7 +108,8 @@ mod tests {
     #[test]
     fn a_variable_framerate_is_counted() {
         let mut n = at((0, 1));
-        let numbers: Vec<_> = [5, 9, 2].map(|s| n.number(Some(gst::ClockTime::from_seconds(s)))).into();
+        let numbers: Vec<_> =
+            [5, 9, 2].map(|s| n.number(Some(gst::ClockTime::from_seconds(s)))).into();
         assert_eq!(numbers, [0, 1, 2]);
         n.cut();
         assert_eq!(n.number(None), 3);
@@ -114,9 +120,14 @@ mod tests {
         let mut n = at((25, 1));
         assert!(!n.is_jump(Some(gst::ClockTime::from_seconds(100))));
         n.number(Some(gst::ClockTime::from_seconds(10)));
-        for (ms, jump) in
-            [(10_040, false), (10_000, false), (9_960, false), (10_800, false), (12_000, true), (5_000, true)]
-        {
+        for (ms, jump) in [
+            (10_040, false),
+            (10_000, false),
+            (9_960, false),
+            (10_800, false),
+            (12_000, true),
+            (5_000, true),
+        ] {
             assert_eq!(n.is_jump(Some(gst::ClockTime::from_mseconds(ms))), jump, "{ms} ms");
         }
         assert!(!n.is_jump(None));

@@ -22,8 +22,8 @@ impl Pace {
         self.per_frame = time / frames.max(1) as u64;
     }
 
-    /// Notes that a window was bypassed. Each one makes the measurement older and the estimate smaller,
-    /// so that the model is soon tried again.
+    /// Notes that a window was bypassed. Each one makes the measurement older and the estimate
+    /// smaller, so that the model is soon tried again.
     pub(super) fn skipped(&mut self) {
         self.per_frame = self.per_frame.mul_div_floor(9, 10).unwrap_or(gst::ClockTime::ZERO);
     }
@@ -33,13 +33,18 @@ impl Pace {
 #[derive(Debug)]
 pub(super) struct Timing {
     pub(super) clock: gst::Clock,
-    /// Clock time at which a frame of running time 0 must have left; `None` in a pipeline that is not live.
+    /// Clock time at which a frame of running time 0 must have left; `None` in a pipeline that is
+    /// not live.
     pub(super) due: Option<gst::ClockTime>,
 }
 
 impl Timing {
-    /// The timing of `element`, which adds `own_latency` to that of upstream. `None` without a clock.
-    pub(super) fn of(element: &gst_base::BaseTransform, own_latency: gst::ClockTime) -> Option<Self> {
+    /// The timing of `element`, which adds `own_latency` to that of upstream. `None` without a
+    /// clock.
+    pub(super) fn of(
+        element: &gst_base::BaseTransform,
+        own_latency: gst::ClockTime,
+    ) -> Option<Self> {
         let mut upstream = gst::query::Latency::new();
         let answered = element.sink_pad().peer_query(&mut upstream);
         let (live, latency, _) = upstream.result();
@@ -49,7 +54,11 @@ impl Timing {
     }
 
     /// Whether a frame of `running_time` that leaves `time` from now is late.
-    pub(super) fn is_late(&self, running_time: Option<gst::ClockTime>, time: gst::ClockTime) -> bool {
+    pub(super) fn is_late(
+        &self,
+        running_time: Option<gst::ClockTime>,
+        time: gst::ClockTime,
+    ) -> bool {
         let (Some(due), Some(running_time)) = (self.due, running_time) else { return false };
         self.clock.time().saturating_add(time) > due.saturating_add(running_time)
     }
@@ -69,8 +78,9 @@ mod tests {
         pace.measured(seconds(4), 8);
         assert_eq!(pace.expected(8), seconds(4));
         // After some bypassed windows half the estimate is left, and in the end nothing.
-        let until =
-            |pace: &mut Pace, time| (0..).find(|_| (pace.expected(8) <= time, pace.skipped()).0).unwrap();
+        let until = |pace: &mut Pace, time| {
+            (0..).find(|_| (pace.expected(8) <= time, pace.skipped()).0).unwrap()
+        };
         assert!((5..=10).contains(&until(&mut pace, seconds(2))));
         until(&mut pace, gst::ClockTime::ZERO);
         pace.measured(gst::ClockTime::MAX, 0);
@@ -84,7 +94,8 @@ mod tests {
         let clock = gst_check::TestClock::new();
         clock.set_time(seconds(10));
         let mut timing = Timing { clock: clock.upcast(), due: Some(seconds(4)) };
-        for (running_time, time, late) in [(6, 0, false), (6, 1, true), (7, 1, false), (0, 0, true)] {
+        for (running_time, time, late) in [(6, 0, false), (6, 1, true), (7, 1, false), (0, 0, true)]
+        {
             assert_eq!(timing.is_late(Some(seconds(running_time)), seconds(time)), late);
         }
         assert!(timing.is_late(Some(gst::ClockTime::ZERO), gst::ClockTime::MAX));

@@ -129,7 +129,10 @@ pub enum ColorFix {
     #[enum_value(name = "None: colours as the model gives them", nick = "none")]
     None = 1,
     /// Statistics of each channel.
-    #[enum_value(name = "AdaIN: mean and standard deviation of each channel from the input", nick = "adain")]
+    #[enum_value(
+        name = "AdaIN: mean and standard deviation of each channel from the input",
+        nick = "adain"
+    )]
     Adain = 2,
     /// Low frequencies.
     #[enum_value(name = "Wavelet: low frequencies from the input", nick = "wavelet")]
@@ -253,7 +256,10 @@ pub enum Overload {
     #[enum_value(name = "Block: frames leave late, and upstream waits", nick = "block")]
     Block = 0,
     /// Windows are left out.
-    #[enum_value(name = "Bypass: windows that would be late come out as the plain upscale", nick = "bypass")]
+    #[enum_value(
+        name = "Bypass: windows that would be late come out as the plain upscale",
+        nick = "bypass"
+    )]
     Bypass = 1,
 }
 
@@ -383,7 +389,8 @@ impl Settings {
     ///
     /// [`Error::Setting`] unless `guidance_interval` has two numbers.
     pub(super) fn upscaler(&self) -> Result<upscaler::Settings> {
-        let interval: Vec<f32> = self.guidance_interval.iter().filter_map(|v| v.get().ok()).collect();
+        let interval: Vec<f32> =
+            self.guidance_interval.iter().filter_map(|v| v.get().ok()).collect();
         let &[low, high] = interval.as_slice() else {
             let reason = format!("takes two numbers, such as <0.2,0.8>, not {}", interval.len());
             return Err(Error::setting(Setting::GuidanceInterval, reason));

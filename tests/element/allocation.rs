@@ -13,7 +13,8 @@ fn info(caps: &str) -> gst_video::VideoInfo {
     gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap()
 }
 
-/// Size, least and most buffers of the pool that upstream is offered for `caps`, which works, and whether video metas are understood.
+/// Size, least and most buffers of the pool that upstream is offered for `caps`, which works, and
+/// whether video metas are understood.
 fn offered(rig: &Rig, caps: &str) -> (u32, u32, u32, bool) {
     let caps: gst::Caps = caps.parse().unwrap();
     let mut query = gst::query::Allocation::new(Some(&caps), true);
@@ -57,7 +58,12 @@ fn padded_pool(
 ) -> (gst::BufferPool, u32) {
     let pool = gst_video::VideoBufferPool::new();
     let mut config = pool.config();
-    config.set_params(Some(caps), gst_video::VideoInfo::from_caps(caps).unwrap().size() as u32, min, max);
+    config.set_params(
+        Some(caps),
+        gst_video::VideoInfo::from_caps(caps).unwrap().size() as u32,
+        min,
+        max,
+    );
     config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
     config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
     config.set_video_alignment(alignment);
@@ -96,7 +102,8 @@ fn a_small_padded_pool_of_upstream_does_not_run_dry() {
     pool.set_active(false).unwrap();
 }
 
-/// A frame as it came: caps, size of its buffer, the first line's stride, the pool that owns it, its middle pixel.
+/// A frame as it came: caps, size of its buffer, the first line's stride, the pool that owns it,
+/// its middle pixel.
 struct Came {
     offset: u64,
     stride: i32,
@@ -115,7 +122,10 @@ type Noted<T> = Arc<Mutex<Vec<T>>>;
 /// Makes downstream answer allocation queries by `answer`, and look at frames without keeping any.
 fn downstream(
     rig: &Rig,
-    answer: impl Fn(&gst::Caps, &mut gst::query::Allocation) -> Option<gst::BufferPool> + Send + Sync + 'static,
+    answer: impl Fn(&gst::Caps, &mut gst::query::Allocation) -> Option<gst::BufferPool>
+    + Send
+    + Sync
+    + 'static,
 ) -> (Noted<Asked>, Noted<Came>) {
     let (asked, came) = (Noted::default(), Noted::default());
     let to = asked.clone();
@@ -132,7 +142,9 @@ fn downstream(
     });
     let to = came.clone();
     rig.sink.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
-        let Some(gst::PadProbeData::Buffer(buffer)) = probe.data.take() else { panic!("no buffer") };
+        let Some(gst::PadProbeData::Buffer(buffer)) = probe.data.take() else {
+            panic!("no buffer")
+        };
         let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(&buffer, &info).unwrap();
         let stride = frame.plane_stride()[0];
@@ -140,14 +152,21 @@ fn downstream(
         // SAFETY: the buffer is alive.
         let pool = unsafe { (*buffer.as_ptr()).pool };
         let middle = frame.plane_data(0).unwrap()[at];
-        to.lock().unwrap().push(Came { offset: buffer.offset(), stride, size: buffer.size(), pool, middle });
+        to.lock().unwrap().push(Came {
+            offset: buffer.offset(),
+            stride,
+            size: buffer.size(),
+            pool,
+            middle,
+        });
         probe.flow_res = Ok(gst::FlowSuccess::Ok);
         gst::PadProbeReturn::Handled
     });
     (asked, came)
 }
 
-/// A pool of two buffers with margins, of which downstream keeps none, and windows of sixteen frames.
+/// A pool of two buffers with margins, of which downstream keeps none, and windows of sixteen
+/// frames.
 #[test]
 fn the_pool_of_downstream_is_used_as_it_is() {
     for (min, max) in [(0, 0), (2, 2), (1, 2), (0, 1)] {
@@ -164,7 +183,8 @@ fn the_pool_of_downstream_is_used_as_it_is() {
         let wide = CAPS.replace("width=16,height=8", "width=32,height=8");
         rig.caps(&wide);
         for k in 40..60 {
-            let mut buffer = gst::Buffer::from_mut_slice([vec![level(k); 256], vec![128; 128]].concat());
+            let mut buffer =
+                gst::Buffer::from_mut_slice([vec![level(k); 256], vec![128; 128]].concat());
             let b = buffer.make_mut();
             b.set_pts(FRAME * k);
             b.set_offset(k);
@@ -172,14 +192,20 @@ fn the_pool_of_downstream_is_used_as_it_is() {
         }
         rig.eos();
         let (asked, came) = (asked.lock().unwrap(), came.lock().unwrap());
-        let widths: Vec<_> =
-            asked.iter().map(|(caps, _)| caps.structure(0).unwrap().get::<i32>("width").unwrap()).collect();
+        let widths: Vec<_> = asked
+            .iter()
+            .map(|(caps, _)| caps.structure(0).unwrap().get::<i32>("width").unwrap())
+            .collect();
         assert_eq!(widths, [64, 128], "{min} to {max}");
         assert_eq!(came.len(), 60, "{min} to {max}");
         for (k, frame) in (0..).zip(came.iter()) {
             let (caps, pool) = &asked[usize::from(k >= 40)];
             assert_eq!(frame.offset, k);
-            assert_eq!(frame.pool, pool.as_ref().unwrap().as_ptr(), "frame {k} is not from the pool");
+            assert_eq!(
+                frame.pool,
+                pool.as_ref().unwrap().as_ptr(),
+                "frame {k} is not from the pool"
+            );
             let tight = gst_video::VideoInfo::from_caps(caps).unwrap();
             assert!(
                 frame.stride > tight.stride()[0] && frame.stride % 64 == 0,
@@ -192,7 +218,8 @@ fn the_pool_of_downstream_is_used_as_it_is() {
     }
 }
 
-/// Downstream that says nothing, that has a size but no pool, and that knows no video metas: frames are laid out as caps say.
+/// Downstream that says nothing, that has a size but no pool, and that knows no video metas: frames
+/// are laid out as caps say.
 #[test]
 fn without_video_metas_downstream_gets_the_plain_layout() {
     for kind in 0..3 {
@@ -209,7 +236,8 @@ fn without_video_metas_downstream_gets_the_plain_layout() {
             }
             None
         });
-        // 22 pixels need lines of 24 bytes in the plain layout; those of the input are longer still.
+        // 22 pixels need lines of 24 bytes in the plain layout; those of the input are longer
+        // still.
         let caps = CAPS.replace("width=16,height=8", "width=22,height=10");
         rig.start(&caps);
         for k in 0..9 {
@@ -230,7 +258,8 @@ fn without_video_metas_downstream_gets_the_plain_layout() {
     }
 }
 
-/// An even grey of 22x10 whose planes are memories of their own, in another order, with margins that are bright.
+/// An even grey of 22x10 whose planes are memories of their own, in another order, with margins
+/// that are bright.
 fn scattered(k: u64) -> gst::Buffer {
     let mut buffer = gst::Buffer::new();
     let b = buffer.get_mut().unwrap();
@@ -245,7 +274,8 @@ fn scattered(k: u64) -> gst::Buffer {
         gst::Memory::from_slice(bytes)
     };
     // V, Y, U.
-    let memories = [plane(128, 11, 13, 5, 7), plane(level(k), 22, 37, 10, 3), plane(128, 11, 29, 5, 0)];
+    let memories =
+        [plane(128, 11, 13, 5, 7), plane(level(k), 22, 37, 10, 3), plane(128, 11, 29, 5, 0)];
     let ends: Vec<usize> = memories
         .iter()
         .scan(0, |end, memory| {

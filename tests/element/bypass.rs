@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Windows that come out as the plain upscale: in a live pipeline that is late, and when the model fails.
+//! Windows that come out as the plain upscale: in a live pipeline that is late, and when the model
+//! fails.
 
 use gst::prelude::*;
 
-use starsr_testkit::fixtures;
 use super::pipelines;
+use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
 /// Frames of a window, and those of them that the next window shares.
@@ -54,9 +55,12 @@ impl Live {
 /// Running time, frames and reason of each message so far.
 fn messages(rig: &Rig) -> Vec<(gst::ClockTime, u64, String)> {
     let messages = rig.messages(gst::MessageType::Element);
-    let bypassed = messages.iter().filter_map(|m| m.structure()).filter(|s| s.name() == "starsr-bypass");
+    let bypassed =
+        messages.iter().filter_map(|m| m.structure()).filter(|s| s.name() == "starsr-bypass");
     bypassed
-        .map(|s| (s.get("running-time").unwrap(), s.get("frames").unwrap(), s.get("reason").unwrap()))
+        .map(|s| {
+            (s.get("running-time").unwrap(), s.get("frames").unwrap(), s.get("reason").unwrap())
+        })
         .collect()
 }
 
@@ -251,7 +255,10 @@ fn the_processing_latency_is_added_and_a_change_is_announced() {
     assert_eq!(latency(), UPSTREAM + windows + PROCESSING);
     announced();
     rig.element.set_property("processing-latency", 5_000_000u64);
-    assert_eq!((latency(), announced()), (UPSTREAM + windows + gst::ClockTime::from_mseconds(5), 1));
+    assert_eq!(
+        (latency(), announced()),
+        (UPSTREAM + windows + gst::ClockTime::from_mseconds(5), 1)
+    );
     rig.element.set_property("processing-latency", 5_000_000u64);
     assert_eq!(announced(), 0);
 }

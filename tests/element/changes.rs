@@ -76,7 +76,8 @@ fn another_size_may_be_wanted_while_it_plays() {
     // What was inside goes out as it was wanted when it came.
     assert!((20..=22).contains(&first), "from frame {first} on");
     assert!(
-        sizes[..first].iter().all(|size| *size == (128, 96)) && sizes[first..].iter().all(|s| *s == (64, 48))
+        sizes[..first].iter().all(|size| *size == (128, 96))
+            && sizes[first..].iter().all(|s| *s == (64, 48))
     );
 }
 
@@ -93,7 +94,9 @@ fn what_becomes_impossible_ends_with_an_error_after_the_frames_inside() {
     let bus = p.bus().unwrap();
     p.set_state(gst::State::Playing).unwrap();
     let ends = [gst::MessageType::Error, gst::MessageType::Eos];
-    let end = bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), &ends).expect("the pipeline hangs");
+    let end = bus
+        .timed_pop_filtered(gst::ClockTime::from_seconds(300), &ends)
+        .expect("the pipeline hangs");
     let gst::MessageView::Error(error) = end.view() else { panic!("no error") };
     assert!(error.debug().unwrap().contains("not-negotiated"), "{:?}", error.debug());
     p.set_state(gst::State::Null).unwrap();
@@ -125,8 +128,10 @@ fn a_file_plays_backwards() {
     // From the last frame on; a decoder may leave out some that have lost what they refer to.
     let [came, out] = [&entered, &left].map(|seen| {
         let times = times(seen);
-        let from =
-            times.iter().rposition(|time| *time == Some(FRAME * 59)).expect("the last frame is missing");
+        let from = times
+            .iter()
+            .rposition(|time| *time == Some(FRAME * 59))
+            .expect("the last frame is missing");
         times[from..].to_vec()
     });
     assert_eq!(out, came);

@@ -55,7 +55,12 @@ fn element() -> gst::Element {
 
 /// The properties that are the element's own.
 fn own_properties(element: &gst::Element) -> Vec<glib::ParamSpec> {
-    element.list_properties().iter().filter(|p| p.owner_type() == element.type_()).cloned().collect()
+    element
+        .list_properties()
+        .iter()
+        .filter(|p| p.owner_type() == element.type_())
+        .cloned()
+        .collect()
 }
 
 /// Default and allowed values of a property.
@@ -137,8 +142,12 @@ fn latencies() -> String {
             WindowMode::Wavefront => ("wavefront", steps.to_string()),
         };
         let times = RATES.map(|(rate, of)| format!("{:.2} s", (frames * of) as f64 / rate as f64));
-        writeln!(table, "| `{name}` | {length} | {overlap} | {steps} | {frames} | {} |", times.join(" | "))
-            .unwrap();
+        writeln!(
+            table,
+            "| `{name}` | {length} | {overlap} | {steps} | {frames} | {} |",
+            times.join(" | ")
+        )
+        .unwrap();
     }
     table
 }
@@ -148,10 +157,15 @@ fn memory() -> String {
         "| frames in | frames out | `tile-size` unset | `tile-size=512` | `tile-size=256` | unset, `window-length=2` |\n\
          | --- | --- | --- | --- | --- | --- |\n",
     );
-    for (width, height) in [(160, 120), (320, 240), (640, 480), (960, 540), (1280, 720), (1920, 1080)] {
+    for (width, height) in
+        [(160, 120), (320, 240), (640, 480), (960, 540), (1280, 720), (1920, 1080)]
+    {
         let gigabytes = |tile_size: Option<usize>, window_length: Option<usize>| {
             let settings = Settings { tile_size, window_length, ..Settings::default() };
-            format!("{:.1} GB", upscaler(&settings, Size::new(width, height)).memory_estimate() as f64 / 1e9)
+            format!(
+                "{:.1} GB",
+                upscaler(&settings, Size::new(width, height)).memory_estimate() as f64 / 1e9
+            )
         };
         writeln!(
             table,
@@ -182,13 +196,17 @@ fn tables_are_what_the_code_says() {
     const PAGE: &str = "docs/element.md";
     let page = file(PAGE);
     let mut right = page.clone();
-    for (name, content) in [("properties", properties()), ("latency", latencies()), ("memory", memory())] {
+    for (name, content) in
+        [("properties", properties()), ("latency", latencies()), ("memory", memory())]
+    {
         right = filled(&right, name, &content);
     }
     if std::env::var_os("STARSR_WRITE_DOCS").is_some() {
         std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE), right).unwrap();
     } else if page != right {
         let wrong = page.lines().zip(right.lines()).find(|(is, should)| is != should);
-        panic!("{PAGE} does not say what the code says; run make tables. The first difference: {wrong:#?}");
+        panic!(
+            "{PAGE} does not say what the code says; run make tables. The first difference: {wrong:#?}"
+        );
     }
 }

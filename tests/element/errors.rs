@@ -121,7 +121,9 @@ fn times_are_counted() {
     let rig = Rig::started(4, 1);
     rig.push_all(0..8);
     rig.eos();
-    for field in ["time-convert-in", "time-encode", "time-sample", "time-decode", "time-convert-out"] {
+    for field in
+        ["time-convert-in", "time-encode", "time-sample", "time-decode", "time-convert-out"]
+    {
         assert!(rig.stat(field) > 0, "{field}");
     }
     assert!(rig.stat("time-onnxruntime") > 0);

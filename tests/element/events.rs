@@ -37,7 +37,21 @@ fn serialized_events_leave_before_the_frame_they_came_before() {
     rig.eos();
     check_order(
         &rig,
-        &["first", "0", "1", "2", "tag", "after-two", "3", "4", "after-four", "5", "6", "last", "eos"],
+        &[
+            "first",
+            "0",
+            "1",
+            "2",
+            "tag",
+            "after-two",
+            "3",
+            "4",
+            "after-four",
+            "5",
+            "6",
+            "last",
+            "eos",
+        ],
     );
 }
 
@@ -118,9 +132,10 @@ fn qos_is_off_and_late_frames_are_kept() {
     assert!(!rig.element.property::<bool>("qos"));
     rig.push_all(0..4);
     // Downstream says that everything up to frame 40 is too late.
-    let late = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, (FRAME * 40).nseconds() as i64)
-        .timestamp(gst::ClockTime::ZERO)
-        .build();
+    let late =
+        gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, (FRAME * 40).nseconds() as i64)
+            .timestamp(gst::ClockTime::ZERO)
+            .build();
     rig.sink.push_event(late);
     rig.push_all(4..12);
     rig.eos();

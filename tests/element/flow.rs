@@ -17,7 +17,11 @@ fn check_frames(rig: &Rig, count: u64) {
         assert_eq!((buffer.offset(), buffer.offset_end()), (k, k + 1));
         let bytes = bytes(buffer);
         assert_eq!(bytes.len(), 64 * 32 * 3 / 2);
-        assert!(bytes[..64 * 32].iter().all(|y| y.abs_diff(level(k)) <= 1), "frame {k} is {}", bytes[0]);
+        assert!(
+            bytes[..64 * 32].iter().all(|y| y.abs_diff(level(k)) <= 1),
+            "frame {k} is {}",
+            bytes[0]
+        );
         assert!(bytes[64 * 32..].iter().all(|c| c.abs_diff(128) <= 1), "frame {k} is coloured");
     }
 }
@@ -37,9 +41,13 @@ fn as_many_frames_come_out_as_went_in() {
 
 #[test]
 fn windows_of_every_kind_let_all_frames_out() {
-    for (length, overlap, mode) in
-        [(1, 0, "blend"), (2, 1, "blend"), (5, 0, "blend"), (4, 2, "wavefront"), (8, 4, "wavefront")]
-    {
+    for (length, overlap, mode) in [
+        (1, 0, "blend"),
+        (2, 1, "blend"),
+        (5, 0, "blend"),
+        (4, 2, "wavefront"),
+        (8, 4, "wavefront"),
+    ] {
         for count in [1, 4, 5, 11, 21] {
             let element = starsr(length, overlap);
             element.set_property_from_str("window-mode", mode);
@@ -81,7 +89,8 @@ fn each_frame_keeps_its_flags() {
         rig.push(buffer).unwrap();
     }
     rig.eos();
-    let wanted = gst::BufferFlags::CORRUPTED | gst::BufferFlags::MARKER | gst::BufferFlags::DELTA_UNIT;
+    let wanted =
+        gst::BufferFlags::CORRUPTED | gst::BufferFlags::MARKER | gst::BufferFlags::DELTA_UNIT;
     for (k, buffer) in rig.buffers().iter().enumerate() {
         let expected = match k {
             3 => gst::BufferFlags::CORRUPTED,
@@ -92,7 +101,8 @@ fn each_frame_keeps_its_flags() {
     }
 }
 
-/// The base class calls every frame discontinuous until the first output; only the buffer's own flag cuts.
+/// The base class calls every frame discontinuous until the first output; only the buffer's own
+/// flag cuts.
 #[test]
 fn a_discontinuity_ends_the_clip_once() {
     let rig = Rig::started(4, 1);

@@ -10,7 +10,8 @@ const PIXEL: usize = 8;
 
 /// The 16-bit format in which components of `format` are made and looked at, with the same colours.
 fn working(info: &gst_video::VideoInfo) -> gst_video::VideoInfo {
-    let format = if info.is_rgb() { gst_video::VideoFormat::Argb64 } else { gst_video::VideoFormat::Ayuv64 };
+    let format =
+        if info.is_rgb() { gst_video::VideoFormat::Argb64 } else { gst_video::VideoFormat::Ayuv64 };
     gst_video::VideoInfo::builder(format, info.width(), info.height())
         .fps(info.fps())
         .colorimetry(&info.colorimetry())
@@ -20,14 +21,19 @@ fn working(info: &gst_video::VideoInfo) -> gst_video::VideoInfo {
 }
 
 /// A frame in another layout, its values as they are.
-fn convert(frame: &gst::BufferRef, from: &gst_video::VideoInfo, to: &gst_video::VideoInfo) -> gst::Buffer {
+fn convert(
+    frame: &gst::BufferRef,
+    from: &gst_video::VideoInfo,
+    to: &gst_video::VideoInfo,
+) -> gst::Buffer {
     let mut config = gst_video::VideoConverterConfig::new();
     config.set_matrix_mode(gst_video::VideoMatrixMode::None);
     config.set_dither_method(gst_video::VideoDitherMethod::None);
     let converter = gst_video::VideoConverter::new(from, to, Some(config)).unwrap();
     let mut converted = gst::Buffer::with_size(to.size()).unwrap();
     let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(frame, from).unwrap();
-    let mut target = gst_video::VideoFrameRef::from_buffer_ref_writable(converted.make_mut(), to).unwrap();
+    let mut target =
+        gst_video::VideoFrameRef::from_buffer_ref_writable(converted.make_mut(), to).unwrap();
     converter.frame_ref(&frame, &mut target);
     drop(target);
     converted
@@ -48,11 +54,17 @@ fn frame_of(words: impl Iterator<Item = [u16; 4]>, info: &gst_video::VideoInfo) 
 }
 
 fn input(format: gst_video::VideoFormat) -> gst_video::VideoInfo {
-    gst_video::VideoInfo::builder(format, SIZE.0, SIZE.1).fps(gst::Fraction::new(25, 1)).build().unwrap()
+    gst_video::VideoInfo::builder(format, SIZE.0, SIZE.1)
+        .fps(gst::Fraction::new(25, 1))
+        .build()
+        .unwrap()
 }
 
 /// The frame upscaled, and its format.
-fn upscaled(frame: gst::Buffer, info: &gst_video::VideoInfo) -> (gst::Buffer, gst_video::VideoInfo) {
+fn upscaled(
+    frame: gst::Buffer,
+    info: &gst_video::VideoInfo,
+) -> (gst::Buffer, gst_video::VideoInfo) {
     let rig = Rig::new(starsr(1, 0), None);
     rig.start(&info.to_caps().unwrap().to_string());
     rig.push(frame).unwrap_or_else(|e| panic!("{}: {e:?} {:?}", info.format(), rig.errors()));
@@ -93,9 +105,15 @@ fn black_stays_black_and_white_stays_white() {
             let (after, out) = upscaled(frame, &info);
             for after in words(&after, &out) {
                 for c in 0..components {
-                    let depth = if info.format_info().has_palette() { 2 } else { info.comp_depth(c as u8) };
+                    let depth =
+                        if info.format_info().has_palette() { 2 } else { info.comp_depth(c as u8) };
                     let off = after[c + 1].abs_diff(before[c + 1]) >> (16 - depth);
-                    assert!(off <= 1, "{format}, component {c}: {} becomes {}", before[c + 1], after[c + 1]);
+                    assert!(
+                        off <= 1,
+                        "{format}, component {c}: {} becomes {}",
+                        before[c + 1],
+                        after[c + 1]
+                    );
                 }
             }
         }
@@ -116,7 +134,9 @@ fn alpha_is_upscaled_with_the_picture() {
         // From transparent on the left to opaque on the right.
         let ramp = |x: f32| (x / (SIZE.0 - 1) as f32).clamp(0.0, 1.0);
         let colour = if info.is_rgb() { [0x9000; 3] } else { [0x9000, 0x8000, 0x8000] };
-        let word = |i: u32| [(ramp((i % SIZE.0) as f32) * 65535.0) as u16, colour[0], colour[1], colour[2]];
+        let word = |i: u32| {
+            [(ramp((i % SIZE.0) as f32) * 65535.0) as u16, colour[0], colour[1], colour[2]]
+        };
         let frame = frame_of((0..SIZE.0 * SIZE.1).map(word), &info);
         let (after, out) = upscaled(frame, &info);
         let level = 1.0 / ((1u32 << info.comp_depth(3)) - 1) as f32;
@@ -138,7 +158,8 @@ fn alpha_is_upscaled_with_the_picture() {
 #[test]
 fn alpha_is_dropped_and_added_as_downstream_wants() {
     init();
-    for (from, to) in [("ARGB", "RGB"), ("AYUV", "I420"), ("A420", "I420"), ("RGB", "ARGB"), ("I420", "A420")]
+    for (from, to) in
+        [("ARGB", "RGB"), ("AYUV", "I420"), ("A420", "I420"), ("RGB", "ARGB"), ("I420", "A420")]
     {
         let info = input(gst_video::VideoFormat::from_string(from));
         let transparent = [0, 0x9000, 0x8000, 0x8000];
@@ -148,6 +169,9 @@ fn alpha_is_dropped_and_added_as_downstream_wants() {
         rig.push(frame).unwrap();
         rig.eos();
         let out = gst_video::VideoInfo::from_caps(&rig.caps_of_buffers()[0]).unwrap();
-        assert!(words(&rig.buffers()[0], &out).iter().all(|[alpha, ..]| *alpha == 0xffff), "{from} to {to}");
+        assert!(
+            words(&rig.buffers()[0], &out).iter().all(|[alpha, ..]| *alpha == 0xffff),
+            "{from} to {to}"
+        );
     }
 }

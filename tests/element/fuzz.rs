@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The bodies of the fuzz targets, run on the corpus and on inputs by chance. `make fuzz` looks for more.
-//! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
+//! The bodies of the fuzz targets, run on the corpus and on inputs by chance. `make fuzz` looks for
+//! more. Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
 use starsr_testkit::fuzz as targets;
 
@@ -26,8 +26,9 @@ fn replay<T: for<'a> Arbitrary<'a>>(name: &str, run: impl Fn(&T), chance: u64) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let mut files: Vec<_> = corpus.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let runs =
-        files.iter().filter(|file| try_one(&std::fs::read(file).unwrap(), &file.display().to_string()));
+    let runs = files
+        .iter()
+        .filter(|file| try_one(&std::fs::read(file).unwrap(), &file.display().to_string()));
     assert!(runs.count() >= 10, "{} has too few inputs", corpus.display());
     for seed in 0..chance {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -7,7 +7,8 @@ use gst::prelude::*;
 use starsr_testkit::rig::*;
 
 fn harness(length: u32) -> gst_check::Harness {
-    let mut harness = gst_check::Harness::with_element(&starsr(length, 1), Some("sink"), Some("src"));
+    let mut harness =
+        gst_check::Harness::with_element(&starsr(length, 1), Some("sink"), Some("src"));
     harness.set_upstream_latency(gst::ClockTime::from_mseconds(15));
     harness.play();
     harness
@@ -22,8 +23,12 @@ fn check(harness: &gst_check::Harness, milliseconds: u64) {
 fn the_latency_is_known_before_the_first_frame() {
     let mut harness = harness(8);
     harness.set_src_caps_str(CAPS);
-    let frames: u64 =
-        harness.element().unwrap().property::<gst::Structure>("stats").get("latency-frames").unwrap();
+    let frames: u64 = harness
+        .element()
+        .unwrap()
+        .property::<gst::Structure>("stats")
+        .get("latency-frames")
+        .unwrap();
     assert!((7..=8).contains(&frames));
     check(&harness, frames * 40);
     harness.set_src_caps_str(&CAPS.replace("25/1", "50/1"));
@@ -95,10 +100,14 @@ fn a_live_pipeline_waits_long_enough() {
         let mut latency = gst::query::Latency::new();
         assert!(pipeline.query(&mut latency));
         let (live, min, _) = latency.result();
-        let frames = starsr.property::<gst::Structure>("stats").get::<u64>("latency-frames").unwrap();
+        let frames =
+            starsr.property::<gst::Structure>("stats").get::<u64>("latency-frames").unwrap();
         assert!(live);
         assert!(min >= gst::ClockTime::from_mseconds(20) * frames, "{min} for {frames} frames");
         let stats = sink.property::<gst::Structure>("stats");
-        assert_eq!((stats.get::<u64>("rendered").unwrap(), stats.get::<u64>("dropped").unwrap()), (25, 0));
+        assert_eq!(
+            (stats.get::<u64>("rendered").unwrap(), stats.get::<u64>("dropped").unwrap()),
+            (25, 0)
+        );
     });
 }

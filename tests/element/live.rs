@@ -30,7 +30,8 @@ fn rig(kind: &str, change: impl FnOnce(&gst::Element)) -> Rig {
     rig
 }
 
-/// All frames came out, and those that were late as the plain upscale, with nothing to complain about.
+/// All frames came out, and those that were late as the plain upscale, with nothing to complain
+/// about.
 #[track_caller]
 fn check(rig: &Rig, kind: &str, frames: u64) {
     assert_eq!(rig.offsets(), (0..frames).collect::<Vec<_>>(), "{kind}");
@@ -97,7 +98,9 @@ fn other_caps_let_the_frames_out_under_the_old_ones() {
         let rates: Vec<i32> = rig
             .caps_of_buffers()
             .iter()
-            .map(|caps| caps.structure(0).unwrap().get::<gst::Fraction>("framerate").unwrap().numer())
+            .map(|caps| {
+                caps.structure(0).unwrap().get::<gst::Fraction>("framerate").unwrap().numer()
+            })
             .collect();
         assert_eq!(rates, [vec![25; 3], vec![30; 11]].concat(), "{kind}");
     }
@@ -154,7 +157,8 @@ fn windows_that_fail_come_out_plain() {
     }
 }
 
-/// The same from sources of both kinds: two sizes in a row, a cut between, and an end within a window.
+/// The same from sources of both kinds: two sizes in a row, a cut between, and an end within a
+/// window.
 #[test]
 fn real_sources_of_both_kinds() {
     use super::pipelines::{pipeline, run_with, times, watch};

@@ -3,7 +3,6 @@
 //! The element `starsr`, driven as GStreamer drives it, with a tiny bundle.
 //! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
-
 mod allocation;
 mod bypass;
 mod cancelling;

@@ -6,35 +6,44 @@ use std::path::Path;
 
 use gst::prelude::*;
 
-use starsr_testkit::fixtures;
 use super::pipelines::{pipeline, run, run_with, times, watch};
+use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
 pub const CLIP: &str =
     "videotestsrc num-buffers=23 pattern=ball ! video/x-raw,width=32,height=24,framerate=25/1";
 
-/// Plays `description` and counts: what leaves starsr has the times of what enters, and as many frames as entered enter the
-/// element `f` behind it.
+/// Plays `description` and counts: what leaves starsr has the times of what enters, and as many
+/// frames as entered enter the element `f` behind it.
 #[track_caller]
 pub fn check(description: &str, frames: Option<usize>) {
     row(description, description, frames);
 }
 
-/// [`check`] of a pipeline that goes by another `name` in the table that `--nocapture` shows: frames in, frames out, name.
+/// [`check`] of a pipeline that goes by another `name` in the table that `--nocapture` shows:
+/// frames in, frames out, name.
 #[track_caller]
 pub fn row(name: &str, description: &str, frames: Option<usize>) {
     let p = pipeline(description);
-    let (entered, left, arrived) = (watch(&p, "s", "sink"), watch(&p, "s", "src"), watch(&p, "f", "sink"));
+    let (entered, left, arrived) =
+        (watch(&p, "s", "sink"), watch(&p, "s", "src"), watch(&p, "f", "sink"));
     run_with(&p, || {
         let stats = p.by_name("s").unwrap().property::<gst::Structure>("stats");
         let count = |field| stats.get::<u64>(field).unwrap() as usize;
-        assert_eq!((count("frames-in"), count("frames-out")), (times(&entered).len(), times(&left).len()));
+        assert_eq!(
+            (count("frames-in"), count("frames-out")),
+            (times(&entered).len(), times(&left).len())
+        );
     });
     let entered = times(&entered);
     println!("{:5} {:5}  {name}", entered.len(), times(&arrived).len());
     assert!(entered == times(&left), "{description}: {entered:?}, but {:?}", times(&left));
     assert_eq!(times(&arrived).len(), entered.len(), "{description}");
-    assert!(frames.is_none_or(|frames| frames == entered.len()), "{description}: {} frames", entered.len());
+    assert!(
+        frames.is_none_or(|frames| frames == entered.len()),
+        "{description}: {} frames",
+        entered.len()
+    );
     assert!(!entered.is_empty(), "{description}");
 }
 

@@ -18,7 +18,9 @@ fn upstream_buffers_are_given_back_at_once() {
     // Waiting for a buffer that never comes back would be a hang.
     let params = gst::BufferPoolAcquireParams::with_flags(gst::BufferPoolAcquireFlags::DONTWAIT);
     for k in 0..70 {
-        let pooled = pool.acquire_buffer(Some(&params)).unwrap_or_else(|_| panic!("no buffer for frame {k}"));
+        let pooled = pool
+            .acquire_buffer(Some(&params))
+            .unwrap_or_else(|_| panic!("no buffer for frame {k}"));
         // As a decoder wraps its frames: the memory is another buffer's, which is kept by a meta.
         let mut buffer = gst::Buffer::new();
         let whole = gst::BufferCopyFlags::MEMORY | gst::BufferCopyFlags::META;
@@ -40,7 +42,8 @@ fn upstream_buffers_are_given_back_at_once() {
 fn a_small_downstream_pool_does_not_stop_a_burst() {
     init();
     let pipeline = gst::Pipeline::new();
-    let src = gst::ElementFactory::make("videotestsrc").property("num-buffers", 40i32).build().unwrap();
+    let src =
+        gst::ElementFactory::make("videotestsrc").property("num-buffers", 40i32).build().unwrap();
     let filter = gst::ElementFactory::make("capsfilter")
         .property("caps", CAPS.parse::<gst::Caps>().unwrap())
         .build()
@@ -51,17 +54,20 @@ fn a_small_downstream_pool_does_not_stop_a_burst() {
     gst::Element::link_many([&src, &filter, &starsr, &sink]).unwrap();
     let pool = gst_video::VideoBufferPool::new();
     let offered = pool.clone();
-    sink.static_pad("sink").unwrap().add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, move |_, info| {
-        if let Some(query) = info.query_mut()
-            && let gst::QueryViewMut::Allocation(query) = query.view_mut()
-        {
-            let (caps, _) = query.get_owned();
-            let size = gst_video::VideoInfo::from_caps(&caps.unwrap()).unwrap().size();
-            query.add_allocation_pool(Some(&offered), size as u32, 2, 2);
-            return gst::PadProbeReturn::Handled;
-        }
-        gst::PadProbeReturn::Ok
-    });
+    sink.static_pad("sink").unwrap().add_probe(
+        gst::PadProbeType::QUERY_DOWNSTREAM,
+        move |_, info| {
+            if let Some(query) = info.query_mut()
+                && let gst::QueryViewMut::Allocation(query) = query.view_mut()
+            {
+                let (caps, _) = query.get_owned();
+                let size = gst_video::VideoInfo::from_caps(&caps.unwrap()).unwrap().size();
+                query.add_allocation_pool(Some(&offered), size as u32, 2, 2);
+                return gst::PadProbeReturn::Handled;
+            }
+            gst::PadProbeReturn::Ok
+        },
+    );
     let seen = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let (counter, ours) = (seen.clone(), pool.clone());
     sink.static_pad("sink").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, _| {
@@ -121,19 +127,26 @@ fn planes_outside_the_buffer_are_an_error() {
         ("15x8", (right.0, (15, 8), right.2, right.3)),
         ("Y42B", (gst_video::VideoFormat::Y42b, right.1, right.2, right.3)),
     ];
-    // The first plane upside down and the last one without the end of its last line, which nobody reads.
+    // The first plane upside down and the last one without the end of its last line, which nobody
+    // reads.
     let unusual = (right.0, right.1, [112, 128, 160], [-16, 8, 9]);
-    for (word, (format, (width, height), offsets, strides)) in
-        wrong.into_iter().map(|(word, layout)| (Some(word), layout)).chain([(None, right), (None, unusual)])
+    for (word, (format, (width, height), offsets, strides)) in wrong
+        .into_iter()
+        .map(|(word, layout)| (Some(word), layout))
+        .chain([(None, right), (None, unusual)])
     {
         let rig = Rig::new(starsr(1, 0), None);
         rig.start(CAPS);
-        let mut buffer = gst::Buffer::from_mut_slice(vec![90u8; if strides[2] == 9 { 195 } else { 192 }]);
+        let mut buffer =
+            gst::Buffer::from_mut_slice(vec![90u8; if strides[2] == 9 { 195 } else { 192 }]);
         let (b, flags) = (buffer.make_mut(), gst_video::VideoFrameFlags::empty());
-        gst_video::VideoMeta::add_full(b, flags, format, width, height, &offsets, &strides).unwrap();
+        gst_video::VideoMeta::add_full(b, flags, format, width, height, &offsets, &strides)
+            .unwrap();
         let (flow, errors) = (rig.push(buffer), rig.errors());
         match word {
-            None => assert_eq!((flow, rig.buffers().len()), (Ok(gst::FlowSuccess::Ok), 1), "{errors:?}"),
+            None => {
+                assert_eq!((flow, rig.buffers().len()), (Ok(gst::FlowSuccess::Ok), 1), "{errors:?}")
+            }
             Some(word) => {
                 assert_eq!(flow, Err(gst::FlowError::Error), "{word}");
                 assert!(errors.len() == 1 && errors[0].contains(word), "{word}: {errors:?}");
@@ -147,7 +160,8 @@ fn planes_outside_the_buffer_are_an_error() {
         (0..768).map(|i| if i < 512 && i % 32 < 16 { 90 } else { 128 }).collect::<Vec<u8>>(),
     );
     let (b, flags) = (larger.make_mut(), gst_video::VideoFrameFlags::empty());
-    gst_video::VideoMeta::add_full(b, flags, right.0, 32, 16, &[0, 512, 640], &[32, 16, 16]).unwrap();
+    gst_video::VideoMeta::add_full(b, flags, right.0, 32, 16, &[0, 512, 640], &[32, 16, 16])
+        .unwrap();
     rig.push(larger).unwrap();
     rig.push(gst::Buffer::from_mut_slice([vec![90; 128], vec![128; 64]].concat())).unwrap();
     let [larger, plain] = &rig.buffers()[..] else { panic!("{:?}", rig.errors()) };
@@ -164,9 +178,22 @@ fn planes_outside_the_buffer_are_an_error() {
             b.append_memory(gst::Memory::from_mut_slice(vec![90u8; size]));
         }
         let (offsets, strides) = (&[0, 128, 160][..planes], &[16, 8, 8][..planes]);
-        gst_video::VideoMeta::add_full(b, flags, gst_video::VideoFormat::I420, 16, 8, offsets, strides)
-            .unwrap();
-        assert_eq!(rig.push(buffer).is_ok(), right, "{planes} planes of {sizes:?}: {:?}", rig.errors());
+        gst_video::VideoMeta::add_full(
+            b,
+            flags,
+            gst_video::VideoFormat::I420,
+            16,
+            8,
+            offsets,
+            strides,
+        )
+        .unwrap();
+        assert_eq!(
+            rig.push(buffer).is_ok(),
+            right,
+            "{planes} planes of {sizes:?}: {:?}",
+            rig.errors()
+        );
     }
 }
 
@@ -208,9 +235,12 @@ fn each_frame_keeps_its_metas_scaled() {
             .iter_meta::<gst_video::VideoBarMeta>()
             .map(|m| (m.is_letterbox(), m.bar_data1(), m.bar_data2()))
             .collect();
-        let crops: Vec<_> = buffer.iter_meta::<gst_video::VideoCropMeta>().map(|m| m.rect()).collect();
-        let captions =
-            buffer.iter_meta::<gst_video::VideoCaptionMeta>().filter(|m| m.data() == b"words").count();
+        let crops: Vec<_> =
+            buffer.iter_meta::<gst_video::VideoCropMeta>().map(|m| m.rect()).collect();
+        let captions = buffer
+            .iter_meta::<gst_video::VideoCaptionMeta>()
+            .filter(|m| m.data() == b"words")
+            .count();
         let afds = buffer.iter_meta::<gst_video::VideoAFDMeta>().count();
         let times = buffer.iter_meta::<gst::ReferenceTimestampMeta>().count();
         if k == 3 {

@@ -10,10 +10,11 @@ use starsr_testkit::rig::*;
 fn grey(caps: &str, value: f32, k: u64) -> gst::Buffer {
     let info = gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
     // GStreamer's own converter makes it, to judge the element's by.
-    let rgb = gst_video::VideoInfo::builder(gst_video::VideoFormat::Argb64, info.width(), info.height())
-        .fps(info.fps())
-        .build()
-        .unwrap();
+    let rgb =
+        gst_video::VideoInfo::builder(gst_video::VideoFormat::Argb64, info.width(), info.height())
+            .fps(info.fps())
+            .build()
+            .unwrap();
     let word = ((value * 65535.0) as u16).to_ne_bytes();
     let pixel = [0xff, 0xff, word[0], word[1], word[0], word[1], word[0], word[1]];
     let from = gst::Buffer::from_mut_slice(pixel.repeat((info.width() * info.height()) as usize));
@@ -21,7 +22,8 @@ fn grey(caps: &str, value: f32, k: u64) -> gst::Buffer {
     let converter = gst_video::VideoConverter::new(&rgb, &info, None).unwrap();
     {
         let from = gst_video::VideoFrameRef::from_buffer_ref_readable(&from, &rgb).unwrap();
-        let mut to = gst_video::VideoFrameRef::from_buffer_ref_writable(to.make_mut(), &info).unwrap();
+        let mut to =
+            gst_video::VideoFrameRef::from_buffer_ref_writable(to.make_mut(), &info).unwrap();
         converter.frame_ref(&from, &mut to);
     }
     let b = to.make_mut();
@@ -34,15 +36,17 @@ fn grey(caps: &str, value: f32, k: u64) -> gst::Buffer {
 /// The mean brightness of a frame, by GStreamer's own converter.
 fn brightness(caps: &gst::Caps, buffer: &gst::BufferRef) -> f32 {
     let info = gst_video::VideoInfo::from_caps(caps).unwrap();
-    let rgb = gst_video::VideoInfo::builder(gst_video::VideoFormat::Argb64, info.width(), info.height())
-        .fps(info.fps())
-        .build()
-        .unwrap();
+    let rgb =
+        gst_video::VideoInfo::builder(gst_video::VideoFormat::Argb64, info.width(), info.height())
+            .fps(info.fps())
+            .build()
+            .unwrap();
     let mut to = gst::Buffer::with_size(rgb.size()).unwrap();
     let converter = gst_video::VideoConverter::new(&info, &rgb, None).unwrap();
     {
         let from = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
-        let mut to = gst_video::VideoFrameRef::from_buffer_ref_writable(to.make_mut(), &rgb).unwrap();
+        let mut to =
+            gst_video::VideoFrameRef::from_buffer_ref_writable(to.make_mut(), &rgb).unwrap();
         converter.frame_ref(&from, &mut to);
     }
     let words = bytes(&to);
@@ -100,7 +104,10 @@ fn every_format_passes_through() {
             assert!(caps.is_subset(&expected), "{caps} is not {expected}");
             let (found, wanted) = (brightness(&caps, buffer), 0.2 + 0.1 * k as f32);
             let tolerance = if format == "RGB16" { 0.03 } else { 0.008 };
-            assert!((found - wanted).abs() < tolerance, "{format}{more}, frame {k}: {found}, not {wanted}");
+            assert!(
+                (found - wanted).abs() < tolerance,
+                "{format}{more}, frame {k}: {found}, not {wanted}"
+            );
         }
     }
 }
@@ -134,13 +141,22 @@ fn downstream_may_want_another_format_or_size() {
             "video/x-raw,format=NV12,width=640,height=360,colorimetry=bt601",
         ),
         ("video/x-raw,format=GRAY8", "video/x-raw,format=GRAY8,width=640,height=360"),
-        ("video/x-raw,width=1000", "video/x-raw,format=I420,width=1000,height=562,pixel-aspect-ratio=1/1"),
-        ("video/x-raw,height=180", "video/x-raw,format=I420,width=320,height=180,pixel-aspect-ratio=1/1"),
+        (
+            "video/x-raw,width=1000",
+            "video/x-raw,format=I420,width=1000,height=562,pixel-aspect-ratio=1/1",
+        ),
+        (
+            "video/x-raw,height=180",
+            "video/x-raw,format=I420,width=320,height=180,pixel-aspect-ratio=1/1",
+        ),
         (
             "video/x-raw,width=100,height=100",
             "video/x-raw,format=I420,width=100,height=100,pixel-aspect-ratio=16/9",
         ),
-        ("video/x-raw,format=BGRA,width=64,height=36", "video/x-raw,format=BGRA,width=64,height=36"),
+        (
+            "video/x-raw,format=BGRA,width=64,height=36",
+            "video/x-raw,format=BGRA,width=64,height=36",
+        ),
     ] {
         let found = becomes(input, accepted);
         assert!(found.is_subset(&expected.parse::<gst::Caps>().unwrap()), "{accepted}: {found}");
@@ -169,7 +185,10 @@ fn upstream_is_offered_the_input_size() {
     let rig = Rig::new(starsr(2, 0), Some("video/x-raw,width=1000,height=960"));
     let offered = rig.src.peer_query_caps(None);
     let first = offered.structure(0).unwrap();
-    assert_eq!((first.get::<i32>("width").unwrap(), first.get::<i32>("height").unwrap()), (250, 240));
+    assert_eq!(
+        (first.get::<i32>("width").unwrap(), first.get::<i32>("height").unwrap()),
+        (250, 240)
+    );
     // The best after that is anything.
     assert!(offered.can_intersect(&"video/x-raw,width=33,height=77".parse::<gst::Caps>().unwrap()));
 }
@@ -206,7 +225,11 @@ fn other_caps_let_the_frames_out_under_the_old_ones() {
             gst_video::VideoInfo::from_caps(caps).unwrap(),
             gst_video::VideoInfo::from_caps(&steps[k / 3].parse::<gst::Caps>().unwrap()).unwrap(),
         );
-        assert_eq!((info.width(), info.height()), (input.width() * 4, input.height() * 4), "frame {k}");
+        assert_eq!(
+            (info.width(), info.height()),
+            (input.width() * 4, input.height() * 4),
+            "frame {k}"
+        );
         assert_eq!((info.format(), info.fps()), (input.format(), input.fps()), "frame {k}");
         assert_eq!(rig.buffers()[k].size(), info.size(), "frame {k}");
     }
@@ -239,10 +262,12 @@ fn interlaced_video_is_refused_once_with_the_remedy() {
     }
 }
 
-/// Single fields as buffers: the caps have a feature of their own, under which the deinterlacer is named too.
+/// Single fields as buffers: the caps have a feature of their own, under which the deinterlacer is
+/// named too.
 #[test]
 fn single_fields_are_refused_once_with_the_remedy() {
-    let caps = CAPS.replace("video/x-raw", "video/x-raw(format:Interlaced)") + ",interlace-mode=alternate";
+    let caps =
+        CAPS.replace("video/x-raw", "video/x-raw(format:Interlaced)") + ",interlace-mode=alternate";
     for accepted in [None, Some("video/x-raw,format=I420,interlace-mode=progressive")] {
         let rig = Rig::new(starsr(4, 1), accepted);
         assert!(rig.src.peer_query_accept_caps(&caps.parse().unwrap()));
@@ -254,7 +279,10 @@ fn single_fields_are_refused_once_with_the_remedy() {
         }
         let errors = rig.errors();
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert!(errors[0].contains("! deinterlace !") && errors[0].contains("alternate"), "{errors:?}");
+        assert!(
+            errors[0].contains("! deinterlace !") && errors[0].contains("alternate"),
+            "{errors:?}"
+        );
         // A source that can do better is offered better first.
         let offered = rig.src.peer_query_caps(None);
         assert!(offered.features(0).unwrap().contains("memory:SystemMemory"));
@@ -286,11 +314,13 @@ fn memory_that_cannot_be_mapped_is_refused_in_negotiation() {
 fn one_pixel_is_enough() {
     for (width, height) in [(1, 1), (1, 9), (7, 1), (2, 3), (33, 17)] {
         for format in ["I420", "NV12", "RGB", "GRAY8", "v210", "Y444_10LE"] {
-            let caps = format!("video/x-raw,format={format},width={width},height={height},framerate=25/1");
+            let caps =
+                format!("video/x-raw,format={format},width={width},height={height},framerate=25/1");
             let rig = Rig::new(starsr(2, 0), None);
             rig.start(&caps);
             for k in 0..3 {
-                rig.push(grey(&caps, 0.5, k)).unwrap_or_else(|e| panic!("{caps}: {e:?} {:?}", rig.errors()));
+                rig.push(grey(&caps, 0.5, k))
+                    .unwrap_or_else(|e| panic!("{caps}: {e:?} {:?}", rig.errors()));
             }
             rig.eos();
             assert_eq!(rig.offsets(), [0, 1, 2], "{caps}");
@@ -317,7 +347,10 @@ fn sizes_that_cannot_work_are_refused_with_the_numbers() {
             assert_eq!(rig.push(frame(k)), Err(gst::FlowError::NotNegotiated));
         }
         let errors = rig.errors();
-        assert!(errors.len() == 1 && parts.iter().all(|part| errors[0].contains(part)), "{errors:?}");
+        assert!(
+            errors.len() == 1 && parts.iter().all(|part| errors[0].contains(part)),
+            "{errors:?}"
+        );
     }
     let rig = Rig::started(8, 2);
     // Frames of 64x32 pixels of three floats, before and after.

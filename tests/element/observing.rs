@@ -31,7 +31,8 @@ fn each_window_is_announced() {
     rig.push_all(3..7);
     rig.eos();
     let announced = progress(&rig);
-    let times: Vec<_> = announced.iter().map(|s| s.get::<gst::ClockTime>("running-time").unwrap()).collect();
+    let times: Vec<_> =
+        announced.iter().map(|s| s.get::<gst::ClockTime>("running-time").unwrap()).collect();
     assert_eq!(times, [gst::ClockTime::ZERO, FRAME * 3]);
     for (s, (frames_in, frames_out)) in announced.iter().zip([(4u64, 0u64), (7, 3)]) {
         assert_eq!(s.get::<u64>("evaluations").unwrap(), 5);
@@ -54,7 +55,8 @@ fn a_wavefront_is_announced_too() {
     rig.start(CAPS);
     rig.push_all(0..20);
     rig.eos();
-    let evaluations = progress(&rig).iter().map(|s| s.get::<u64>("evaluations").unwrap()).sum::<u64>();
+    let evaluations =
+        progress(&rig).iter().map(|s| s.get::<u64>("evaluations").unwrap()).sum::<u64>();
     assert!(evaluations > 20);
     assert_eq!(rig.stat("evaluations"), evaluations);
 }
@@ -107,7 +109,9 @@ fn the_log_has_the_steps() {
     let function = gst::log::add_log_function(move |category, level, _, _, _, object, message| {
         let object = object.map(|o| o.to_string()).unwrap_or_default();
         if category.name() == "starsr" && object.contains(name) {
-            to.lock().unwrap().push((level, message.get().map(|m| m.to_string()).unwrap_or_default()));
+            to.lock()
+                .unwrap()
+                .push((level, message.get().map(|m| m.to_string()).unwrap_or_default()));
         }
     });
     gst::log::set_threshold_for_name("starsr", gst::DebugLevel::Debug);

@@ -24,14 +24,16 @@ pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
     pipeline.set_state(gst::State::Null).unwrap();
 }
 
-/// Waits for the end, and has the latency distributed anew where an element asks for it, as gst-launch and playbin do.
+/// Waits for the end, and has the latency distributed anew where an element asks for it, as
+/// gst-launch and playbin do.
 #[track_caller]
 pub fn wait_for_end(pipeline: &gst::Pipeline) {
     let bus = pipeline.bus().unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Latency];
     loop {
-        let message =
-            bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited).expect("the pipeline hangs");
+        let message = bus
+            .timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited)
+            .expect("the pipeline hangs");
         match message.view() {
             gst::MessageView::Latency(_) => {
                 let _ = pipeline.recalculate_latency();
@@ -111,7 +113,8 @@ fn a_file_goes_through_as_written() {
     assert_eq!(times(&entered).len(), 20);
     assert_eq!(times(&entered), times(&left));
 
-    let p = pipeline(&format!("filesrc location=\"{}\" ! decodebin ! fakesink name=f", to.display()));
+    let p =
+        pipeline(&format!("filesrc location=\"{}\" ! decodebin ! fakesink name=f", to.display()));
     let seen = watch(&p, "f", "sink");
     run(&p);
     let seen = seen.lock().unwrap();
@@ -133,7 +136,8 @@ fn the_full_range_of_jpeg_is_kept() {
     run(&p);
     let (entered, left) = (entered.lock().unwrap(), left.lock().unwrap());
     assert_eq!(left.len(), 10);
-    let colours = |caps: &gst::Caps| caps.structure(0).unwrap().get::<String>("colorimetry").unwrap();
+    let colours =
+        |caps: &gst::Caps| caps.structure(0).unwrap().get::<String>("colorimetry").unwrap();
     assert_eq!(colours(&left[0].1), colours(&entered[0].1));
     assert!(colours(&left[0].1).starts_with("1:"), "{}", colours(&left[0].1));
 }

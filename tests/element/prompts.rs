@@ -8,8 +8,7 @@ use super::errors::start_error;
 use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-const LONG: &str =
-    "lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake";
+const LONG: &str = "lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake lake";
 
 /// starsr with the bundle with text condition.
 fn with_text(bundle: &std::path::Path) -> gst::Element {
@@ -46,7 +45,9 @@ fn a_prompt_set_while_playing_holds_from_the_next_window() {
         })
     };
     let never = pictures(|_, _| {});
-    for (property, value) in [("prompt", LONG), ("negative-prompt", LONG), ("prompt-suffix", "none")] {
+    for (property, value) in
+        [("prompt", LONG), ("negative-prompt", LONG), ("prompt-suffix", "none")]
+    {
         let always = change(property, value, 0);
         let later = change(property, value, 6);
         assert_eq!(later.len(), 16);
@@ -68,7 +69,8 @@ fn a_flush_while_caps_change_is_no_error() {
     let rig = Rig::new(with_text(&fixtures::text()), None);
     rig.start(CAPS);
     rig.push_all(0..2);
-    // The first frame that the change of caps drains meets the flush, which so comes before the prompts are set.
+    // The first frame that the change of caps drains meets the flush, which so comes before the
+    // prompts are set.
     let feed = rig.src.clone();
     let source = rig.element.static_pad("src").unwrap();
     source.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
@@ -126,7 +128,10 @@ fn a_prompt_is_refused_without_text_condition() {
         let element = starsr(4, 1);
         element.set_property(property, "a dog");
         let error = start_error(&element);
-        assert!(error.contains(property) && error.contains("tiny has no text condition"), "{error}");
+        assert!(
+            error.contains(property) && error.contains("tiny has no text condition"),
+            "{error}"
+        );
     }
     // While it plays it is an error with the next frame.
     let rig = Rig::started(4, 1);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The matrix goes on: files, transport streams, RTP over sockets, and real clips at their own size.
+//! The matrix goes on: files, transport streams, RTP over sockets, and real clips at their own
+//! size.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 
-use starsr_testkit::fixtures;
 use super::matrix::{CLIP, check, row};
 use super::pipelines::{pipeline, run, run_with, times, watch};
+use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-// What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer 1.22 that is `avenc_mpeg2video`, which
-// asks libavcodec for 1000000000 frames a second and is refused; `avimux` and `oggmux` straight into their demuxers, of which the one
-// has a whole header only in a file and the other is critical of itself; `mpegpsdemux` on a file, which gives 5 of 23 frames; and
-// MPEG-TS in RTP, whose last frame is lost.
+// What does not go well with `videoscale` in the place of starsr either is left out. In GStreamer
+// 1.22 that is `avenc_mpeg2video`, which asks libavcodec for 1000000000 frames a second and is
+// refused; `avimux` and `oggmux` straight into their demuxers, of which the one has a whole header
+// only in a file and the other is critical of itself; `mpegpsdemux` on a file, which gives 5 of 23
+// frames; and MPEG-TS in RTP, whose last frame is lost.
 #[test]
 fn more_codecs_and_containers_in_front() {
     for coded in [
@@ -55,18 +57,23 @@ fn files_of_every_kind() {
         let path = path.display();
         run(&pipeline(&format!("{CLIP} ! videoconvert ! {coded} ! filesink location=\"{path}\"")));
         let before = format!("filesrc location=\"{path}\" ! decodebin");
-        row(&format!("{coded} ! filesink"), &format!("{before} ! starsr ! fakesink name=f"), Some(23));
+        row(
+            &format!("{coded} ! filesink"),
+            &format!("{before} ! starsr ! fakesink name=f"),
+            Some(23),
+        );
     }
 }
 
-/// Frames that `sender` pays out, over a socket of this machine, into `receiver`. The sender's elements `p` and `u` are payloader and
-/// sink, the receiver's `d` depayloader.
+/// Frames that `sender` pays out, over a socket of this machine, into `receiver`. The sender's
+/// elements `p` and `u` are payloader and sink, the receiver's `d` depayloader.
 #[track_caller]
 fn over_a_socket(sender: &str, receiver: &str) {
     const FRAMES: usize = 40;
     init();
     let source = "videotestsrc num-buffers=40 pattern=ball ! video/x-raw,format=I420,width=32,height=24,framerate=50/1";
-    let sending = gst::parse::launch(&format!("{source} ! {sender} name=p ! udpsink name=u host=127.0.0.1"));
+    let sending =
+        gst::parse::launch(&format!("{source} ! {sender} name=p ! udpsink name=u host=127.0.0.1"));
     let sending = sending.unwrap().downcast::<gst::Pipeline>().unwrap();
     sending.set_state(gst::State::Paused).unwrap();
     // The first packet waits in the sink.
@@ -79,7 +86,8 @@ fn over_a_socket(sender: &str, receiver: &str) {
     let p = pipeline(&description);
     let source = p.by_name("r").unwrap();
     source.set_property("caps", &caps);
-    let (taken, entered, left) = (watch(&p, "d", "src"), watch(&p, "s", "sink"), watch(&p, "f", "sink"));
+    let (taken, entered, left) =
+        (watch(&p, "d", "src"), watch(&p, "s", "sink"), watch(&p, "f", "sink"));
     p.set_state(gst::State::Playing).unwrap();
     sending.by_name("u").unwrap().set_property("port", source.property::<i32>("port"));
     sending.set_state(gst::State::Playing).unwrap();
@@ -130,7 +138,8 @@ const SINKS: [&str; 5] = [
 #[test]
 fn every_real_clip_at_its_own_size() {
     let Some(folder) = fixtures::media("real") else { return };
-    let mut clips: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut clips: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     clips.retain(|path| path.extension().is_some_and(|e| e == "mp4"));
     clips.sort();
     assert!(clips.len() >= 9, "only {} clips", clips.len());

@@ -4,11 +4,11 @@
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use starsr::scene::SceneDetector;
 use ndarray::Array3;
+use starsr::scene::SceneDetector;
 
-use starsr_testkit::fixtures;
 use super::pipelines;
+use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
 /// The first frames of the scenes of `hr/bikes.mp4`, found by looking at all of its 250 frames.
@@ -141,16 +141,20 @@ fn cuts_of(path: &std::path::Path) -> (usize, Vec<usize>) {
         path.display()
     ));
     let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
-    let found = std::sync::Arc::new(std::sync::Mutex::new((0, Vec::new(), SceneDetector::default())));
+    let found =
+        std::sync::Arc::new(std::sync::Mutex::new((0, Vec::new(), SceneDetector::default())));
     let to = found.clone();
     let pad = pipeline.by_name("f").unwrap().static_pad("sink").unwrap();
     pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let info_of = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
         let frame =
-            gst_video::VideoFrameRef::from_buffer_ref_readable(info.buffer().unwrap(), &info_of).unwrap();
+            gst_video::VideoFrameRef::from_buffer_ref_readable(info.buffer().unwrap(), &info_of)
+                .unwrap();
         let (stride, data) = (frame.plane_stride()[0] as usize, frame.plane_data(0).unwrap());
         let size = (3, info_of.height() as usize, info_of.width() as usize);
-        let pixels = Array3::from_shape_fn(size, |(c, y, x)| f32::from(data[y * stride + 3 * x + c]) / 255.0);
+        let pixels = Array3::from_shape_fn(size, |(c, y, x)| {
+            f32::from(data[y * stride + 3 * x + c]) / 255.0
+        });
         let (frames, cuts, detector) = &mut *to.lock().unwrap();
         if detector.is_cut(pixels.view()) {
             cuts.push(*frames);
@@ -168,9 +172,11 @@ fn the_cuts_of_real_clips_are_found_and_no_others() {
     let Some(bikes) = fixtures::media("hr/bikes.mp4") else { return };
     assert_eq!(cuts_of(&bikes), (250, CUTS_OF_BIKES.to_vec()));
     // None of these has a cut, seen by eye.
-    let real = fixtures::media("real").into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
-    let clips =
-        real.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "mp4"));
+    let real =
+        fixtures::media("real").into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let clips = real
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "mp4"));
     for clip in clips.chain(fixtures::media("hr/carphone_pristine.mp4")) {
         let (frames, cuts) = cuts_of(&clip);
         assert!(frames > 20 && cuts.is_empty(), "{}: {cuts:?} of {frames}", clip.display());
@@ -187,10 +193,12 @@ fn a_file_with_cuts_loses_no_frame() {
         bikes.display()
     ));
     let (entered, left) = (pipelines::watch(&p, "s", "sink"), pipelines::watch(&p, "f", "sink"));
-    let stat =
-        |field: &str| p.by_name("s").unwrap().property::<gst::Structure>("stats").get::<u64>(field).unwrap();
+    let stat = |field: &str| {
+        p.by_name("s").unwrap().property::<gst::Structure>("stats").get::<u64>(field).unwrap()
+    };
     pipelines::run_with(&p, || {
-        // Of the windows of eight frames that start every six, those that lie in the scenes, in part or as a whole.
+        // Of the windows of eight frames that start every six, those that lie in the scenes, in
+        // part or as a whole.
         assert_eq!((stat("scene-cuts"), stat("windows")), (5, 5 + 8 + 11 + 9 + 9 + 2));
     });
     assert_eq!(pipelines::times(&entered).len(), 250);

@@ -37,8 +37,9 @@ impl Player {
         let to = arrived.clone();
         let pad = pipeline.by_name("f").unwrap().static_pad("sink").unwrap();
         let sink = pipeline.by_name("f").unwrap();
-        let kinds =
-            gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH;
+        let kinds = gst::PadProbeType::BUFFER
+            | gst::PadProbeType::EVENT_DOWNSTREAM
+            | gst::PadProbeType::EVENT_FLUSH;
         pad.add_probe(kinds, move |pad, info| {
             match &info.data {
                 Some(gst::PadProbeData::Buffer(buffer)) => {
@@ -80,7 +81,9 @@ impl Player {
     fn seek(&self, rate: f64, flags: gst::SeekFlags, frames: std::ops::Range<u64>) {
         let flags = flags | gst::SeekFlags::FLUSH;
         let set = gst::SeekType::Set;
-        self.pipeline.seek(rate, flags, set, FRAME * frames.start, set, FRAME * frames.end).unwrap();
+        self.pipeline
+            .seek(rate, flags, set, FRAME * frames.start, set, FRAME * frames.end)
+            .unwrap();
         self.wait_for(gst::MessageType::AsyncDone);
     }
 
@@ -131,7 +134,10 @@ fn every_rate_plays_every_frame() {
             expected.reverse();
         }
         assert_eq!(numbers(&played), expected, "rate {rate}");
-        assert!(rate < 0.0 || played.iter().all(|(number, bytes)| whole[number] == *bytes), "rate {rate}");
+        assert!(
+            rate < 0.0 || played.iter().all(|(number, bytes)| whole[number] == *bytes),
+            "rate {rate}"
+        );
     }
 }
 
@@ -151,7 +157,8 @@ fn segment_seeks_loop_without_losing_a_frame() {
     }
 }
 
-/// Fast forward over key frames: each comes out at once, as no neighbour of its is there to wait for.
+/// Fast forward over key frames: each comes out at once, as no neighbour of its is there to wait
+/// for.
 #[test]
 fn key_units_come_out_one_by_one() {
     let player = Player::new();

@@ -13,8 +13,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use starsr_testkit::fixtures;
 use starsr_testkit::rig::*;
 
-/// How long each stop took, for the eye: the machine may be busy. That it came back at all is what the
-/// tests check, as the work that it stops has no end.
+/// How long each stop took, for the eye: the machine may be busy. That it came back at all is what
+/// the tests check, as the work that it stops has no end.
 struct Returns {
     what: &'static str,
     times: Vec<Duration>,
@@ -112,7 +112,8 @@ fn stop(rig: &Rig, state: Option<gst::State>) {
     }
 }
 
-/// Every stage, windows on their own and together, whole and in tiles, and the drain of a short clip at its end.
+/// Every stage, windows on their own and together, whole and in tiles, and the drain of a short
+/// clip at its end.
 #[test]
 fn every_stage_stops_at_once() {
     for role in ["vae_encoder", "denoiser", "vae_decoder"] {
@@ -138,7 +139,10 @@ fn every_stage_stops_at_once() {
                     thread.join().unwrap()
                 });
                 // A drain at the end has no flow to return.
-                assert!(frames == 2 || flow == Err(gst::FlowError::Flushing), "{role} {mode}: {flow:?}");
+                assert!(
+                    frames == 2 || flow == Err(gst::FlowError::Flushing),
+                    "{role} {mode}: {flow:?}"
+                );
                 assert!(rig.buffers().is_empty(), "{role} {mode}");
                 assert!(rig.errors().is_empty(), "{role} {mode}");
             }
@@ -146,7 +150,8 @@ fn every_stage_stops_at_once() {
     }
 }
 
-/// Both elements use one session. The one that waits for its turn stops alone, and so does the one that has it.
+/// Both elements use one session. The one that waits for its turn stops alone, and so does the one
+/// that has it.
 #[test]
 fn an_element_that_waits_for_another_stops_at_once() {
     let mut returns = Returns::new("shared session");
@@ -173,7 +178,10 @@ fn an_element_that_waits_for_another_stops_at_once() {
                     threads[i].take().unwrap().join().unwrap()
                 });
                 assert_eq!(flow, Err(gst::FlowError::Flushing));
-                assert!(threads[other].as_ref().is_none_or(|t| !t.is_finished()), "the other stopped too");
+                assert!(
+                    threads[other].as_ref().is_none_or(|t| !t.is_finished()),
+                    "the other stopped too"
+                );
             }
         }
     }
@@ -255,9 +263,10 @@ fn errors(pipeline: &gst::Pipeline) -> Vec<gst::Message> {
 
 #[test]
 fn a_storm_of_seeks_is_weathered() {
-    for (what, role, steps) in
-        [("seeks in an endless evaluation", "denoiser", 1), ("seeks in an endless decoder", "vae_decoder", 1)]
-    {
+    for (what, role, steps) in [
+        ("seeks in an endless evaluation", "denoiser", 1),
+        ("seeks in an endless decoder", "vae_decoder", 1),
+    ] {
         let mut returns = Returns::new(what);
         let (_bundle, pipeline, element) = endless_pipeline(role, steps);
         pipeline.set_state(gst::State::Playing).unwrap();
@@ -295,7 +304,8 @@ fn a_storm_of_state_changes_is_weathered() {
         });
         let mut random = Random::new(2);
         for _ in 0..150 {
-            let states = [gst::State::Playing, gst::State::Paused, gst::State::Ready, gst::State::Null];
+            let states =
+                [gst::State::Playing, gst::State::Paused, gst::State::Ready, gst::State::Null];
             let state = states[random.below(4) as usize];
             returns.time(|| pipeline.set_state(state)).unwrap();
             thread::sleep(random.milliseconds(40));
@@ -318,7 +328,8 @@ fn a_storm_on_a_slow_model_is_weathered() {
     for k in 0..300u64 {
         thread::sleep(random.milliseconds(12));
         if k % 10 == 9 {
-            let state = [gst::State::Ready, gst::State::Null, gst::State::Paused][random.below(3) as usize];
+            let state =
+                [gst::State::Ready, gst::State::Null, gst::State::Paused][random.below(3) as usize];
             returns.time(|| pipeline.set_state(state)).unwrap();
             pipeline.set_state(gst::State::Playing).unwrap();
         } else {
@@ -337,7 +348,8 @@ fn a_storm_on_a_slow_model_is_weathered() {
 #[test]
 fn setting_up_stops_at_once_and_goes_on() {
     let mut returns = Returns::new("setting up");
-    let bundle = fixtures::with_graphs(&fixtures::text(), &[("vae_encoder", "encoder_endless.onnx")]);
+    let bundle =
+        fixtures::with_graphs(&fixtures::text(), &[("vae_encoder", "encoder_endless.onnx")]);
     let new = || {
         let element = starsr(4, 1);
         element.set_property("model-path", bundle.path().to_str().unwrap());
@@ -354,7 +366,9 @@ fn setting_up_stops_at_once_and_goes_on() {
         let starting = thread::spawn(move || {
             pad.push_event(gst::event::StreamStart::new("test"));
             pad.push_event(gst::event::Caps::new(&CAPS.parse().unwrap()));
-            pad.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+            pad.push_event(gst::event::Segment::new(
+                &gst::FormattedSegment::<gst::ClockTime>::new(),
+            ));
             pad.push(grey_frame(0))
         });
         thread::sleep(Duration::from_millis(50));

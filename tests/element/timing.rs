@@ -19,7 +19,8 @@ fn segment(rate: f64, frames: Range<u64>) -> Segment {
     segment
 }
 
-/// A rig whose result is the model's, with windows of four frames of which one is shared, that has got `segment`.
+/// A rig whose result is the model's, with windows of four frames of which one is shared, that has
+/// got `segment`.
 fn restoring(mode: &str, seed: u64, segment: &Segment) -> Rig {
     let element = starsr(4, 1);
     element.set_property("strength", 1.0f32);
@@ -43,7 +44,8 @@ fn restored(rig: &Rig, frames: impl IntoIterator<Item = u64>) -> Vec<(u64, Vec<u
     rig.buffers().iter().map(|b| (b.offset(), bytes(b))).collect()
 }
 
-/// Noise and windows belong to a frame's place in the stream, so a part of a clip comes out as in the whole.
+/// Noise and windows belong to a frame's place in the stream, so a part of a clip comes out as in
+/// the whole.
 #[test]
 fn a_part_from_anywhere_is_the_same_as_in_the_whole() {
     let clip = |mode, seed, frames: Range<u64>| {
@@ -55,12 +57,14 @@ fn a_part_from_anywhere_is_the_same_as_in_the_whole() {
     for from in 0..12 {
         let part = clip("blend", 7, from..24);
         assert_eq!(part.len() as u64, 24 - from);
-        // Windows start every three frames; the first that does so in the part shares one frame with the incomplete one before.
+        // Windows start every three frames; the first that does so in the part shares one frame
+        // with the incomplete one before.
         let same = if from == 0 { 0 } else { from.next_multiple_of(3) + 1 };
         assert!(part[(same - from) as usize..] == whole[same as usize..], "from {from}");
         assert!(from % 3 == 0 || part[0] != whole[from as usize], "from {from}");
     }
-    // Two evaluations carry what the first window lacks into the second, up to the middle of what that shares with the third.
+    // Two evaluations carry what the first window lacks into the second, up to the middle of what
+    // that shares with the third.
     let whole = clip("wavefront", 7, 0..40);
     for from in 0..7u64 {
         let part = clip("wavefront", 7, from..40);
@@ -80,7 +84,8 @@ fn the_rate_changes_no_picture() {
         assert!(restored(&rig, 0..20) == whole, "rate {rate}");
         check_times(&rig, &segment, 0..20);
     }
-    // A server that plays faster itself: one frame of two, whose places in the stream are two apart.
+    // A server that plays faster itself: one frame of two, whose places in the stream are two
+    // apart.
     let mut faster = segment(1.0, 0..20);
     faster.set_applied_rate(2.0);
     let rig = restoring("blend", 7, &faster);
@@ -125,7 +130,10 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
         (left.rate(), left.applied_rate(), left.base(), left.offset()),
         (segment.rate(), segment.applied_rate(), segment.base(), segment.offset())
     );
-    assert_eq!((left.start(), left.stop(), left.time()), (segment.start(), segment.stop(), segment.time()));
+    assert_eq!(
+        (left.start(), left.stop(), left.time()),
+        (segment.start(), segment.stop(), segment.time())
+    );
     let frames: Vec<_> = frames.into_iter().collect();
     assert_eq!(rig.offsets(), frames);
     let running: Vec<_> = rig.buffers().iter().map(|b| segment.to_running_time(b.pts())).collect();
@@ -133,7 +141,9 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
     let announced: Vec<Option<gst::ClockTime>> = rig
         .messages(gst::MessageType::Element)
         .iter()
-        .filter_map(|m| m.structure().filter(|s| s.name() == "starsr-progress")?.get("running-time").ok())
+        .filter_map(|m| {
+            m.structure().filter(|s| s.name() == "starsr-progress")?.get("running-time").ok()
+        })
         .collect();
     assert!(announced.len() >= frames.len() / 4);
     assert_eq!(announced[0], running[0]);
@@ -142,7 +152,17 @@ fn check_times(rig: &Rig, segment: &Segment, frames: impl IntoIterator<Item = u6
 
 /// Timestamps, in milliseconds, that a constant framerate does not have.
 const STRANGE: [&[Option<u64>]; 6] = [
-    &[Some(0), Some(7), Some(90), Some(91), Some(400), Some(410), Some(420), Some(9000), Some(9001)],
+    &[
+        Some(0),
+        Some(7),
+        Some(90),
+        Some(91),
+        Some(400),
+        Some(410),
+        Some(420),
+        Some(9000),
+        Some(9001),
+    ],
     &[Some(0), Some(0), Some(0), Some(40), Some(40), Some(80), Some(80), Some(80), Some(120)],
     &[Some(400), Some(360), Some(320), Some(280), Some(0), Some(40), Some(20), Some(0), Some(4000)],
     &[None, None, None, None, None, None, None, None, None],
@@ -197,7 +217,9 @@ fn a_still_picture_leaves_when_a_gap_says_that_nothing_follows() {
             rig.push_all([k]);
             assert!(!rig.offsets().contains(&k));
             for i in 0..5 {
-                rig.event(gst::event::Gap::builder(FRAME * (k + 1) + minute * i).duration(minute).build());
+                rig.event(
+                    gst::event::Gap::builder(FRAME * (k + 1) + minute * i).duration(minute).build(),
+                );
                 assert_eq!(rig.offsets().last(), Some(&k));
             }
         }

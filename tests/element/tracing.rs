@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! GStreamer's latency tracer, in a process of its own, as tracers are chosen when GStreamer starts.
+//! GStreamer's latency tracer, in a process of its own, as tracers are chosen when GStreamer
+//! starts.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,8 @@ const FRAMES: usize = 61;
 
 /// The numbers `field`, in nanoseconds, of the records `record` that contain `part`.
 fn records(log: &str, record: &str, part: &str, field: &str) -> Vec<u64> {
-    let lines = log.lines().filter(|line| line.contains(&format!(" {record},")) && line.contains(part));
+    let lines =
+        log.lines().filter(|line| line.contains(&format!(" {record},")) && line.contains(part));
     let number = |line: &str| {
         let rest = line.split(&format!(", {field}=(guint64)")).nth(1).expect(line);
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next().expect(line);
@@ -36,8 +38,12 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Vec<Passed>>> {
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     pad.add_probe(kinds, move |_, info| {
         match &info.data {
-            Some(gst::PadProbeData::Buffer(buffer)) => to.lock().unwrap().push(Passed::Frame(buffer.pts())),
-            Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::CustomDownstream => {
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                to.lock().unwrap().push(Passed::Frame(buffer.pts()))
+            }
+            Some(gst::PadProbeData::Event(event))
+                if event.type_() == gst::EventType::CustomDownstream =>
+            {
                 to.lock().unwrap().push(Passed::Probe(event.seqnum()));
             }
             _ => {}
@@ -47,8 +53,8 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Vec<Passed>>> {
     passed
 }
 
-/// The tracer measures the time from an event that goes in before a frame to the frame that comes out
-/// behind it. So each event has to leave directly before its frame.
+/// The tracer measures the time from an event that goes in before a frame to the frame that comes
+/// out behind it. So each event has to leave directly before its frame.
 #[test]
 #[ignore = "run by the_latency_tracer_reads_true in a process of its own"]
 fn a_traced_pipeline() {
@@ -61,7 +67,8 @@ fn a_traced_pipeline() {
     element.set_property_from_str("window-overlap", &overlap);
     let [entered, left] = ["sink", "src"].map(|name| watch(&element.static_pad(name).unwrap()));
     pipelines::run_with(&p, || {
-        let frames = element.property::<gst::Structure>("stats").get::<u64>("latency-frames").unwrap();
+        let frames =
+            element.property::<gst::Structure>("stats").get::<u64>("latency-frames").unwrap();
         assert_eq!(frames as usize, LENGTH - 1);
     });
     let (entered, mut left) = (entered.lock().unwrap(), left.lock().unwrap());
@@ -69,12 +76,13 @@ fn a_traced_pipeline() {
     left.retain(|passed| matches!(passed, Passed::Frame(_)) || entered.contains(passed));
     assert_eq!(*left, *entered);
     let frames = entered.iter().filter(|passed| matches!(passed, Passed::Frame(_))).count();
-    let probed = entered.windows(2).filter(|pair| matches!(pair, [Passed::Probe(_), Passed::Frame(_)]));
+    let probed =
+        entered.windows(2).filter(|pair| matches!(pair, [Passed::Probe(_), Passed::Frame(_)]));
     assert_eq!((frames, probed.count()), (FRAMES, FRAMES), "{entered:?}");
 }
 
-/// The tracer sees every frame, and the latency that the element declares. What it measures depends on
-/// the machine and is printed.
+/// The tracer sees every frame, and the latency that the element declares. What it measures depends
+/// on the machine and is printed.
 #[test]
 fn the_latency_tracer_reads_true() {
     for overlap in [0, 2] {
@@ -103,7 +111,10 @@ fn the_latency_tracer_reads_true() {
             let measured = records(&log, record, part, "time");
             assert_eq!(measured.len(), FRAMES, "{what}");
             let milliseconds: Vec<_> = measured.iter().map(|ns| ns / 1_000_000).collect();
-            println!("overlap {overlap}, {what}: declared {} ms, measured {milliseconds:?} ms", declared / 1_000_000);
+            println!(
+                "overlap {overlap}, {what}: declared {} ms, measured {milliseconds:?} ms",
+                declared / 1_000_000
+            );
         }
     }
 }

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
-use starsr_testkit::fixtures;
 use super::rig::*;
+use starsr_testkit::fixtures;
 
 const SINK: &str = "fakesink sync=true";
 
 /// The program, compiled as the Makefile does.
 static LIVE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let flags = Command::new("pkg-config").args(["--cflags", "--libs", "gstreamer-1.0"]).output().unwrap();
+    let flags =
+        Command::new("pkg-config").args(["--cflags", "--libs", "gstreamer-1.0"]).output().unwrap();
     assert!(flags.status.success(), "{}", stderr(&flags));
     let program = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("live");
     let done = Command::new("cc")
@@ -44,7 +45,9 @@ fn tiny(properties: &[&str], rest: &[&str]) -> Command {
 }
 
 fn test_video(frames: i32) -> String {
-    format!("videotestsrc is-live=true num-buffers={frames} ! video/x-raw,width=32,height=24,framerate=25/1")
+    format!(
+        "videotestsrc is-live=true num-buffers={frames} ! video/x-raw,width=32,height=24,framerate=25/1"
+    )
 }
 
 #[track_caller]
@@ -60,7 +63,12 @@ fn a_live_source_is_upscaled() {
     let output = tiny(&["scene-detection=false"], &[&test_video(25), SINK]).output().unwrap();
     assert_said(
         &output,
-        &["restored from", "frames-in=(guint64)25", "frames-out=(guint64)25", "latency-frames=(guint64)3"],
+        &[
+            "restored from",
+            "frames-in=(guint64)25",
+            "frames-out=(guint64)25",
+            "latency-frames=(guint64)3",
+        ],
     );
 }
 
@@ -74,11 +82,18 @@ fn windows_without_time_are_left_out() {
 
 #[test]
 fn an_interrupt_lets_all_frames_out() {
-    let mut child =
-        tiny(&[], &[&test_video(-1), SINK]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = tiny(&[], &[&test_video(-1), SINK])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.by_ref().any(|line| line.starts_with("restored") || line.starts_with("left out")));
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        lines.by_ref().any(|line| line.starts_with("restored") || line.starts_with("left out"))
+    );
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     let rest: Vec<_> = lines.collect();
     assert!(child.wait().unwrap().success());
     let stats = rest.last().unwrap();

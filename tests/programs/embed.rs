@@ -5,8 +5,8 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use starsr_testkit::fixtures;
 use super::rig::*;
+use starsr_testkit::fixtures;
 
 /// Rows of 18 bytes, which are padded in GStreamer's memory.
 const SIZE: (usize, usize) = (6, 8);
@@ -52,9 +52,11 @@ fn frames_come_back_upscaled_and_in_order() {
         assert!(frame.iter().all(|value| value.abs_diff(level(k)) <= 1), "frame {k}");
     }
     let said = stderr(&output);
-    for part in
-        ["restored from 0:00:00.000000000: 1 evaluations", "frames-out=(guint64)23", "model=(string)tiny"]
-    {
+    for part in [
+        "restored from 0:00:00.000000000: 1 evaluations",
+        "frames-out=(guint64)23",
+        "model=(string)tiny",
+    ] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
 }
@@ -68,7 +70,12 @@ fn failures_are_told_in_a_line() {
     for (arguments, input, status, words) in [
         (vec![], frames(1), 2, "usage: embed"),
         (vec!["6x8", "0"], frames(1), 1, "usage: embed"),
-        (vec!["6x8", "25", library, tiny[0].as_str()], part, 1, "the last frame has 50 of 144 bytes"),
+        (
+            vec!["6x8", "25", library, tiny[0].as_str()],
+            part,
+            1,
+            "the last frame has 50 of 144 bytes",
+        ),
         (vec!["6x8", "25", library, "model-path=/no/bundle"], frames(1), 1, "/no/bundle"),
         (vec!["6x8", "25", "colour=red"], frames(1), 1, "no property \"colour\""),
     ] {

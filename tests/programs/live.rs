@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The live pipelines of the documentation, with test pictures in place of a camera and without a window.
+//! The live pipelines of the documentation, with test pictures in place of a camera and without a
+//! window.
 
 use std::net::UdpSocket;
 
@@ -61,8 +62,11 @@ fn assert_complete(pipeline: &gst::Pipeline, posted: &[gst::Structure]) {
 #[test]
 fn a_camera_is_upscaled() {
     for description in of_the_documentation("v4l2src") {
-        let description =
-            replaced(&small(&description), "width=160,height=120", "width=32,height=24,framerate=25/1");
+        let description = replaced(
+            &small(&description),
+            "width=160,height=120",
+            "width=32,height=24,framerate=25/1",
+        );
         let camera = "videotestsrc is-live=true num-buffers=15";
         let pipeline = parse(&replaced(&description, "v4l2src", camera));
         pipeline.set_state(gst::State::Playing).unwrap();
@@ -76,7 +80,8 @@ fn a_camera_is_upscaled() {
 /// Sender and receiver of the documentation over the loopback interface, then with another codec.
 #[test]
 fn a_stream_is_received_and_upscaled() {
-    let [sender, receiver] = ["udpsink", "udpsrc"].map(|element| of_the_documentation(element).remove(0));
+    let [sender, receiver] =
+        ["udpsink", "udpsrc"].map(|element| of_the_documentation(element).remove(0));
     stream(&sender, &receiver);
     let sender = replaced(
         &sender,
@@ -92,8 +97,11 @@ fn stream(sender: &str, receiver: &str) {
     const FRAMES: u64 = 40;
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let port = format!("port={port}");
-    let sender =
-        parse(&replaced(&replaced(sender, "port=5004", &port), "width=160,height=120", "width=32,height=24"));
+    let sender = parse(&replaced(
+        &replaced(sender, "port=5004", &port),
+        "width=160,height=120",
+        "width=32,height=24",
+    ));
     let receiver = parse(&small(&replaced(receiver, "port=5004", &port)));
     let times = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let noted = times.clone();

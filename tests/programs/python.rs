@@ -5,14 +5,18 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use starsr_testkit::fixtures;
 use super::rig::*;
+use starsr_testkit::fixtures;
 
-/// A Python that has GStreamer's bindings. That of the distribution has them; another may come first on the path.
+/// A Python that has GStreamer's bindings. That of the distribution has them; another may come
+/// first on the path.
 fn python() -> Option<&'static str> {
     let has_bindings = |python: &&str| {
         let check = "import gi; gi.require_version('Gst', '1.0'); from gi.repository import Gst";
-        Command::new(python).args(["-c", check]).output().is_ok_and(|output| output.status.success())
+        Command::new(python)
+            .args(["-c", check])
+            .output()
+            .is_ok_and(|output| output.status.success())
     };
     let found = ["python3", "/usr/bin/python3"].into_iter().find(has_bindings);
     if found.is_none() {
@@ -50,7 +54,8 @@ fn a_file_is_upscaled_under_prompts_that_change() {
     let changing = [&fixed[..], &["--prompt-at", &change]].concat();
     let result = upscale(python, &fixtures::text(), &path("in.mp4"), &path("fixed.mp4"), &fixed);
     assert!(result.status.success(), "{}", stderr(&result));
-    let result = upscale(python, &fixtures::text(), &path("in.mp4"), &path("changing.mp4"), &changing);
+    let result =
+        upscale(python, &fixtures::text(), &path("in.mp4"), &path("changing.mp4"), &changing);
     assert!(result.status.success(), "{}", stderr(&result));
     let said = stdout(&result);
     for part in [

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The documented rule for queues beside the element: they hold the latency of the branch with starsr, and a second.
+//! The documented rule for queues beside the element: they hold the latency of the branch with
+//! starsr, and a second.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 
-use starsr_testkit::fixtures;
 use super::live::{of_the_documentation, replaced};
 use super::rig::*;
+use starsr_testkit::fixtures;
 
 const FRAMES: u32 = 250;
 /// Without any movement for this long a pipeline whose queue is full is taken to stand.
@@ -24,12 +25,16 @@ enum End {
 /// The documented pipeline with sound, with these elements in it, and the end it comes to.
 fn play(folder: &Path, starsr: &str, encoder: &str, queue: &str) -> (End, gst::Pipeline) {
     let documented = of_the_documentation("qtdemux").remove(0);
-    let [from, to] = ["in.mp4", "out.mp4"].map(|name| format!("\"{}\"", folder.join(name).display()));
+    let [from, to] =
+        ["in.mp4", "out.mp4"].map(|name| format!("\"{}\"", folder.join(name).display()));
     let description = replaced(&replaced(&documented, "input.mp4", &from), "output.mp4", &to);
     let bundle = properties(&fixtures::tiny()).join(" ");
     let starsr = format!(" starsr name=s {bundle} scene-detection=false {starsr} ");
-    let description =
-        replaced(&replaced(&description, " starsr ", &starsr), " x264enc ", &format!(" {encoder} "));
+    let description = replaced(
+        &replaced(&description, " starsr ", &starsr),
+        " x264enc ",
+        &format!(" {encoder} "),
+    );
     let (before, after) = description.split_once("demux.audio_0 ! queue ").unwrap();
     let (_, after) = after.split_once(" ! ").unwrap();
     let pipeline = parse(&format!("{before} demux.audio_0 ! queue name=sound {queue} ! {after}"));
@@ -72,7 +77,8 @@ fn a_queue_that_holds_the_latency_does_not_stall() {
         pipeline.set_state(gst::State::Null).unwrap();
 
         let rule = gst::ClockTime::SECOND + gst::ClockTime::from_mseconds(40) * frames;
-        let queue = format!("max-size-bytes=0 max-size-buffers=0 max-size-time={}", rule.nseconds());
+        let queue =
+            format!("max-size-bytes=0 max-size-buffers=0 max-size-time={}", rule.nseconds());
         let (end, pipeline) = play(folder.path(), starsr, fast, &queue);
         assert_eq!(end, End::Complete, "{starsr} with a queue of {rule}");
         assert_eq!(stat(&pipeline.by_name("s").unwrap(), "frames-out"), u64::from(FRAMES));
@@ -80,7 +86,8 @@ fn a_queue_that_holds_the_latency_does_not_stall() {
     }
 }
 
-/// An encoder that looks ahead counts too: the documented queue holds nano's window and what x264enc wants.
+/// An encoder that looks ahead counts too: the documented queue holds nano's window and what
+/// x264enc wants.
 #[test]
 fn the_queue_of_the_documentation_holds_what_the_encoder_looks_ahead() {
     let folder = tempfile::tempdir().unwrap();

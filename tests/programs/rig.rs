@@ -93,7 +93,10 @@ pub fn make_clip(path: &Path, frames: u32, sound: bool) {
 
 pub fn parse(description: &str) -> gst::Pipeline {
     init();
-    gst::parse::launch(description).unwrap_or_else(|e| panic!("{description}: {e}")).downcast().unwrap()
+    gst::parse::launch(description)
+        .unwrap_or_else(|e| panic!("{description}: {e}"))
+        .downcast()
+        .unwrap()
 }
 
 /// Plays to the end and returns to NULL; gives the element messages of starsr.
@@ -122,7 +125,10 @@ pub fn wait(pipeline: &gst::Pipeline, done: impl Fn() -> bool) -> Vec<gst::Struc
             }
             gst::MessageView::Element(element) => {
                 posted.extend(
-                    element.structure().filter(|s| s.name().starts_with("starsr-")).map(|s| s.to_owned()),
+                    element
+                        .structure()
+                        .filter(|s| s.name().starts_with("starsr-"))
+                        .map(|s| s.to_owned()),
                 );
             }
             _ => (),

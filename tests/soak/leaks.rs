@@ -135,10 +135,15 @@ fn play_case() {
 
 /// What the tracer found alive after `case`.
 fn alive(case: &str) -> Vec<String> {
-    let variables =
-        [(CASE, case), ("GST_TRACERS", "leaks"), ("GST_DEBUG", "GST_TRACER:7"), ("GST_DEBUG_NO_COLOR", "1")];
+    let variables = [
+        (CASE, case),
+        ("GST_TRACERS", "leaks"),
+        ("GST_DEBUG", "GST_TRACER:7"),
+        ("GST_DEBUG_NO_COLOR", "1"),
+    ];
     let output = child("leaks::play_case", &variables);
-    let (told, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (told, log) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && told.contains("1 passed"), "{case}: {told}{log}");
     assert!(log.contains("leaks"), "{case}: there is no tracer of leaks: {log}");
     log.lines()

@@ -10,7 +10,9 @@ use gst::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::{child, rig};
+use starsr_testkit::rig;
+
+use super::child;
 
 const FRAMES: &str = "STARSR_SOAK_FRAMES";
 
@@ -62,8 +64,8 @@ fn watch(element: &gst::Element, account: &Shared) {
 /// Whether an event is on its way from in front of an element into it.
 type Passing = Arc<(Mutex<bool>, Condvar)>;
 
-/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet one:
-/// base classes turn a refused event into an error, but only flush after a refused buffer.
+/// Watches for serialized events on the pad in front of `element`. A flush from there must not meet
+/// one: base classes turn a refused event into an error, but only flush after a refused buffer.
 fn watch_events(element: &gst::Element) -> Passing {
     let passing = Passing::default();
     let shared = passing.clone();
@@ -78,7 +80,8 @@ fn watch_events(element: &gst::Element) -> Passing {
     passing
 }
 
-/// Flushes what is behind `element`, as an element may of its own accord: FLUSH_START, FLUSH_STOP and the segment again.
+/// Flushes what is behind `element`, as an element may of its own accord: FLUSH_START, FLUSH_STOP
+/// and the segment again.
 fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
     let held = passing.0.lock().unwrap();
@@ -105,17 +108,20 @@ fn resident() -> u64 {
 fn play(frames: u64, seed: u64) {
     rig::init();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    // With async=true the sink sometimes stays in preroll after flushes that follow each other closely, whatever is in front.
+    // With async=true the sink sometimes stays in preroll after flushes that follow each other
+    // closely, whatever is in front.
     let front = "videotestsrc name=v pattern=snow ! capsfilter name=c caps-change-mode=delayed caps=video/x-raw,format=I420,width=16,height=16,framerate=25/1";
-    let pipeline =
-        gst::parse::launch(&format!("{front} ! identity name=i ! fakesink name=f sync=false async=false"))
-            .unwrap()
-            .downcast::<gst::Pipeline>()
-            .unwrap();
+    let pipeline = gst::parse::launch(&format!(
+        "{front} ! identity name=i ! fakesink name=f sync=false async=false"
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
     let starsr = rig::starsr(4, 1);
     starsr.set_property("strength", 1.0f32);
     pipeline.add(&starsr).unwrap();
-    let [source, filter, before, sink] = ["v", "c", "i", "f"].map(|name| pipeline.by_name(name).unwrap());
+    let [source, filter, before, sink] =
+        ["v", "c", "i", "f"].map(|name| pipeline.by_name(name).unwrap());
     before.unlink(&sink);
     gst::Element::link_many([&before, &starsr, &sink]).unwrap();
     let account = Shared::default();
@@ -150,8 +156,9 @@ fn play(frames: u64, seed: u64) {
                 let format = ["I420", "GRAY8", "RGBA"][rng.next_u32() as usize % 3];
                 let rate = ["25/1", "30000/1001"][rng.next_u32() as usize % 2];
                 let (width, height) = size;
-                let caps =
-                    format!("video/x-raw,format={format},width={width},height={height},framerate={rate}");
+                let caps = format!(
+                    "video/x-raw,format={format},width={width},height={height},framerate={rate}"
+                );
                 filter.set_property("caps", caps.parse::<gst::Caps>().unwrap());
                 changes += 1;
             }
@@ -174,8 +181,9 @@ fn play(frames: u64, seed: u64) {
     let end = gst::SeekType::Set;
     source.seek(1.0, flags, end, gst::ClockTime::ZERO, end, rig::FRAME * 50).unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error];
-    let message =
-        bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited).expect("the pipeline hangs");
+    let message = bus
+        .timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited)
+        .expect("the pipeline hangs");
     assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
     pipeline.set_state(gst::State::Null).unwrap();
 
@@ -197,7 +205,11 @@ fn check_memory(samples: &[u64]) {
     let most = |range: &[u64]| range.iter().copied().max().unwrap_or(0);
     let (early, late) = (most(&samples[quarter..2 * quarter]), most(&samples[3 * quarter..]));
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    println!("memory {:.2} MiB in the second quarter, {:.2} MiB in the last", mib(early), mib(late));
+    println!(
+        "memory {:.2} MiB in the second quarter, {:.2} MiB in the last",
+        mib(early),
+        mib(late)
+    );
     assert!(late <= early + (4 << 20), "memory has grown by {:.2} MiB", mib(late - early));
 }
 
@@ -211,6 +223,7 @@ fn long() {
 #[test]
 fn frames_are_accounted_for_and_memory_is_flat() {
     let output = child("seeks::long", &[(FRAMES, "1500")]);
-    let (told, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (told, log) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && told.contains("1 passed"), "{told}{log}");
 }

@@ -8,7 +8,8 @@ use starsr_testkit::rig::{Rig, starsr};
 
 const HOURS: u64 = 10;
 
-/// Frames of 8x8 grey pixels at `times`, each until the next one, through windows of four: all come out at their times.
+/// Frames of 8x8 grey pixels at `times`, each until the next one, through windows of four: all come
+/// out at their times.
 fn check(rate: &str, segment: gst::ClockTime, times: impl Iterator<Item = gst::ClockTime>) {
     let rig = Rig::new(starsr(4, 1), None);
     rig.event(gst::event::StreamStart::new("test"));
@@ -55,12 +56,20 @@ fn ntsc(k: u64) -> gst::ClockTime {
 /// Of every `minutes` minutes some frames.
 fn ten_hours(minutes: u64) {
     let a_minute = 30_000 * 60 / 1001;
-    let bursts =
-        (0..=HOURS * 60 / minutes).flat_map(move |m| (0..11).map(move |i| m * minutes * a_minute + i));
+    let bursts = (0..=HOURS * 60 / minutes)
+        .flat_map(move |m| (0..11).map(move |i| m * minutes * a_minute + i));
     check("30000/1001", gst::ClockTime::ZERO, bursts.map(ntsc));
     let second = gst::ClockTime::SECOND;
-    check("1/10", gst::ClockTime::ZERO, (0..=HOURS * 360 / minutes).map(|k| second * 10 * k * minutes));
-    check("0/1", gst::ClockTime::ZERO, (0..=HOURS * 60 / minutes).map(|k| second * 60 * k * minutes));
+    check(
+        "1/10",
+        gst::ClockTime::ZERO,
+        (0..=HOURS * 360 / minutes).map(|k| second * 10 * k * minutes),
+    );
+    check(
+        "0/1",
+        gst::ClockTime::ZERO,
+        (0..=HOURS * 60 / minutes).map(|k| second * 60 * k * minutes),
+    );
 }
 
 #[test]

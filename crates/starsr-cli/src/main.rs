@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The program `starsr`: the element `starsr` for people with files, embedded as any application would embed it.
+//! The program `starsr`: the element `starsr` for people with files, embedded as any application
+//! would embed it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Upscale(upscale::Args),
+    Upscale(Box<upscale::Args>),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
     Documentation {
@@ -59,8 +60,10 @@ fn write_documentation(dir: &Path) -> Result<(), String> {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
     clap_mangen::generate_to(Cli::command(), &man).map_err(failed)?;
-    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions).map_err(failed)?;
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+    {
+        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions)
+            .map_err(failed)?;
     }
     Ok(())
 }

@@ -106,7 +106,8 @@ pub fn without_text_encoder() -> TempDir {
 /// or above it.
 pub fn onnx_runtime() -> PathBuf {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
-        return fs::canonicalize(&path).unwrap_or_else(|e| panic!("ORT_DYLIB_PATH is {path:?}: {e}"));
+        return fs::canonicalize(&path)
+            .unwrap_or_else(|e| panic!("ORT_DYLIB_PATH is {path:?}: {e}"));
     }
     let exe = std::env::current_exe().unwrap();
     for folder in exe.ancestors().skip(1).take(4) {

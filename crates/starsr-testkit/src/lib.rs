@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the tests, benchmarks and fuzz targets share: model bundles, stand-in models, buffers between guard pages, and an
-//! element between two pads of the test's own (feature `element`).
+//! What the tests, benchmarks and fuzz targets share: model bundles, stand-in models, buffers
+//! between guard pages, and an element between two pads of the test's own (feature `element`).
 
 pub mod fixtures;
 #[cfg(feature = "fuzz")]

@@ -24,8 +24,8 @@ pub fn init() {
     });
 }
 
-/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at cuts,
-/// and the plain upscale as its result, so that each frame is known by its brightness.
+/// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at
+/// cuts, and the plain upscale as its result, so that each frame is known by its brightness.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -40,7 +40,8 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element
 }
 
-/// starsr with windows of four frames, of which one is shared, that never finishes with the graph of
+/// starsr with windows of four frames, of which one is shared, that never finishes with the graph
+/// of
 /// `role`, and its bundle.
 pub fn endless_starsr(role: &str) -> (tempfile::TempDir, gst::Element) {
     let bundle = fixtures::tiny_endless(role);
@@ -99,7 +100,9 @@ impl Item {
         match self {
             Item::Buffer(buffer) => buffer.offset().to_string(),
             Item::Event(event) => match event.structure() {
-                Some(s) if event.type_() == gst::EventType::CustomDownstream => s.name().to_string(),
+                Some(s) if event.type_() == gst::EventType::CustomDownstream => {
+                    s.name().to_string()
+                }
                 _ => event.type_().name().to_string(),
             },
         }
@@ -126,18 +129,22 @@ impl Rig {
     /// Plays `element`; downstream takes `accepted`.
     pub fn new(element: gst::Element, accepted: Option<&str>) -> Self {
         init();
-        let downstream =
-            Downstream { items: Arc::default(), flow: Arc::new(Mutex::new(Ok(gst::FlowSuccess::Ok))) };
+        let downstream = Downstream {
+            items: Arc::default(),
+            flow: Arc::new(Mutex::new(Ok(gst::FlowSuccess::Ok))),
+        };
         let upstream = Arc::new(Mutex::new(None));
         let latency = upstream.clone();
         let src = gst::Pad::builder(gst::PadDirection::Src)
             .name("feed")
-            .query_function(move |pad, parent, query| match (query.view_mut(), *latency.lock().unwrap()) {
-                (gst::QueryViewMut::Latency(query), Some(latency)) => {
-                    query.set(true, latency, gst::ClockTime::NONE);
-                    true
+            .query_function(move |pad, parent, query| {
+                match (query.view_mut(), *latency.lock().unwrap()) {
+                    (gst::QueryViewMut::Latency(query), Some(latency)) => {
+                        query.set(true, latency, gst::ClockTime::NONE);
+                        true
+                    }
+                    _ => gst::Pad::query_default(pad, parent, query),
                 }
-                _ => gst::Pad::query_default(pad, parent, query),
             })
             .build();
         let (on_buffer, on_event) = (downstream.clone(), downstream.clone());
@@ -159,7 +166,9 @@ impl Rig {
             .query_function(move |pad, parent, query| match query.view_mut() {
                 gst::QueryViewMut::Caps(query) => {
                     let result = match query.filter() {
-                        Some(filter) => filter.intersect_with_mode(&accepted, gst::CapsIntersectMode::First),
+                        Some(filter) => {
+                            filter.intersect_with_mode(&accepted, gst::CapsIntersectMode::First)
+                        }
                         None => accepted.clone(),
                     };
                     query.set_result(&result);

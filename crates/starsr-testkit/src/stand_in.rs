@@ -69,7 +69,8 @@ impl Model for Plain {
 pub fn manifest() -> Manifest {
     let path = repository("models/nano/bundle.toml");
     let text = std::fs::read_to_string(&path).expect("the nano manifest is part of the project");
-    let small = text.replace("multiple = 128", "multiple = 16").replace("minimum = 128", "minimum = 16");
+    let small =
+        text.replace("multiple = 128", "multiple = 16").replace("minimum = 128", "minimum = 16");
     Manifest::parse(&small, &path).expect("valid manifest")
 }
 

@@ -9,7 +9,9 @@ use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::{FrameNoise, Noise};
 use starsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::solver::Solver;
-use starsr::geometry::{LegalSizes, Canvas, Interpolation, Padding, Size, resize_bilinear, upscale};
+use starsr::geometry::{
+    Canvas, Interpolation, LegalSizes, Padding, Size, resize_bilinear, upscale,
+};
 use starsr::windows::cross_fade;
 
 fn main() {
@@ -34,20 +36,26 @@ mod pixels {
     fn cross_fade_frames(bencher: Bencher) {
         let mut frame = picture(LARGE);
         let other = frame.mapv(|v| 1.0 - v);
-        bencher.bench_local(|| cross_fade(black_box(&mut frame), black_box(other.view()), 0.25).unwrap());
+        bencher.bench_local(|| {
+            cross_fade(black_box(&mut frame), black_box(other.view()), 0.25).unwrap()
+        });
     }
 
     #[divan::bench]
     fn adain(bencher: Bencher) {
         let (mut frame, source) = (picture(LARGE), picture(SMALL));
-        bencher.bench_local(|| ColorFix::Adain.apply(black_box(&mut frame), black_box(source.view())).unwrap());
+        bencher.bench_local(|| {
+            ColorFix::Adain.apply(black_box(&mut frame), black_box(source.view())).unwrap()
+        });
     }
 
     #[divan::bench]
     fn wavelet(bencher: Bencher) {
         let mut frame = picture(LARGE);
         let other = frame.mapv(|v| 1.0 - v);
-        bencher.bench_local(|| ColorFix::Wavelet.apply(black_box(&mut frame), black_box(other.view())).unwrap());
+        bencher.bench_local(|| {
+            ColorFix::Wavelet.apply(black_box(&mut frame), black_box(other.view())).unwrap()
+        });
     }
 
     #[divan::bench(args = [Interpolation::Bilinear, Interpolation::Bicubic])]
@@ -100,14 +108,16 @@ mod latents {
     fn solver_step(bencher: Bencher) {
         let (solver, drawn) = (solver(), drawn());
         let (mut x, denoised, previous) = (drawn.clone(), vec![0.5; VALUES], vec![0.25; VALUES]);
-        bencher.bench_local(|| solver.step(1, black_box(&mut x), &denoised, Some(&previous), &drawn));
+        bencher
+            .bench_local(|| solver.step(1, black_box(&mut x), &denoised, Some(&previous), &drawn));
     }
 
     #[divan::bench]
     fn scale_model_input(bencher: Bencher) {
         let (solver, drawn) = (solver(), drawn());
         let mut input = vec![0.0; VALUES];
-        bencher.bench_local(|| solver.scale_model_input(1, black_box(&drawn), black_box(&mut input)));
+        bencher
+            .bench_local(|| solver.scale_model_input(1, black_box(&drawn), black_box(&mut input)));
     }
 
     #[divan::bench]

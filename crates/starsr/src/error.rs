@@ -123,12 +123,7 @@ impl Error {
         field: impl Into<String>,
         reason: impl Into<String>,
     ) -> Self {
-        Self::Bundle {
-            file: file.into(),
-            field: field.into(),
-            reason: reason.into(),
-            source: None,
-        }
+        Self::Bundle { file: file.into(), field: field.into(), reason: reason.into(), source: None }
     }
 
     /// The same error with its cause, for a [`Self::Bundle`].

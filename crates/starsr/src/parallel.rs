@@ -78,7 +78,10 @@ mod tests {
             let doubled = threads.map(0..100_usize, |n| Ok::<_, usize>(2 * n)).unwrap();
             assert_eq!(doubled, (0..100).map(|n| 2 * n).collect::<Vec<_>>());
             assert!(threads.map(0..0_usize, Ok::<_, usize>).unwrap().is_empty());
-            assert_eq!(threads.map(0..100_usize, |n| if n % 10 == 7 { Err(n) } else { Ok(n) }), Err(7));
+            assert_eq!(
+                threads.map(0..100_usize, |n| if n % 10 == 7 { Err(n) } else { Ok(n) }),
+                Err(7)
+            );
         }
     }
 
@@ -87,7 +90,9 @@ mod tests {
         let mut values = vec![0.5; 2 * PART + 3];
         for threads in [1, 3].map(Threads::new) {
             assert!(threads.all_finite(&values) && threads.all_finite(&[]));
-            for (place, wrong) in [(0, f32::NAN), (PART, f32::INFINITY), (2 * PART + 2, f32::NEG_INFINITY)] {
+            for (place, wrong) in
+                [(0, f32::NAN), (PART, f32::INFINITY), (2 * PART + 2, f32::NEG_INFINITY)]
+            {
                 values[place] = wrong;
                 assert!(!threads.all_finite(&values));
                 values[place] = 0.5;

@@ -153,7 +153,11 @@ mod tests {
     #[test]
     fn each_new_scene_is_a_cut() {
         for speed in [0, 1, 2] {
-            assert_eq!(cuts((0..60).map(|k| frame(k / 12, k, speed))), [12, 24, 36, 48], "speed {speed}");
+            assert_eq!(
+                cuts((0..60).map(|k| frame(k / 12, k, speed))),
+                [12, 24, 36, 48],
+                "speed {speed}"
+            );
         }
     }
 

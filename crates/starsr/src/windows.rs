@@ -140,7 +140,10 @@ impl Windows {
         let mut windows = Vec::new();
         for k in 0.. {
             let last = self.is_last(k, frames);
-            windows.push(Window { start: self.start(k), end: if last { frames } else { self.end(k) } });
+            windows.push(Window {
+                start: self.start(k),
+                end: if last { frames } else { self.end(k) },
+            });
             if last {
                 break;
             }
@@ -233,8 +236,8 @@ impl Planner {
             WindowMode::Blend if k > 0 => self.windows.end(k - 1),
             _ => 0,
         };
-        let rest =
-            (self.frames > covered).then_some(Window { start: self.windows.start(k), end: self.frames });
+        let rest = (self.frames > covered)
+            .then_some(Window { start: self.windows.start(k), end: self.frames });
         *self = self.windows.planner();
         rest
     }

@@ -7,11 +7,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use starsr::bundle::Bundle;
 use starsr::Cancel;
+use starsr::bundle::Bundle;
 use starsr::runtime::{Engine, Level, Options, Provider, set_logger};
 use starsr_testkit::fixtures;
-
 
 /// Loads an engine as the environment says and prints what came of it.
 #[test]
@@ -41,9 +40,14 @@ fn output_of_child(environment: &[(&str, &Path)]) -> String {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
-    for name in
-        ["ORT_DYLIB_PATH", "XDG_DATA_HOME", "TEST_LIBRARY", "TEST_NEAR", "TEST_SECOND", "TEST_VERBOSE"]
-    {
+    for name in [
+        "ORT_DYLIB_PATH",
+        "XDG_DATA_HOME",
+        "TEST_LIBRARY",
+        "TEST_NEAR",
+        "TEST_SECOND",
+        "TEST_VERBOSE",
+    ] {
         command.env_remove(name);
     }
     command.env("HOME", home.path()).envs(environment.iter().copied());
@@ -126,8 +130,11 @@ fn found_by_the_system_loader() {
     symlink(fixtures::onnx_runtime(), folder.path().join("libonnxruntime.so.1")).unwrap();
     assert!(outcome(&[("LD_LIBRARY_PATH", folder.path())]).starts_with("loaded 1."));
     assert!(
-        outcome(&[("LD_LIBRARY_PATH", folder.path()), ("TEST_LIBRARY", Path::new("libonnxruntime.so.1"))])
-            .starts_with("loaded 1.")
+        outcome(&[
+            ("LD_LIBRARY_PATH", folder.path()),
+            ("TEST_LIBRARY", Path::new("libonnxruntime.so.1"))
+        ])
+        .starts_with("loaded 1.")
     );
 }
 
@@ -185,7 +192,8 @@ fn a_named_one_that_fails_is_an_error_although_others_would_do() {
     ];
     for (library, part) in cases {
         let by_caller = outcome(&[("TEST_LIBRARY", library), ("ORT_DYLIB_PATH", &real)]);
-        let by_variable = outcome(&[("ORT_DYLIB_PATH", library), ("TEST_NEAR", real.parent().unwrap())]);
+        let by_variable =
+            outcome(&[("ORT_DYLIB_PATH", library), ("TEST_NEAR", real.parent().unwrap())]);
         for said in [by_caller, by_variable] {
             assert!(
                 said.contains(part) && said.contains(library.to_str().unwrap()),

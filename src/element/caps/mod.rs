@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The caps of one pad from those of the other. Sizes are multiplied or divided by the scale; everything
-//! else is kept.
+//! The caps of one pad from those of the other. Sizes are multiplied or divided by the scale;
+//! everything else is kept.
 
 use gst::glib;
 use gst::prelude::*;
@@ -38,7 +38,8 @@ impl Map {
     }
 
     fn range(self, range: gst::IntRange<i32>, scale: i64) -> Option<glib::SendValue> {
-        let (min, max, step) = (i64::from(range.min()), i64::from(range.max()), i64::from(range.step()));
+        let (min, max, step) =
+            (i64::from(range.min()), i64::from(range.max()), i64::from(range.step()));
         let (min, max, step) = match self {
             Self::Up => {
                 let step = step * scale;
@@ -60,7 +61,9 @@ impl Map {
             std::cmp::Ordering::Greater if min % step == 0 && max % step == 0 => {
                 Some(gst::IntRange::<i32>::with_step(min, max, step).to_send_value())
             }
-            std::cmp::Ordering::Greater => Some(gst::IntRange::<i32>::new(min, max).to_send_value()),
+            std::cmp::Ordering::Greater => {
+                Some(gst::IntRange::<i32>::new(min, max).to_send_value())
+            }
         }
     }
 
@@ -118,11 +121,12 @@ fn of_fields() -> gst::CapsFeatures {
     gst::CapsFeatures::new([gst_video::CAPS_FEATURE_FORMAT_INTERLACED])
 }
 
-/// The caps of a pad template: every raw format in system memory. The sink pad also takes buffers that are
-/// single fields. They are refused later, with an error that names a deinterlacer; a mismatch of caps
-/// would not say why.
+/// The caps of a pad template: every raw format in system memory. The sink pad also takes buffers
+/// that are single fields. They are refused later, with an error that names a deinterlacer; a
+/// mismatch of caps would not say why.
 pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
-    let formats = || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
+    let formats =
+        || gst_video::VideoCapsBuilder::new().format_list(gst_video::VideoFormat::iter_raw());
     let mut caps = formats().build();
     if direction == gst::PadDirection::Sink {
         caps.merge(formats().features([gst_video::CAPS_FEATURE_FORMAT_INTERLACED]).build());
@@ -130,9 +134,9 @@ pub(super) fn template(direction: gst::PadDirection) -> gst::Caps {
     caps
 }
 
-/// What the other pad may carry when this one carries `caps`. In order of preference: the exact multiple
-/// in the same format, the exact multiple in any format, any size in the same format, any size and format.
-/// Without a `scale`, as before the model is loaded, every size is possible.
+/// What the other pad may carry when this one carries `caps`. In order of preference: the exact
+/// multiple in the same format, the exact multiple in any format, any size in the same format, any
+/// size and format. Without a `scale`, as before the model is loaded, every size is possible.
 pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gst::Caps {
     if caps.is_any() {
         return gst::Caps::new_any();
@@ -142,7 +146,8 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
     let mut add = |structure: Option<gst::Structure>, features: &gst::CapsFeaturesRef| {
         if let Some(mut structure) = structure {
             // Refused later, so it does not matter what they become.
-            let features = if features.is_equal(&fields) { None } else { Some(features.to_owned()) };
+            let features =
+                if features.is_equal(&fields) { None } else { Some(features.to_owned()) };
             if features.is_none() {
                 structure.remove_field("interlace-mode");
             }
@@ -169,7 +174,10 @@ fn format_loss(from: gst_video::VideoFormat, to: gst_video::VideoFormat) -> u32 
     if from == to {
         return 0;
     }
-    let (a, b) = (gst_video::VideoFormatInfo::from_format(from), gst_video::VideoFormatInfo::from_format(to));
+    let (a, b) = (
+        gst_video::VideoFormatInfo::from_format(from),
+        gst_video::VideoFormatInfo::from_format(to),
+    );
     let depth = |i: &gst_video::VideoFormatInfo| i.depth().iter().copied().max().unwrap_or(0);
     // Log2 of the pixels that share a chroma sample.
     let subsampling = |i: &gst_video::VideoFormatInfo| {
@@ -219,7 +227,8 @@ fn fixate_format(
     Some((format, loss))
 }
 
-/// The colorimetry that keeps the colours of `info` in `format`; `None` leaves it to GStreamer's default.
+/// The colorimetry that keeps the colours of `info` in `format`; `None` leaves it to GStreamer's
+/// default.
 fn colorimetry_for(
     info: &gst_video::VideoInfo,
     format: &gst_video::VideoFormatInfo,
@@ -268,13 +277,14 @@ fn reduced(num: i128, den: i128) -> gst::Fraction {
     }
     match (i32::try_from(num / a), i32::try_from(den / a)) {
         (Ok(n), Ok(d)) => gst::Fraction::new(n, d),
-        _ => gst::Fraction::approximate_f64(num as f64 / den as f64).unwrap_or(gst::Fraction::new(1, 1)),
+        _ => gst::Fraction::approximate_f64(num as f64 / den as f64)
+            .unwrap_or(gst::Fraction::new(1, 1)),
     }
 }
 
-/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio. `wanted` is the
-/// exact multiple; width and height should be divisible by `multiple`. Returns whether the size is the
-/// exact multiple.
+/// Fixes size and pixel aspect ratio so that the picture keeps its display aspect ratio. `wanted`
+/// is the exact multiple; width and height should be divisible by `multiple`. Returns whether the
+/// size is the exact multiple.
 fn fixate_size(
     s: &mut gst::Structure,
     (in_w, in_h): (i32, i32),
@@ -296,18 +306,25 @@ fn fixate_size(
     let (tw, th) = wanted;
     let (w, h) = match (fixed_int(s, "width"), fixed_int(s, "height")) {
         (Some(w), Some(h)) => (w, h),
-        (Some(w), None) if w == tw && nearest(s, "height", th.into(), 1) == th && par == in_par => (w, th),
+        (Some(w), None) if w == tw && nearest(s, "height", th.into(), 1) == th && par == in_par => {
+            (w, th)
+        }
         (Some(w), None) => (w, nearest(s, "height", f64::from(w) / aspect, multiple.1)),
-        (None, Some(h)) if h == th && nearest(s, "width", tw.into(), 1) == tw && par == in_par => (tw, h),
+        (None, Some(h)) if h == th && nearest(s, "width", tw.into(), 1) == tw && par == in_par => {
+            (tw, h)
+        }
         (None, Some(h)) => (nearest(s, "width", f64::from(h) * aspect, multiple.0), h),
         (None, None) => {
             let (w, h) = (nearest(s, "width", tw.into(), 1), nearest(s, "height", th.into(), 1));
             if (w, h) == wanted && par == in_par {
                 (w, h)
             } else {
-                // The largest picture of the right aspect ratio that fits the allowed width and height.
-                let (w, h) =
-                    (f64::from(w).min(f64::from(h) * aspect), f64::from(h).min(f64::from(w) / aspect));
+                // The largest picture of the right aspect ratio that fits the allowed width and
+                // height.
+                let (w, h) = (
+                    f64::from(w).min(f64::from(h) * aspect),
+                    f64::from(h).min(f64::from(w) / aspect),
+                );
                 (nearest(s, "width", w, multiple.0), nearest(s, "height", h, multiple.1))
             }
         }
@@ -317,7 +334,8 @@ fn fixate_size(
     let (fw, fh) = (f64::from(w), f64::from(h));
     // Sizes are whole numbers, so an error of up to a pixel says nothing about the shape of pixels.
     let slack = |multiple: i32| if multiple > 1 { 1.0 + 1e-9 } else { 1.0 - 1e-9 };
-    let fits = (fw - fh * aspect).abs() < slack(multiple.0) || (fh - fw / aspect).abs() < slack(multiple.1);
+    let fits = (fw - fh * aspect).abs() < slack(multiple.0)
+        || (fh - fw / aspect).abs() < slack(multiple.1);
     if fits {
         s.set("pixel-aspect-ratio", par);
     } else {
@@ -334,10 +352,15 @@ fn fixate_size(
     (w, h) == wanted
 }
 
-/// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact multiple
-/// if possible, else the largest allowed size below it with the same display aspect ratio, in the format
-/// that loses the least.
-pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scale: u32) -> gst::Caps {
+/// Chooses fixed caps among `candidates` for the other pad of `caps`, which are fixed: the exact
+/// multiple if possible, else the largest allowed size below it with the same display aspect ratio,
+/// in the format that loses the least.
+pub(super) fn fixate(
+    caps: &gst::CapsRef,
+    candidates: &gst::Caps,
+    map: Map,
+    scale: u32,
+) -> gst::Caps {
     let (Some(given), Ok(info)) = (caps.structure(0), gst_video::VideoInfo::from_caps(caps)) else {
         return candidates.clone();
     };
@@ -359,7 +382,8 @@ pub(super) fn fixate(caps: &gst::CapsRef, candidates: &gst::Caps, map: Map, scal
         if let Some(colorimetry) = colorimetry_for(&info, &format) {
             offer_string(&mut s, "colorimetry", &colorimetry.to_string());
         }
-        // Defaults depend on the size, so the larger output has to spell out what the input left open.
+        // Defaults depend on the size, so the larger output has to spell out what the input left
+        // open.
         if !format.is_rgb()
             && !info.is_rgb()
             && let Ok(site) = given.get::<String>("chroma-site")

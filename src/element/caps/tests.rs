@@ -57,7 +57,9 @@ fn sizes_are_divided() {
 #[test]
 fn dividing_undoes_multiplying() {
     for scale in 1..=8 {
-        for (width, height) in [("160", "91"), ("[ 16, 96, 16 ]", "[ 1, 100 ]"), ("{ 16, 35 }", "7")] {
+        for (width, height) in
+            [("160", "91"), ("[ 16, 96, 16 ]", "[ 1, 100 ]"), ("{ 16, 35 }", "7")]
+        {
             let (w, h) = mapped(Map::Up, scale, width, height).unwrap();
             check(Map::Down, scale, (&w, &h), Some((width, height)));
         }
@@ -107,8 +109,8 @@ fn special_caps() {
 /// What is negotiated for `input` where downstream takes `wanted`.
 fn negotiated(input: &str, wanted: &str) -> gst::Caps {
     let input = caps(input);
-    let candidates =
-        caps(wanted).intersect_with_mode(&transform(&input, Map::Up, Some(4)), gst::CapsIntersectMode::First);
+    let candidates = caps(wanted)
+        .intersect_with_mode(&transform(&input, Map::Up, Some(4)), gst::CapsIntersectMode::First);
     let fixed = fixate(&input, &candidates, Map::Up, 4);
     assert!(fixed.is_fixed(), "{fixed}");
     assert!(fixed.is_subset(&candidates), "{fixed} is not among {candidates}");
@@ -119,7 +121,8 @@ fn negotiated(input: &str, wanted: &str) -> gst::Caps {
 #[track_caller]
 fn check_size(input: (i32, i32, &str), wanted: &str, expected: (i32, i32, (i32, i32))) {
     let (width, height, rest) = input;
-    let input = format!("video/x-raw,format=I420,framerate=25/1,width={width},height={height}{rest}");
+    let input =
+        format!("video/x-raw,format=I420,framerate=25/1,width={width},height={height}{rest}");
     let fixed = negotiated(&input, &format!("video/x-raw{wanted}"));
     let s = fixed.structure(0).unwrap();
     let par = s.get::<gst::Fraction>("pixel-aspect-ratio").unwrap();
@@ -148,7 +151,11 @@ fn one_side_gives_the_other() {
         ",height=1152,pixel-aspect-ratio=1/1",
         (1536, 1152, (1, 1)),
     );
-    check_size((720, 576, ",pixel-aspect-ratio=16/15"), ",pixel-aspect-ratio=1/1", (2880, 2160, (1, 1)));
+    check_size(
+        (720, 576, ",pixel-aspect-ratio=16/15"),
+        ",pixel-aspect-ratio=1/1",
+        (2880, 2160, (1, 1)),
+    );
 }
 
 #[test]
@@ -158,7 +165,11 @@ fn two_sides_change_the_pixels_shape() {
     // 562.5 lines: no line is half, so pixels stay square.
     check_size((160, 90, ""), ",width=1000,height=563", (1000, 563, (1, 1)));
     // Nothing can be done about a shape that is asked for.
-    check_size((160, 90, ""), ",width=1000,height=1000,pixel-aspect-ratio=1/1", (1000, 1000, (1, 1)));
+    check_size(
+        (160, 90, ""),
+        ",width=1000,height=1000,pixel-aspect-ratio=1/1",
+        (1000, 1000, (1, 1)),
+    );
 }
 
 #[test]
@@ -196,7 +207,8 @@ fn the_format_that_loses_least_is_taken() {
 #[test]
 fn an_exact_size_in_another_format_beats_the_format_in_another_size() {
     let input = "video/x-raw,format=I420,width=160,height=90,framerate=25/1";
-    let fixed = negotiated(input, "video/x-raw,format=I420,width=100,height=50;video/x-raw,format=RGB");
+    let fixed =
+        negotiated(input, "video/x-raw,format=I420,width=100,height=50;video/x-raw,format=RGB");
     let s = fixed.structure(0).unwrap();
     assert_eq!((s.get::<&str>("format").unwrap(), s.get::<i32>("width").unwrap()), ("RGB", 640));
 }
@@ -204,7 +216,8 @@ fn an_exact_size_in_another_format_beats_the_format_in_another_size() {
 #[test]
 fn colours_are_said_where_the_default_depends_on_the_size() {
     let of = |input: &str, wanted: &str| {
-        let fixed = negotiated(&format!("video/x-raw,width=426,height=240,framerate=15/1,{input}"), wanted);
+        let fixed =
+            negotiated(&format!("video/x-raw,width=426,height=240,framerate=15/1,{input}"), wanted);
         fixed.structure(0).unwrap().get::<String>("colorimetry").unwrap()
     };
     // By default a picture of 240 lines is BT.601 and one of 960 lines BT.709.

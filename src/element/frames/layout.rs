@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Checks that a buffer holds the planes of its video meta. GStreamer maps a plane by its first byte and
-//! does not check where the plane ends.
+//! Checks that a buffer holds the planes of its video meta. GStreamer maps a plane by its first
+//! byte and does not check where the plane ends.
 
 use gst::glib;
 
@@ -21,12 +21,19 @@ impl Plane {
     fn new(info: &gst_video::VideoInfo, plane: usize, stride: i32) -> Self {
         let format = info.format_info();
         let usual = info.stride()[plane];
-        let size = info.offset().get(plane + 1).copied().unwrap_or(info.size()) - info.offset()[plane];
+        let size =
+            info.offset().get(plane + 1).copied().unwrap_or(info.size()) - info.offset()[plane];
         if format.is_tiled() {
             // Counts of tiles, across in the low half.
-            let tiles = |stride: i32| u64::from(stride as u32 & 0xffff) * u64::from(stride as u32 >> 16);
+            let tiles =
+                |stride: i32| u64::from(stride as u32 & 0xffff) * u64::from(stride as u32 >> 16);
             let bytes = (size as u64).div_ceil(tiles(usual).max(1));
-            return Self { lines: tiles(stride).max(tiles(usual)), bytes, stride: bytes as i64, least: 0 };
+            return Self {
+                lines: tiles(stride).max(tiles(usual)),
+                bytes,
+                stride: bytes as i64,
+                least: 0,
+            };
         }
         let components =
             || (0..format.n_components() as usize).filter(|c| format.plane()[*c] as usize == plane);
@@ -34,9 +41,10 @@ impl Plane {
         if format.has_palette() && plane > 0 {
             return Self { lines: 1, bytes: size as u64, stride: 0, least: 0 };
         }
-        let lines = components().map(|c| covered(info.height(), format.h_sub()[c])).max().unwrap_or(0);
-        let widths =
-            components().map(|c| format.pixel_stride()[c] as u64 * covered(info.width(), format.w_sub()[c]));
+        let lines =
+            components().map(|c| covered(info.height(), format.h_sub()[c])).max().unwrap_or(0);
+        let widths = components()
+            .map(|c| format.pixel_stride()[c] as u64 * covered(info.width(), format.w_sub()[c]));
         // Where pixels share bytes, the format gives no distance between them, and GStreamer copies
         // whole strides.
         let bytes = widths.max().filter(|bytes| !format.is_complex() && *bytes > 0);
@@ -55,9 +63,12 @@ impl Plane {
     }
 }
 
-/// Fails where `buffer` has a video meta of a smaller or different frame than `info`, or with planes that
-/// lie outside the buffer.
-pub(super) fn check(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Result<(), glib::BoolError> {
+/// Fails where `buffer` has a video meta of a smaller or different frame than `info`, or with
+/// planes that lie outside the buffer.
+pub(super) fn check(
+    buffer: &gst::BufferRef,
+    info: &gst_video::VideoInfo,
+) -> Result<(), glib::BoolError> {
     let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
     let (width, height, format) = (meta.width(), meta.height(), meta.format());
     // The frame may be larger where the caps show a part of it.
@@ -80,7 +91,8 @@ pub(super) fn check(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Res
     for (plane, (&offset, &stride)) in planes.enumerate() {
         let memory = offset.checked_add(1).and_then(|end| buffer.find_memory(offset..end));
         // A plane is mapped together with the memory in which it begins.
-        let size = |(range, _): &(std::ops::Range<usize>, usize)| buffer.peek_memory(range.start).size();
+        let size =
+            |(range, _): &(std::ops::Range<usize>, usize)| buffer.peek_memory(range.start).size();
         let layout = Plane::new(info, plane, stride);
         if !memory.is_some_and(|memory| layout.is_within(memory.1, size(&memory))) {
             return Err(glib::bool_error!(

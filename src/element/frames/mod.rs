@@ -2,10 +2,11 @@
 
 //! GstVideoFrame to planar f32 RGB and back.
 //!
-//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format and
-//! 16-bit AYUV or ARGB of the same colorimetry. So every format is laid out as everywhere in GStreamer.
-//! The step between YUV and RGB is done here in f32: the converter's own uses 8-bit coefficients, which
-//! shift brightness by up to half a level of 255 each way, and it truncates where it should round.
+//! GStreamer's converter unpacks, packs, resizes and resamples chroma, between the stream's format
+//! and 16-bit AYUV or ARGB of the same colorimetry. So every format is laid out as everywhere in
+//! GStreamer. The step between YUV and RGB is done here in f32: the converter's own uses 8-bit
+//! coefficients, which shift brightness by up to half a level of 255 each way, and it truncates
+//! where it should round.
 
 use gst::glib;
 use gst_video::prelude::*;
@@ -46,7 +47,9 @@ impl Colors {
         });
         let format = info.format_info();
         let range = match colorimetry.range() {
-            gst_video::VideoColorRange::Unknown if info.is_yuv() => gst_video::VideoColorRange::Range16_235,
+            gst_video::VideoColorRange::Unknown if info.is_yuv() => {
+                gst_video::VideoColorRange::Range16_235
+            }
             gst_video::VideoColorRange::Unknown => gst_video::VideoColorRange::Range0_255,
             range => range,
         };
@@ -118,19 +121,23 @@ const ROOM: usize = 256;
 
 fn scratch(info: &gst_video::VideoInfo) -> Result<Writable, glib::BoolError> {
     let buffer = gst::Buffer::with_size(info.size() + ROOM)?;
-    gst_video::VideoFrame::from_buffer_writable(buffer, info)
-        .map_err(|_| glib::bool_error!("Failed to map a {}x{} working frame", info.width(), info.height()))
+    gst_video::VideoFrame::from_buffer_writable(buffer, info).map_err(|_| {
+        glib::bool_error!("Failed to map a {}x{} working frame", info.width(), info.height())
+    })
 }
 
-/// A larger frame to copy `frame` into, where GStreamer would read or write beyond the end of `frame`
-/// itself; `None` where it would not. Some formats are converted in whole groups of pixels, and a frame
-/// whose meta says that it is interlaced, though the caps deny it, in one line of chroma too many.
+/// A larger frame to copy `frame` into, where GStreamer would read or write beyond the end of
+/// `frame` itself; `None` where it would not. Some formats are converted in whole groups of pixels,
+/// and a frame whose meta says that it is interlaced, though the caps deny it, in one line of
+/// chroma too many.
 fn detour<'a, T>(
     room: &'a mut Option<Writable>,
     frame: &gst_video::VideoFrameRef<T>,
     info: &gst_video::VideoInfo,
 ) -> Result<Option<&'a mut Writable>, glib::BoolError> {
-    if !frame.format_info().is_complex() && !frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED) {
+    if !frame.format_info().is_complex()
+        && !frame.flags().contains(gst_video::VideoFrameFlags::INTERLACED)
+    {
         return Ok(None);
     }
     if room.is_none() {
@@ -139,10 +146,10 @@ fn detour<'a, T>(
     Ok(room.as_mut())
 }
 
-/// The format between `info` and the working format, if one is needed. GStreamer resamples the chroma of
-/// 8-bit formats in 8 bits and always rounds up, which tints the picture. A deeper format with the same
-/// subsampling avoids that: 12 bits lose at most a 16th of a level. With alpha there are only 10 bits,
-/// which lose a quarter.
+/// The format between `info` and the working format, if one is needed. GStreamer resamples the
+/// chroma of 8-bit formats in 8 bits and always rounds up, which tints the picture. A deeper format
+/// with the same subsampling avoids that: 12 bits lose at most a 16th of a level. With alpha there
+/// are only 10 bits, which lose a quarter.
 fn between(info: &gst_video::VideoInfo) -> Result<Option<gst_video::VideoInfo>, glib::BoolError> {
     use gst_video::VideoFormat::{A42010le, A42210le, I42212le, P016Le};
 
@@ -256,19 +263,21 @@ impl Reader {
     /// Reads the frame in `buffer`.
     pub(super) fn read(&mut self, buffer: &gst::BufferRef) -> Result<RgbFrame, glib::BoolError> {
         layout::check(buffer, &self.info)?;
-        let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
-            glib::bool_error!(
-                "a buffer of {} bytes does not hold a {}x{} {} frame",
-                buffer.size(),
-                self.info.width(),
-                self.info.height(),
-                self.info.format()
-            )
-        })?;
+        let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.info)
+            .map_err(|_| {
+                glib::bool_error!(
+                    "a buffer of {} bytes does not hold a {}x{} {} frame",
+                    buffer.size(),
+                    self.info.width(),
+                    self.info.height(),
+                    self.info.format()
+                )
+            })?;
         match detour(&mut self.room, &frame, &self.info)? {
             Some(room) => {
                 copy(&frame, &mut room.as_mut_video_frame_ref())?;
-                self.converter.frame(&room.as_video_frame_ref(), &mut self.scratch.as_mut_video_frame_ref());
+                self.converter
+                    .frame(&room.as_video_frame_ref(), &mut self.scratch.as_mut_video_frame_ref());
             }
             None => self.converter.frame(&frame, &mut self.scratch.as_mut_video_frame_ref()),
         }
@@ -284,12 +293,15 @@ impl Reader {
         };
         let (red, rest) = planes.split_at_mut(width * height);
         let (green, blue) = rest.split_at_mut(width * height);
-        let targets = red.chunks_mut(width).zip(green.chunks_mut(width)).zip(blue.chunks_mut(width));
+        let targets =
+            red.chunks_mut(width).zip(green.chunks_mut(width)).zip(blue.chunks_mut(width));
         let coefficients = self.colors.of_words();
         for (row, ((red, green), blue)) in rows.zip(targets) {
             match (self.colors.weights, self.info.is_gray()) {
                 (None, _) => read_row(row, red, green, blue, coefficients, |r, g, b| [r, g, b]),
-                (Some(_), true) => read_row(row, red, green, blue, coefficients, |y, _, _| [y, y, y]),
+                (Some(_), true) => {
+                    read_row(row, red, green, blue, coefficients, |y, _, _| [y, y, y])
+                }
                 (Some((kr, kb)), false) => {
                     let (red_v, blue_u) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));
                     let kg = 1.0 - kr - kb;
@@ -325,10 +337,14 @@ fn read_row(
 ) {
     let row = row.chunks_exact(BYTES_PER_PIXEL);
     for (((word, r), g), b) in row.zip(red).zip(green).zip(blue) {
-        let value =
-            |low: u8, high: u8, (a, b): (f32, f32)| f32::from(u16::from_ne_bytes([low, high])) * a + b;
-        let rgb =
-            to_rgb(value(word[2], word[3], c0), value(word[4], word[5], c1), value(word[6], word[7], c2));
+        let value = |low: u8, high: u8, (a, b): (f32, f32)| {
+            f32::from(u16::from_ne_bytes([low, high])) * a + b
+        };
+        let rgb = to_rgb(
+            value(word[2], word[3], c0),
+            value(word[4], word[5], c1),
+            value(word[6], word[7], c2),
+        );
         [*r, *g, *b] = rgb.map(|v| v.clamp(0.0, 1.0));
     }
 }
@@ -353,9 +369,10 @@ impl Writer {
         size: Size,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
-        let size =
-            |v: usize| u32::try_from(v).map_err(|_| glib::bool_error!("RgbFrame size {v} is too large"));
-        let working = working_info(info, size(width)?, size(height)?)?;
+        let side = |v: usize| {
+            u32::try_from(v).map_err(|_| glib::bool_error!("A side of {v} pixels is too long"))
+        };
+        let working = working_info(info, side(size.width)?, side(size.height)?)?;
         Ok(Self {
             info: info.clone(),
             colors: Colors::new(info),
@@ -376,20 +393,31 @@ impl Writer {
         let working = self.scratch.info();
         let (width, height) = (working.width() as usize, working.height() as usize);
         if pixels.dim() != (3, height, width) {
-            return Err(glib::bool_error!("Pixels are {:?}, not {:?}", pixels.dim(), (3, height, width)));
+            return Err(glib::bool_error!(
+                "Pixels are {:?}, not {:?}",
+                pixels.dim(),
+                (3, height, width)
+            ));
         }
         if alpha.as_ref().is_some_and(|alpha| alpha.dim() != (1, height, width)) {
-            return Err(glib::bool_error!("Alpha has another size than pixels of {:?}", pixels.dim()));
+            return Err(glib::bool_error!(
+                "Alpha has another size than pixels of {:?}",
+                pixels.dim()
+            ));
         }
         let pixels = pixels.as_standard_layout();
-        let alpha = alpha.as_ref().filter(|_| has_alpha(&self.info)).map(|alpha| alpha.as_standard_layout());
+        let alpha = alpha
+            .as_ref()
+            .filter(|_| has_alpha(&self.info))
+            .map(|alpha| alpha.as_standard_layout());
         let Some(planes) = pixels.as_slice() else {
             return Err(glib::bool_error!("Pixels are not contiguous"));
         };
         let alpha = alpha.as_ref().and_then(|alpha| alpha.as_slice());
         let (red, rest) = planes.split_at(width * height);
         let (green, blue) = rest.split_at(width * height);
-        let sources = red.chunks(width).zip(green.chunks(width)).zip(blue.chunks(width)).enumerate();
+        let sources =
+            red.chunks(width).zip(green.chunks(width)).zip(blue.chunks(width)).enumerate();
         let coefficients = self.colors.to_words();
         let stride = self.scratch.plane_stride()[0] as usize;
         for (row, (y, ((red, green), blue))) in
@@ -436,8 +464,8 @@ fn write_alpha(row: &mut [u8], alpha: &[f32], (a, b): (f32, f32)) {
     }
 }
 
-/// Converts one row of RGB to working pixels and leaves alpha as it is; `from_rgb` gives the values of
-/// the components.
+/// Converts one row of RGB to working pixels and leaves alpha as it is; `from_rgb` gives the values
+/// of the components.
 #[inline(always)]
 fn write_row(
     row: &mut [u8],

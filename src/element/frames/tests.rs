@@ -14,7 +14,9 @@ fn gradient(info: &gst_video::VideoInfo, size: Size) -> Array3<f32> {
         let (x, y) = (x as f32 / width as f32, y as f32 / height as f32);
         0.5 + 0.35 * ((c as f32 + 1.0) * 1.7 * x + (3.0 - c as f32) * y).sin()
     };
-    Array3::from_shape_fn((3, height, width), |(c, y, x)| colour((if info.is_gray() { 1 } else { c }, y, x)))
+    Array3::from_shape_fn((3, height, width), |(c, y, x)| {
+        colour((if info.is_gray() { 1 } else { c }, y, x))
+    })
 }
 
 fn stream(format: gst_video::VideoFormat, colorimetry: Option<&str>) -> gst_video::VideoInfo {
@@ -29,7 +31,10 @@ fn stream(format: gst_video::VideoFormat, colorimetry: Option<&str>) -> gst_vide
 fn written(info: &gst_video::VideoInfo, pixels: &Array3<f32>, threads: u32) -> gst::Buffer {
     let (_, height, width) = pixels.dim();
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
-    Writer::new(info, Size::new(width, height), threads).unwrap().write(&opaque(pixels), buffer.make_mut()).unwrap();
+    Writer::new(info, Size::new(width, height), threads)
+        .unwrap()
+        .write(&opaque(pixels), buffer.make_mut())
+        .unwrap();
     buffer
 }
 
@@ -47,7 +52,8 @@ fn component(buffer: &gst::BufferRef, info: &gst_video::VideoInfo, component: u8
     let plane = info.comp_plane(component);
     let data = frame.plane_data(plane).unwrap();
     let stride = info.stride()[plane as usize] as usize;
-    let (pixel, offset) = (info.comp_pstride(component) as usize, info.comp_poffset(component) as usize);
+    let (pixel, offset) =
+        (info.comp_pstride(component) as usize, info.comp_poffset(component) as usize);
     let depth = info.comp_depth(component);
     let mut values = Vec::new();
     for y in 0..info.comp_height(component) as usize {
@@ -73,12 +79,17 @@ fn every_format_is_read_as_it_is_written() {
         let depth = if description.has_palette() {
             2
         } else {
-            description.depth()[..info.n_components().min(3) as usize].iter().copied().min().unwrap()
+            description.depth()[..info.n_components().min(3) as usize]
+                .iter()
+                .copied()
+                .min()
+                .unwrap()
         };
         let level = 1.0 / ((1 << depth) - 1) as f32;
         let mean = difference.mean().unwrap();
         let worst = difference.fold(0.0_f32, |worst, d| worst.max(d.abs()));
-        let subsampled = description.w_sub()[..info.n_components() as usize].iter().any(|sub| *sub > 0);
+        let subsampled =
+            description.w_sub()[..info.n_components() as usize].iter().any(|sub| *sub > 0);
         // Some of GStreamer's own formats of 10 bits and more are off by up to a level of 10 bits.
         assert!(mean.abs() <= (0.5 * level).max(1.1 / 1023.0), "{format}: {mean} off on average");
         assert!(worst <= if subsampled { 0.04 } else { 1.7 * level }, "{format}: {worst} off");
@@ -116,13 +127,18 @@ fn reading_and_writing_keeps_the_levels() {
         for c in 0..info.n_components().min(3) as u8 {
             let (a, b) = (component(&first, &info, c), component(&second, &info, c));
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).max().unwrap();
-            let drift = a.iter().zip(&b).map(|(a, b)| f64::from(b - a)).sum::<f64>() / a.len() as f64;
-            // Chroma that is interpolated and averaged again is blurred, but neither coloured nor shifted.
+            let drift =
+                a.iter().zip(&b).map(|(a, b)| f64::from(b - a)).sum::<f64>() / a.len() as f64;
+            // Chroma that is interpolated and averaged again is blurred, but neither coloured nor
+            // shifted.
             assert!(
                 worst <= if c == 0 { 0 } else { chroma },
                 "{format} {colorimetry:?} {c}: {worst} levels off"
             );
-            assert!(drift.abs() < 0.07, "{format} {colorimetry:?} {c}: {drift} levels off on average");
+            assert!(
+                drift.abs() < 0.07,
+                "{format} {colorimetry:?} {c}: {drift} levels off on average"
+            );
         }
     }
 }
@@ -138,16 +154,25 @@ fn levels_mean_what_the_range_says() {
         ("Y444_10LE", "bt709", 64, 940),
     ] {
         let info = stream(gst_video::VideoFormat::from_string(format), Some(colorimetry));
-        for (value, level) in [(0.0, black), (1.0, white), (-3.0, black), (7.0, white), (f32::NAN, black)] {
+        for (value, level) in
+            [(0.0, black), (1.0, white), (-3.0, black), (7.0, white), (f32::NAN, black)]
+        {
             let buffer = written(&info, &Array3::from_elem((3, SIZE.height, SIZE.width), value), 1);
             if value.is_nan() {
                 continue;
             }
             let luma = component(&buffer, &info, 0);
-            assert!(luma.iter().all(|y| *y == level), "{format} {colorimetry}: {value} is {}", luma[0]);
+            assert!(
+                luma.iter().all(|y| *y == level),
+                "{format} {colorimetry}: {value} is {}",
+                luma[0]
+            );
             for c in 1..info.n_components() as u8 {
                 let neutral = 1 << (info.comp_depth(c) - 1);
-                assert!(component(&buffer, &info, c).iter().all(|v| *v == neutral), "{format} {value}");
+                assert!(
+                    component(&buffer, &info, c).iter().all(|v| *v == neutral),
+                    "{format} {value}"
+                );
             }
         }
     }
@@ -190,7 +215,14 @@ fn a_picture_without_alpha_is_opaque() {
 
     // Transparent pixels have their colour all the same.
     let mut transparent = buffer.copy_deep().unwrap();
-    transparent.make_mut().map_writable().unwrap().iter_mut().skip(3).step_by(4).for_each(|alpha| *alpha = 0);
+    transparent
+        .make_mut()
+        .map_writable()
+        .unwrap()
+        .iter_mut()
+        .skip(3)
+        .step_by(4)
+        .for_each(|alpha| *alpha = 0);
     assert!(read(&info, &transparent) == read(&info, &buffer));
 }
 
@@ -202,7 +234,9 @@ fn alpha_is_read_as_it_is_written() {
         let info = stream(format, None);
         let has_alpha = info.has_alpha() && !info.format_info().has_palette();
         let pixels = gradient(&info, SIZE);
-        let ramp = |(_, y, x): (usize, usize, usize)| (y * SIZE.width + x) as f32 / (SIZE.width * SIZE.height - 1) as f32;
+        let ramp = |(_, y, x): (usize, usize, usize)| {
+            (y * SIZE.width + x) as f32 / (SIZE.width * SIZE.height - 1) as f32
+        };
         let alpha = Array3::from_shape_fn((1, SIZE.height, SIZE.width), ramp);
         let picture = RgbFrame { pixels: pixels.clone(), alpha: Some(alpha.clone()) };
         let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
@@ -232,7 +266,10 @@ fn alpha_of_another_size_is_refused_and_large_alpha_is_resized() {
     let mut writer = Writer::new(&info, large, 1).unwrap();
     let pixels = gradient(&info, large);
     let alpha = Array3::from_elem((1, large.height, large.width), 0.25);
-    let small = RgbFrame { pixels: pixels.clone(), alpha: Some(Array3::zeros((1, SIZE.height, SIZE.width))) };
+    let small = RgbFrame {
+        pixels: pixels.clone(),
+        alpha: Some(Array3::zeros((1, SIZE.height, SIZE.width))),
+    };
     assert!(writer.write(&small, buffer.make_mut()).is_err());
     writer.write(&RgbFrame { pixels, alpha: Some(alpha) }, buffer.make_mut()).unwrap();
     assert!(component(&buffer, &info, 3).iter().all(|alpha| *alpha == 64));
@@ -247,18 +284,25 @@ fn a_short_buffer_is_an_error() {
     assert!(error.message.contains("66x50"), "{error}");
 }
 
-/// GStreamer's functions for some formats work on groups of pixels, whatever the width. Beyond these buffers is a crash.
+/// GStreamer's functions for some formats work on groups of pixels, whatever the width. Beyond
+/// these buffers is a crash.
 #[test]
 fn nothing_outside_a_buffer_is_touched() {
     gst::init().unwrap();
     for format in gst_video::VideoFormat::iter_raw() {
-        for (width, height) in (1..=28).flat_map(|width| [1, 2, 3, 6].map(|height| (width, height))) {
+        for (width, height) in (1..=28).flat_map(|width| [1, 2, 3, 6].map(|height| (width, height)))
+        {
             let info = gst_video::VideoInfo::builder(format, width, height).build().unwrap();
-            for flags in [gst_video::VideoFrameFlags::empty(), gst_video::VideoFrameFlags::INTERLACED] {
+            for flags in
+                [gst_video::VideoFrameFlags::empty(), gst_video::VideoFrameFlags::INTERLACED]
+            {
                 let guarded = || {
                     let mut buffer = gst::Buffer::new();
                     let b = buffer.make_mut();
-                    b.append_memory(gst::Memory::from_mut_slice(guarded::Guarded::new(info.size(), 77)));
+                    b.append_memory(gst::Memory::from_mut_slice(guarded::Guarded::new(
+                        info.size(),
+                        77,
+                    )));
                     gst_video::VideoMeta::add_from_info(b, flags, &info).unwrap();
                     buffer
                 };

@@ -4,7 +4,8 @@
 
 use gst::prelude::*;
 
-/// Name of the serialized custom event with which upstream says that a scene begins with the next frame.
+/// Name of the serialized custom event with which upstream says that a scene begins with the next
+/// frame.
 const SCENE_CUT: &str = "starsr-scene-cut";
 
 /// Whether a scene begins behind `event`.

@@ -2,8 +2,9 @@
 
 //! The one owner of a stream's state between start and stop.
 //!
-//! A session does no I/O. It takes buffers, events, caps and facts, and returns what is to be pushed;
-//! its notices wait in [`Session::take_notices`]. Everything here runs in the streaming thread.
+//! A session does no I/O. It takes buffers, events, caps and facts, and returns what is to be
+//! pushed; its notices wait in [`Session::take_notices`]. Everything here runs in the streaming
+//! thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -105,7 +106,8 @@ pub(super) struct Session {
     scenes: Option<SceneDetector>,
     /// The result of a drain that failed where it could not be returned, for the next buffer.
     failed_drain: Option<gst::FlowError>,
-    /// Whether the source pad's last flow result is older than the present segment and says nothing about it.
+    /// Whether the source pad's last flow result is older than the present segment and says nothing
+    /// about it.
     stale_flow: bool,
     pub(super) refused: Refused,
     /// Formats for which setting up was cancelled.
@@ -163,8 +165,8 @@ impl Session {
         (self.model.is_none() && self.worker.is_none()).then(|| self.settings.clone())
     }
 
-    /// Sets up for new formats, with `model` where the session's own is lost, and returns the latency of
-    /// their windows. The frames of the old formats have left.
+    /// Sets up for new formats, with `model` where the session's own is lost, and returns the
+    /// latency of their windows. The frames of the old formats have left.
     pub(super) fn configure(
         &mut self,
         formats: &Formats,
@@ -176,13 +178,14 @@ impl Session {
         let model = own.or_else(|| self.model.take()).or(model).ok_or(Failure::NotStarted)?;
         let (size, cancel) = (formats.input_size(), self.cancel.clone());
         let mut upscaler = Upscaler::new(model, &self.manifest, &settings, size, cancel)?;
-        let (converters, truncated) = match prepare(&mut upscaler, &self.settings, formats, &prompts) {
-            Ok(prepared) => prepared,
-            Err(failure) => {
-                self.model = Some(upscaler.into_model());
-                return Err(failure);
-            }
-        };
+        let (converters, truncated) =
+            match prepare(&mut upscaler, &self.settings, formats, &prompts) {
+                Ok(prepared) => prepared,
+                Err(failure) => {
+                    self.model = Some(upscaler.into_model());
+                    return Err(failure);
+                }
+            };
         self.report_truncated(truncated);
         let (latency_frames, memory) = (upscaler.latency(), upscaler.memory_estimate());
         self.notices.push(Notice::SetUp { latency_frames, memory });
@@ -240,7 +243,8 @@ impl Session {
         let frame = worker.converters.reader.read(&buffer).map_err(Failure::Conversion)?;
         let skeleton = metas::skeleton(&buffer).map_err(Failure::Conversion)?;
         self.stats.lock().convert_in += started.elapsed();
-        let begins_scene = self.scenes.as_mut().is_some_and(|scenes| scenes.is_cut(frame.pixels.view()));
+        let begins_scene =
+            self.scenes.as_mut().is_some_and(|scenes| scenes.is_cut(frame.pixels.view()));
         if begins_scene {
             self.scene_begins(skeleton.pts());
         }
@@ -261,14 +265,15 @@ impl Session {
 
     // A frame's way out.
 
-    /// Whether the next window may be bypassed for want of time, so that [`Self::pull`] needs the timing.
+    /// Whether the next window may be bypassed for want of time, so that [`Self::pull`] needs the
+    /// timing.
     pub(super) fn may_bypass(&self) -> bool {
         self.settings.overload == Overload::Bypass
             && self.worker.as_ref().is_some_and(|worker| worker.upscaler.next_window().is_some())
     }
 
-    /// The next finished frame, for which the model runs where a window is complete. `None` where more
-    /// frames, or a drain, are needed first.
+    /// The next finished frame, for which the model runs where a window is complete. `None` where
+    /// more frames, or a drain, are needed first.
     pub(super) fn pull(&mut self, facts: &Facts) -> Result<Option<Outgoing>, Failure> {
         let started = Instant::now();
         self.update_prompts(&facts.prompts)?;
@@ -302,7 +307,8 @@ impl Session {
         received
     }
 
-    /// Runs the model where a window is complete. A window for which it fails is bypassed where that is asked for.
+    /// Runs the model where a window is complete. A window for which it fails is bypassed where
+    /// that is asked for.
     fn run_model(&mut self) -> Result<Received, Failure> {
         let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
@@ -349,13 +355,18 @@ impl Session {
         let worker = self.worker.as_ref().ok_or(Failure::NotNegotiated)?;
         let started = Instant::now();
         let scale = worker.upscaler.scale();
-        let alpha = alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose()?;
+        let alpha =
+            alpha.map(|alpha| upscale(alpha.view(), scale, Interpolation::Bicubic)).transpose()?;
         self.stats.lock().convert_out += started.elapsed();
         Ok(Outgoing { skeleton, events, picture: RgbFrame { pixels, alpha } })
     }
 
     /// Writes a finished frame into the buffer that is pushed next.
-    pub(super) fn write(&mut self, picture: &RgbFrame, buffer: &mut gst::BufferRef) -> Result<(), Failure> {
+    pub(super) fn write(
+        &mut self,
+        picture: &RgbFrame,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let started = Instant::now();
         worker.converters.writer.write(picture, buffer).map_err(Failure::Conversion)?;
@@ -441,7 +452,8 @@ impl Session {
         events::ends_clip(event, self.segment.as_ref())
     }
 
-    /// Takes note of a serialized event after the drain. Returns the event, unless it waits for the next frame.
+    /// Takes note of a serialized event after the drain. Returns the event, unless it waits for the
+    /// next frame.
     pub(super) fn event(&mut self, event: gst::Event) -> Option<gst::Event> {
         use gst::EventView;
 
@@ -462,8 +474,8 @@ impl Session {
             _ if self.ends_clip(&event) => return Some(event),
             _ => {}
         }
-        // A custom event may be about the next frame even where there are no others inside. The latency
-        // tracer, for one, measures the time between its event and the frame behind it.
+        // A custom event may be about the next frame even where there are no others inside. The
+        // latency tracer, for one, measures the time between its event and the frame behind it.
         let is_custom = event.type_() == gst::EventType::CustomDownstream;
         if is_custom || !self.held.is_empty() || !self.parked.is_empty() {
             self.parked.push(event);
@@ -498,7 +510,9 @@ impl Session {
 
     fn report_truncated(&mut self, truncated: TruncatedTokens) {
         self.stats.lock().prompt_tokens_cut = (truncated.prompt + truncated.negative) as u64;
-        for (property, tokens) in [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)] {
+        for (property, tokens) in
+            [("prompt", truncated.prompt), ("negative-prompt", truncated.negative)]
+        {
             if tokens > 0 {
                 self.notices.push(Notice::PromptTruncated { property, tokens });
             }
@@ -532,7 +546,8 @@ impl Session {
         segment.to_running_time(self.held.front()?.skeleton.pts()?)
     }
 
-    /// Stream time of `buffer`; `None` backwards, where the numbers would fall and frames are counted instead.
+    /// Stream time of `buffer`; `None` backwards, where the numbers would fall and frames are
+    /// counted instead.
     fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
         let segment = self.segment.as_ref()?;
         if segment.rate() < 0.0 {

@@ -157,7 +157,8 @@ impl Bench {
         left
     }
 
-    /// Waits for no window, in a live pipeline of which frames are due `due` after their running time.
+    /// Waits for no window, in a live pipeline of which frames are due `due` after their running
+    /// time.
     fn be_live(&mut self, clock: &gst_check::TestClock, due: gst::ClockTime) {
         self.facts.timing = Some(Timing { clock: clock.clone().upcast(), due: Some(due) });
     }
@@ -165,7 +166,9 @@ impl Bench {
     fn bypassed(&mut self) -> Vec<(Option<gst::ClockTime>, usize, &'static str)> {
         let notices = self.session.take_notices().into_iter();
         let bypassed = notices.filter_map(|notice| match notice {
-            Notice::Bypassed { running_time, frames, reason } => Some((running_time, frames, reason)),
+            Notice::Bypassed { running_time, frames, reason } => {
+                Some((running_time, frames, reason))
+            }
             _ => None,
         });
         bypassed.collect()
@@ -309,7 +312,8 @@ fn a_scene_waits_for_the_one_before() {
     bench.session.forget_scene();
     assert!(!bench.session.read(scene(5, false)).unwrap().begins_scene);
     let cuts = bench.session.take_notices();
-    let is_cut = |notice: &&Notice| matches!(notice, Notice::SceneCut { pts } if *pts == Some(FRAME * 3));
+    let is_cut =
+        |notice: &&Notice| matches!(notice, Notice::SceneCut { pts } if *pts == Some(FRAME * 3));
     assert_eq!((cuts.iter().filter(is_cut).count(), bench.stats.lock().scene_cuts), (1, 1));
 }
 
@@ -371,7 +375,8 @@ fn caps_are_set_up_again_and_refused_once() {
         .build()
         .unwrap();
     assert!(matches!(mixed.check_progressive(), Err(Failure::Interlaced(_))));
-    let caps = ["video/x-raw,width=1", "video/x-raw,width=2"].map(|c| c.parse::<gst::Caps>().unwrap());
+    let caps =
+        ["video/x-raw,width=1", "video/x-raw,width=2"].map(|c| c.parse::<gst::Caps>().unwrap());
     assert!(bench.session.refused.insert(&caps[0], &caps[1]));
     assert!(!bench.session.refused.insert(&caps[0], &caps[1]));
     assert!(bench.session.refused.contains(&caps[0], &caps[1]));
@@ -455,7 +460,10 @@ fn windows_that_would_be_late_are_bypassed() {
     assert_eq!((bench.model.evaluations(), bench.bypassed().len()), (1, 0));
     bench.push(4..7);
     assert_eq!(bench.pull().unwrap(), ["3", "4", "5"]);
-    assert_eq!((bench.model.evaluations(), bench.bypassed()), (1, vec![(Some(FRAME * 3), 3, "overload")]));
+    assert_eq!(
+        (bench.model.evaluations(), bench.bypassed()),
+        (1, vec![(Some(FRAME * 3), 3, "overload")])
+    );
     // With more time the model is tried again.
     bench.be_live(&clock, gst::ClockTime::from_seconds(10));
     bench.push(7..10);
@@ -493,7 +501,9 @@ fn a_failing_model_ends_the_stream_or_is_bypassed() {
     bench.session.event(segment(gst::ClockTime::ZERO));
     bench.push(0..4);
     bench.pull().unwrap();
-    assert!(bench.session.take_notices().iter().any(|notice| matches!(notice, Notice::ModelFailed(_))));
+    assert!(
+        bench.session.take_notices().iter().any(|notice| matches!(notice, Notice::ModelFailed(_)))
+    );
 }
 
 #[test]

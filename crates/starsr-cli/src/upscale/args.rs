@@ -135,7 +135,8 @@ impl Args {
     }
 }
 
-/// Sets a property from text. GObject would panic on an unknown name or an unfit value, so both are checked first.
+/// Sets a property from text. GObject would panic on an unknown name or an unfit value, so both are
+/// checked first.
 pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), String> {
     let factory = element.factory().map_or_else(|| element.name(), |factory| factory.name());
     let pspec = element
@@ -143,7 +144,9 @@ pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<()
         .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
         .filter(|pspec| !pspec.flags().contains(glib::ParamFlags::CONSTRUCT_ONLY))
         .ok_or_else(|| {
-            format!("{factory} has no property {name} that can be set (see gst-inspect-1.0 {factory})")
+            format!(
+                "{factory} has no property {name} that can be set (see gst-inspect-1.0 {factory})"
+            )
         })?;
     let value = if pspec.value_type() == glib::Type::STRING {
         Some(text.to_value())
@@ -159,7 +162,8 @@ pub fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<()
     }
 }
 
-/// Calls `$body` with the spec as its own type and the type of its numbers, where it is a numeric one.
+/// Calls `$body` with the spec as its own type and the type of its numbers, where it is a numeric
+/// one.
 macro_rules! numeric {
     ($pspec:expr, |$spec:ident, $number:ident| $body:expr) => {
         numeric!(@ $pspec, $spec, $number, $body,

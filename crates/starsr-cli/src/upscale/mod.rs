@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! From file to file: the video goes through the element `starsr`, audio and subtitles go beside it untouched.
+//! From file to file: the video goes through the element `starsr`, audio and subtitles go beside it
+//! untouched.
 
 use std::fs;
 use std::path::Path;
@@ -90,7 +91,12 @@ fn catch_interrupts(part: &Path) -> Result<Arc<AtomicU32>, String> {
 }
 
 /// Runs the pipeline from `args.input` to `part`; gives a summary for the user.
-fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU32) -> Result<String, Stop> {
+fn upscale(
+    args: &Args,
+    container: Container,
+    part: &Path,
+    interrupts: &AtomicU32,
+) -> Result<String, Stop> {
     let pipeline = Pipeline::open(&args.input)?;
     let bus = pipeline.pipeline.bus();
     let mut run = Run { args, container, bus, known: false, missing: None, said: Vec::new() };
@@ -99,7 +105,8 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
         run.known = true;
         // An element that cannot start explains that on the bus.
-        let input = pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
+        let input =
+            pipeline.connect(args, container, part).map_err(|reason| run.explain(reason))?;
         duration = input.duration;
         progress = Progress::new(args.quiet, input.duration, input.frames);
         for stream in &input.left_out {
@@ -125,12 +132,17 @@ fn upscale(args: &Args, container: Container, part: &Path, interrupts: &AtomicU3
     let input = args.input.display();
     match pipeline.size() {
         _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
-        _ if taken != done => Err(format!("{input}: {taken} frames were read but {done} upscaled"))?,
+        _ if taken != done => {
+            Err(format!("{input}: {taken} frames were read but {done} upscaled"))?
+        }
         None => Err(format!("{input}: the size of its video is unknown"))?,
         Some((width, height)) => {
             let time = progress.elapsed();
             let rate = progress::rate(done, time);
-            Ok(format!("{done} frames, {width}x{height}, {} ({rate})", progress::clock(time.as_secs_f64())))
+            Ok(format!(
+                "{done} frames, {width}x{height}, {} ({rate})",
+                progress::clock(time.as_secs_f64())
+            ))
         }
     }
 }
@@ -174,7 +186,9 @@ impl Run<'_> {
                     read = Instant::now();
                 } else if read.elapsed() > UNREAD {
                     let input = self.args.input.display();
-                    Err(format!("{input}: no stream could be found in it; it may be damaged or cut off"))?;
+                    Err(format!(
+                        "{input}: no stream could be found in it; it may be damaged or cut off"
+                    ))?;
                 }
                 continue;
             };
@@ -183,7 +197,9 @@ impl Run<'_> {
                 gst::MessageView::Error(_) => return Err(self.worst(message).into()),
                 gst::MessageView::Eos(_) => return Ok(Event::EndOfStream),
                 gst::MessageView::Application(application)
-                    if application.structure().is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
+                    if application
+                        .structure()
+                        .is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
                 {
                     return Ok(Event::StreamsKnown);
                 }
@@ -203,8 +219,11 @@ impl Run<'_> {
                 self.say(progress, "not in the output: chapters (.mkv keeps them)");
             }
             gst::MessageView::Element(element) => {
-                let lacking = element.structure().filter(|structure| structure.name() == "missing-plugin");
-                if let Some(name) = lacking.and_then(|structure| structure.get::<String>("name").ok()) {
+                let lacking =
+                    element.structure().filter(|structure| structure.name() == "missing-plugin");
+                if let Some(name) =
+                    lacking.and_then(|structure| structure.get::<String>("name").ok())
+                {
                     self.missing = Some(name);
                 }
             }
@@ -241,7 +260,8 @@ impl Run<'_> {
         }
     }
 
-    /// The sentence for `first`, or for an error after it where `first` only says that data stopped flowing.
+    /// The sentence for `first`, or for an error after it where `first` only says that data stopped
+    /// flowing.
     fn worst(&self, first: gst::Message) -> String {
         if !is_aftermath(&first) {
             return self.sentence(&first);
@@ -277,7 +297,9 @@ impl Run<'_> {
                 format!("{input}: not a media file that GStreamer knows")
             }
             _ => match &self.missing {
-                Some(plugin) => format!("{input}: GStreamer has no {plugin}; install the plugin for it"),
+                Some(plugin) => {
+                    format!("{input}: GStreamer has no {plugin}; install the plugin for it")
+                }
                 None => format!("{input}: {}", what.message().trim_end_matches('.')),
             },
         };
@@ -291,7 +313,8 @@ impl Run<'_> {
     }
 }
 
-/// Whether the error only says that data stopped flowing, as sources and demuxers do after another element's error.
+/// Whether the error only says that data stopped flowing, as sources and demuxers do after another
+/// element's error.
 fn is_aftermath(message: &gst::Message) -> bool {
     let gst::MessageView::Error(error) = message.view() else { return false };
     error.error().matches(gst::StreamError::Failed)

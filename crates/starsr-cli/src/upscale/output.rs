@@ -23,7 +23,8 @@ impl Output {
     pub fn create(input: &Path, target: &Path, force: bool) -> Result<Self, String> {
         let shown = target.display();
         if let Ok(old) = fs::metadata(target) {
-            let same = fs::metadata(input).is_ok_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()));
+            let same = fs::metadata(input)
+                .is_ok_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()));
             if same {
                 return Err(format!("{shown}: output and input are the same file"));
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one muxer.
+//! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
+//! muxer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -65,12 +66,15 @@ impl Counts {
 
     fn watch(self: &Arc<Self>, starsr: &gst::Element) -> Result<(), String> {
         let time = |info: &gst::PadProbeInfo| {
-            info.buffer().and_then(|buffer| buffer.pts()).map_or(0, |pts| pts.nseconds().saturating_add(1))
+            info.buffer()
+                .and_then(|buffer| buffer.pts())
+                .map_or(0, |pts| pts.nseconds().saturating_add(1))
         };
         let counts = self.clone();
         always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             counts.taken.fetch_add(1, Ordering::Relaxed);
-            let _ = counts.first.compare_exchange(0, time(info), Ordering::Relaxed, Ordering::Relaxed);
+            let _ =
+                counts.first.compare_exchange(0, time(info), Ordering::Relaxed, Ordering::Relaxed);
             gst::PadProbeReturn::Ok
         });
         let counts = self.clone();
@@ -101,9 +105,14 @@ struct Stream {
 }
 
 impl Stream {
-    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to get there sets
+    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to
+    /// get there sets
     /// `complete`: parsebin exposes all pads before it lets data through.
-    fn hold(pad: &gst::Pad, queue: &gst::Element, complete: &Arc<AtomicBool>) -> Result<Self, String> {
+    fn hold(
+        pad: &gst::Pad,
+        queue: &gst::Element,
+        complete: &Arc<AtomicBool>,
+    ) -> Result<Self, String> {
         let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue refuses another pad")?;
         let outlet = always_pad(queue, &inlet.name().replace("sink", "src"))?;
         let (complete, queue) = (complete.clone(), queue.downgrade());
@@ -114,7 +123,9 @@ impl Stream {
                 {
                     let known = gst::Structure::new_empty(STREAMS_KNOWN);
                     // It fails where the pipeline is being stopped, and then nobody waits for it.
-                    let _ = queue.post_message(gst::message::Application::builder(known).src(&queue).build());
+                    let _ = queue.post_message(
+                        gst::message::Application::builder(known).src(&queue).build(),
+                    );
                 }
                 gst::PadProbeReturn::Ok
             })
@@ -145,13 +156,15 @@ impl Drop for Pipeline {
 }
 
 impl Pipeline {
-    /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be called.
+    /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be
+    /// called.
     pub fn open(input: &Path) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
         let (source, parser) = (make("filesrc")?, make("parsebin")?);
         source.set_property("location", input);
-        // A multiqueue lets a stream grow while another one starves. So neither the frames that starsr and
-        // the encoder hold back nor badly interleaved files can block it; bytes are its only hard limit.
+        // A multiqueue lets a stream grow while another one starves. So neither the frames that
+        // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
+        // only hard limit.
         let queue = make("multiqueue")?;
         queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
         queue.set_property("max-size-time", 0u64);
@@ -172,7 +185,9 @@ impl Pipeline {
                 };
                 match stream {
                     Ok(stream) => streams.lock().push(stream),
-                    Err(reason) => gst::element_error!(parser, gst::StreamError::Format, ("{reason}")),
+                    Err(reason) => {
+                        gst::element_error!(parser, gst::StreamError::Format, ("{reason}"))
+                    }
                 }
             }
         });
@@ -186,11 +201,12 @@ impl Pipeline {
         *self.size.lock()
     }
 
-    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while the
-    /// demuxer is still starting; then this is the only sign of it.
+    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while
+    /// the demuxer is still starting; then this is the only sign of it.
     pub fn is_reading(&self) -> bool {
         let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
-        let pads = parser.iterate_recurse().into_iter().flatten().flat_map(|element| element.pads());
+        let pads =
+            parser.iterate_recurse().into_iter().flatten().flat_map(|element| element.pads());
         pads.into_iter().any(|pad| pad.task_state() == gst::TaskState::Started)
     }
 
@@ -225,14 +241,22 @@ impl Pipeline {
                         way.build(&self.pipeline, &muxer, container)?
                     }
                     _ => {
-                        let media =
-                            caps.structure(0).map_or("unknown", |structure| structure.name().as_str());
-                        let lacks =
-                            format!("{} cannot hold the {} stream {media}", container.name(), kind.word());
+                        let media = caps
+                            .structure(0)
+                            .map_or("unknown", |structure| structure.name().as_str());
+                        let lacks = format!(
+                            "{} cannot hold the {} stream {media}",
+                            container.name(),
+                            kind.word()
+                        );
                         match kind {
-                            Kind::Video => left_out.push(format!("a further video stream ({media})")),
+                            Kind::Video => {
+                                left_out.push(format!("a further video stream ({media})"))
+                            }
                             Kind::Data => left_out.push(format!("a data stream ({media})")),
-                            _ if args.drop_unsupported => left_out.push(format!("{lacks}: left out")),
+                            _ if args.drop_unsupported => {
+                                left_out.push(format!("{lacks}: left out"))
+                            }
                             _ => return Err(format!("{lacks}; {}", remedy(container))),
                         }
                         self.nowhere()?
@@ -244,13 +268,18 @@ impl Pipeline {
 
         let video = &streams[video];
         let duration = video.pad.query_duration::<gst::ClockTime>();
-        let rate =
-            video.caps.structure(0).and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
-        let frames = duration.zip(rate).filter(|(_, rate)| rate.numer() > 0 && rate.denom() > 0).and_then(
-            |(duration, rate)| {
-                duration.nseconds().mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
-            },
-        );
+        let rate = video
+            .caps
+            .structure(0)
+            .and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
+        let frames = duration
+            .zip(rate)
+            .filter(|(_, rate)| rate.numer() > 0 && rate.denom() > 0)
+            .and_then(|(duration, rate)| {
+                duration
+                    .nseconds()
+                    .mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
+            });
         for stream in streams {
             stream.pad.remove_probe(stream.block);
         }
@@ -259,7 +288,12 @@ impl Pipeline {
     }
 
     /// Decoder, starsr and encoder into `muxer`; gives the pad for the compressed video.
-    fn video_branch(&self, args: &Args, muxer: &gst::Element, rotate: bool) -> Result<gst::Pad, String> {
+    fn video_branch(
+        &self,
+        args: &Args,
+        muxer: &gst::Element,
+        rotate: bool,
+    ) -> Result<gst::Pad, String> {
         let starsr = make("starsr")?;
         args.configure(&starsr)?;
         self.counts.watch(&starsr)?;
@@ -296,7 +330,9 @@ impl Pipeline {
         let decoder = make("decodebin")?;
         let own_format = args.encoder.is_some();
         decoder.connect_pad_added(move |decoder, pad| {
-            if !own_format && let Some(caps) = pad.current_caps().and_then(|caps| encoder_caps(&caps)) {
+            if !own_format
+                && let Some(caps) = pad.current_caps().and_then(|caps| encoder_caps(&caps))
+            {
                 format.set_property("caps", caps);
             }
             let linked = always_pad(&first, "sink").and_then(|sink| pad.link(&sink).map_err(text));
@@ -313,20 +349,24 @@ impl Pipeline {
         always_pad(&decoder, "sink")
     }
 
-    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough timescale.
+    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough
+    /// timescale.
     fn watch_caps(&self, starsr: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
         let size = self.size.clone();
-        always_pad(starsr, "src")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
-                && let Ok(caps) = gst_video::VideoInfo::from_caps(caps.caps())
-            {
-                *size.lock() = Some((caps.width(), caps.height()));
-                if caps.fps().numer() == 0 && muxer_pad.has_property("trak-timescale") {
-                    muxer_pad.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
+        always_pad(starsr, "src")?.add_probe(
+            gst::PadProbeType::EVENT_DOWNSTREAM,
+            move |_, info| {
+                if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
+                    && let Ok(caps) = gst_video::VideoInfo::from_caps(caps.caps())
+                {
+                    *size.lock() = Some((caps.width(), caps.height()));
+                    if caps.fps().numer() == 0 && muxer_pad.has_property("trak-timescale") {
+                        muxer_pad.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
+                    }
                 }
-            }
-            gst::PadProbeReturn::Ok
-        });
+                gst::PadProbeReturn::Ok
+            },
+        );
         Ok(())
     }
 
@@ -358,7 +398,8 @@ fn encoder(args: &Args) -> Result<gst::Element, String> {
     Ok(encoder)
 }
 
-/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same depth.
+/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same
+/// depth.
 fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     let info = gst_video::VideoInfo::from_caps(decoded).ok()?;
     let format = info.format_info();

@@ -32,7 +32,8 @@ impl Progress {
         } else {
             ProgressBar::new_spinner()
         };
-        let template = if duration.is_some() { "[{bar:32}] {percent:>3}% {msg}" } else { "{spinner} {msg}" };
+        let template =
+            if duration.is_some() { "[{bar:32}] {percent:>3}% {msg}" } else { "{spinner} {msg}" };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -110,5 +111,9 @@ pub fn rate(frames: u64, time: Duration) -> String {
 pub fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What a container can hold, and how an audio or subtitle stream gets from the input's container into
-//! the output's.
+//! What a container can hold, and how an audio or subtitle stream gets from the input's container
+//! into the output's.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -133,7 +133,8 @@ pub fn passage(muxer: &gst::Element, caps: &gst::Caps) -> Option<Passage> {
 }
 
 impl Passage {
-    /// Requests the muxer's pad and puts what is needed in front of it; gives the pad to link the stream to.
+    /// Requests the muxer's pad and puts what is needed in front of it; gives the pad to link the
+    /// stream to.
     pub fn build(
         &self,
         pipeline: &gst::Pipeline,
@@ -148,7 +149,10 @@ impl Passage {
             Some(Repackage::Aac) => make("aacparse")?,
             Some(Repackage::Markup) => {
                 let setter = make("capssetter")?;
-                setter.set_property("caps", gst::Caps::builder("text/x-raw").field("format", "utf8").build());
+                setter.set_property(
+                    "caps",
+                    gst::Caps::builder("text/x-raw").field("format", "utf8").build(),
+                );
                 setter
             }
         };
@@ -208,8 +212,9 @@ struct Stored {
     lost_formatting: bool,
 }
 
-/// The text to store where it differs from `markup`. Demuxers escape text that has no tags so that it is valid
-/// mark-up; text with tags they give as it was stored, which Matroska takes back and the others cannot hold.
+/// The text to store where it differs from `markup`. Demuxers escape text that has no tags so that
+/// it is valid mark-up; text with tags they give as it was stored, which Matroska takes back and
+/// the others cannot hold.
 fn stored_text(markup: &[u8], container: Container) -> Option<Stored> {
     let markup = std::str::from_utf8(markup).ok()?;
     let tagged = markup.contains('<');
@@ -224,8 +229,14 @@ fn stored_text(markup: &[u8], container: Container) -> Option<Stored> {
         rest = &rest[start + end + 1..];
     }
     text.push_str(rest);
-    let entities =
-        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
+    let entities = [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&apos;", "'"),
+        ("&#39;", "'"),
+        ("&amp;", "&"),
+    ];
     for (entity, character) in entities {
         text = text.replace(entity, character);
     }

@@ -74,7 +74,9 @@ fn help_lists_options_and_examples() {
     let result = run(&[OsStr::new("--help")]);
     assert_done(&result);
     let help = String::from_utf8(result.stdout).unwrap();
-    for word in ["--force", "--window-overlap", "--set", "--deinterlace", "Examples:", "Exit status"] {
+    for word in
+        ["--force", "--window-overlap", "--set", "--deinterlace", "Examples:", "Exit status"]
+    {
         assert!(help.contains(word), "{word}");
     }
 }
@@ -142,7 +144,8 @@ fn audio_and_plain_subtitles_fit_into_mp4() {
     );
     assert_done(&convert(&[], &input, &output));
     let bytes = |streams: Vec<(String, Vec<Packet>)>, prefix: &str| -> Vec<Vec<u8>> {
-        let stream = streams.into_iter().find(|(media, _)| media.starts_with(prefix)).expect(prefix);
+        let stream =
+            streams.into_iter().find(|(media, _)| media.starts_with(prefix)).expect(prefix);
         stream.1.into_iter().map(|packet| packet.bytes).collect()
     };
     assert_eq!(bytes(packets(&output), "audio/"), bytes(packets(&input), "audio/"));
@@ -167,10 +170,13 @@ fn frames_without_a_constant_rate_keep_their_times() {
     let pipeline = gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap();
     pipeline.by_name("file").unwrap().set_property("location", &input);
     let source = pipeline.by_name("source").unwrap().downcast::<gst_app::AppSrc>().unwrap();
-    let times = [0, 40, 70, 170, 171, 400, 1000, 1033, 1066, 3000].map(gst::ClockTime::from_mseconds);
+    let times =
+        [0, 40, 70, 170, 171, 400, 1000, 1033, 1066, 3000].map(gst::ClockTime::from_mseconds);
     for (shade, time) in times.iter().enumerate() {
-        let mut buffer =
-            gst::Buffer::from_slice(vec![40 + 10 * shade as u8; (SIZE.0 * SIZE.1 * 3 / 2) as usize]);
+        let mut buffer = gst::Buffer::from_slice(vec![
+            40 + 10 * shade as u8;
+            (SIZE.0 * SIZE.1 * 3 / 2) as usize
+        ]);
         buffer.get_mut().unwrap().set_pts(*time);
         buffer.get_mut().unwrap().set_duration(gst::ClockTime::from_mseconds(1));
         source.push_buffer(buffer).unwrap();
@@ -254,7 +260,8 @@ fn bad_inputs_are_refused_in_one_line() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("empty.mp4"), "").unwrap();
-    fs::write(path("noise.mp4"), (0..20_000u32).map(|i| ((i * i) >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(path("noise.mp4"), (0..20_000u32).map(|i| ((i * i) >> 7) as u8).collect::<Vec<_>>())
+        .unwrap();
     clip(&path("whole.mp4"), 10);
     let whole = fs::read(path("whole.mp4")).unwrap();
     fs::write(path("cut.mp4"), &whole[..whole.len() / 2]).unwrap();
@@ -264,7 +271,10 @@ fn bad_inputs_are_refused_in_one_line() {
     junk[start..end].fill(0x55);
     fs::write(path("junk.mp4"), junk).unwrap();
     fs::create_dir(path("folder.mp4")).unwrap();
-    write(&path("sound.mkv"), "audiotestsrc num-buffers=20 ! vorbisenc ! matroskamux ! filesink name=file");
+    write(
+        &path("sound.mkv"),
+        "audiotestsrc num-buffers=20 ! vorbisenc ! matroskamux ! filesink name=file",
+    );
     let before = names(&folder);
     let cases = [
         ("missing.mp4", "No such file"),
@@ -299,7 +309,8 @@ fn bad_settings_are_refused_in_one_line() {
         assert_refused(&convert(options, &input, &output), words);
     }
     assert_refused(&convert(&[], &input, &folder.path().join("out.avi")), &["out.avi", ".mkv"]);
-    let encoder = upscale().args(["--encoder", "nosuchenc"]).args([&input, &output]).output().unwrap();
+    let encoder =
+        upscale().args(["--encoder", "nosuchenc"]).args([&input, &output]).output().unwrap();
     assert_refused(&encoder, &["--encoder", "nosuchenc"]);
     assert_eq!(convert(&["--set", "seed"], &input, &output).status.code(), Some(2));
     assert_eq!(names(&folder), ["in.mp4"]);
@@ -316,7 +327,10 @@ fn streams_that_the_container_cannot_hold_are_named() {
             video(5)
         ),
     );
-    assert_refused(&convert(&[], &input, &output), &["MP4", "audio/x-vorbis", ".mkv", "--drop-unsupported"]);
+    assert_refused(
+        &convert(&[], &input, &output),
+        &["MP4", "audio/x-vorbis", ".mkv", "--drop-unsupported"],
+    );
     assert_eq!(names(&folder), ["in.mkv"]);
     let result = convert(&["--drop-unsupported"], &input, &output);
     assert_done(&result);
@@ -364,7 +378,8 @@ fn interrupting_leaves_nothing() {
     let (input, output) = (folder.path().join("in.mp4"), folder.path().join("out.mp4"));
     clip(&input, 3000);
     let mut child = upscale().args([&input, &output]).stderr(Stdio::piped()).spawn().unwrap();
-    let started = |folder: &TempDir| names(folder).iter().any(|name| name.starts_with(".out.mp4.part-"));
+    let started =
+        |folder: &TempDir| names(folder).iter().any(|name| name.starts_with(".out.mp4.part-"));
     while !started(&folder) {
         assert!(child.try_wait().unwrap().is_none(), "the program ended early");
         std::thread::sleep(Duration::from_millis(20));
@@ -372,7 +387,12 @@ fn interrupting_leaves_nothing() {
     // Into the inference, most likely; wherever it is met, the result must be the same.
     std::thread::sleep(Duration::from_secs(2));
     assert!(
-        Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap().success()
+        Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -INT {}", child.id()))
+            .status()
+            .unwrap()
+            .success()
     );
     let result = child.wait_with_output().unwrap();
     let error = String::from_utf8_lossy(&result.stderr);

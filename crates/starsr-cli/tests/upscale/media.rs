@@ -57,7 +57,8 @@ pub struct Packet {
     pub bytes: Vec<u8>,
 }
 
-/// Packets of all streams of a file except the video, by media type, in the order in which the file holds the streams.
+/// Packets of all streams of a file except the video, by media type, in the order in which the file
+/// holds the streams.
 pub fn packets(path: &Path) -> Vec<(String, Vec<Packet>)> {
     gst::init().unwrap();
     let pipeline = gst::Pipeline::new();
@@ -72,23 +73,29 @@ pub fn packets(path: &Path) -> Vec<(String, Vec<Packet>)> {
         move |_, pad| {
             let pipeline = pipeline.upgrade().unwrap();
             let queue = gst::ElementFactory::make("queue").build().unwrap();
-            let sink = gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
+            let sink =
+                gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
             for limit in ["max-size-buffers", "max-size-bytes"] {
                 queue.set_property(limit, 0u32);
             }
             queue.set_property("max-size-time", 0u64);
             pipeline.add_many([&queue, &sink]).unwrap();
             queue.link(&sink).unwrap();
-            let stream: Stream =
-                (pad.current_caps().unwrap().structure(0).unwrap().name().to_string(), Arc::default());
+            let stream: Stream = (
+                pad.current_caps().unwrap().structure(0).unwrap().name().to_string(),
+                Arc::default(),
+            );
             let collected = stream.1.clone();
             streams.lock().push(stream);
-            sink.static_pad("sink").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-                let buffer = info.buffer().unwrap();
-                let bytes = buffer.map_readable().unwrap().to_vec();
-                collected.lock().push(Packet { pts: buffer.pts(), bytes });
-                gst::PadProbeReturn::Ok
-            });
+            sink.static_pad("sink").unwrap().add_probe(
+                gst::PadProbeType::BUFFER,
+                move |_, info| {
+                    let buffer = info.buffer().unwrap();
+                    let bytes = buffer.map_readable().unwrap().to_vec();
+                    collected.lock().push(Packet { pts: buffer.pts(), bytes });
+                    gst::PadProbeReturn::Ok
+                },
+            );
             queue.sync_state_with_parent().unwrap();
             sink.sync_state_with_parent().unwrap();
             pad.link(&queue.static_pad("sink").unwrap()).unwrap();
@@ -119,11 +126,14 @@ pub fn frames(path: &Path) -> Frames {
         let (pipeline, found) = (pipeline.downgrade(), found.clone());
         move |_, pad| {
             let pipeline = pipeline.upgrade().unwrap();
-            let sink = gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
+            let sink =
+                gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
             pipeline.add(&sink).unwrap();
             sink.sync_state_with_parent().unwrap();
             pad.link(&sink.static_pad("sink").unwrap()).unwrap();
-            let Ok(info) = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()) else { return };
+            let Ok(info) = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()) else {
+                return;
+            };
             found.lock().1 = (info.width(), info.height());
             let found = found.clone();
             pad.add_probe(gst::PadProbeType::BUFFER, move |_, probe| {
@@ -140,10 +150,11 @@ pub fn frames(path: &Path) -> Frames {
 /// The pixels of all frames.
 pub fn decoded(path: &Path) -> Vec<u8> {
     gst::init().unwrap();
-    let pipeline = gst::parse::launch("filesrc name=file ! decodebin ! appsink name=frames sync=false")
-        .unwrap()
-        .downcast::<gst::Pipeline>()
-        .unwrap();
+    let pipeline =
+        gst::parse::launch("filesrc name=file ! decodebin ! appsink name=frames sync=false")
+            .unwrap()
+            .downcast::<gst::Pipeline>()
+            .unwrap();
     pipeline.by_name("file").unwrap().set_property("location", path);
     let frames = pipeline.by_name("frames").unwrap().downcast::<gst_app::AppSink>().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();

@@ -72,8 +72,8 @@ enum Sizes {
     Absent,
     One(Length),
     Range(Length, Length, u8),
-    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty, as it says
-    /// that an empty list intersects with anything.
+    /// Never with ranges, as GStreamer 1.22 cannot compare lists that hold both, and never empty,
+    /// as it says that an empty list intersects with anything.
     List(Vec<Length>),
 }
 
@@ -135,13 +135,18 @@ impl Fractions {
             Self::Range(a, b) => {
                 let (a, b) = (fraction(*a), fraction(*b));
                 match a.partial_cmp(&b) {
-                    Some(std::cmp::Ordering::Less) => structure.set(field, gst::FractionRange::new(a, b)),
-                    Some(std::cmp::Ordering::Greater) => structure.set(field, gst::FractionRange::new(b, a)),
+                    Some(std::cmp::Ordering::Less) => {
+                        structure.set(field, gst::FractionRange::new(a, b))
+                    }
+                    Some(std::cmp::Ordering::Greater) => {
+                        structure.set(field, gst::FractionRange::new(b, a))
+                    }
                     _ => structure.set(field, a),
                 }
             }
             Self::List(fractions) => {
-                let fractions = fractions.iter().take(4).map(|&(n, d)| fraction((n.into(), d.into())));
+                let fractions =
+                    fractions.iter().take(4).map(|&(n, d)| fraction((n.into(), d.into())));
                 structure.set(field, gst::List::new(fractions));
             }
         }
@@ -153,7 +158,8 @@ impl Words {
         const COLORIMETRIES: [&str; 8] =
             ["bt601", "bt709", "bt2020-10", "bt2100-pq", "sRGB", "1:4:0:0", "2:0:7:9", "no:thing"];
         const SITES: [&str; 6] = ["mpeg2", "jpeg", "dv", "cosited", "none", "nothing"];
-        const MODES: [&str; 6] = ["progressive", "interleaved", "mixed", "fields", "alternate", "nothing"];
+        const MODES: [&str; 6] =
+            ["progressive", "interleaved", "mixed", "fields", "alternate", "nothing"];
         const VIEWS: [&str; 4] = ["mono", "side-by-side", "frame-by-frame", "nothing"];
         for (field, word, words) in [
             ("colorimetry", self.colorimetry, &COLORIMETRIES[..]),
@@ -195,7 +201,8 @@ impl Structure {
         self.framerate.set(&mut structure, "framerate");
         self.words.set(&mut structure);
         if let Some(field) = self.wrong {
-            let fields = ["width", "format", "pixel-aspect-ratio", "framerate", "colorimetry", "views"];
+            let fields =
+                ["width", "format", "pixel-aspect-ratio", "framerate", "colorimetry", "views"];
             structure.set(fields[usize::from(field) % fields.len()], 1.5f64);
         }
         caps.make_mut().append_structure_full(structure, Some(features(self.feature)));
@@ -222,7 +229,8 @@ impl Fixed {
         structure.set("format", super::format(self.format).to_str());
         structure.set("width", self.width.value());
         structure.set("height", self.height.value());
-        for (field, value) in [("pixel-aspect-ratio", self.pixel_aspect_ratio), ("framerate", self.framerate)]
+        for (field, value) in
+            [("pixel-aspect-ratio", self.pixel_aspect_ratio), ("framerate", self.framerate)]
         {
             if let Some((numer, denom)) = value {
                 structure.set(field, fraction((numer.into(), denom.into())));
@@ -244,7 +252,11 @@ fn check_query(pad: &gst::Pad, filter: Option<&gst::Caps>) -> gst::Caps {
     if let Some(filter) = filter {
         assert!(answer.is_subset(filter), "{answer} is not within {filter}");
         let whole = pad.query_caps(None);
-        assert_eq!(answer.is_empty(), !whole.can_intersect(filter), "{answer}, but {whole} and {filter}");
+        assert_eq!(
+            answer.is_empty(),
+            !whole.can_intersect(filter),
+            "{answer}, but {whole} and {filter}"
+        );
     }
     answer
 }
@@ -292,7 +304,12 @@ fn send(rig: &Rig, accepted: &gst::Caps, caps: &gst::Caps, before: &gst::Caps, k
     let errors = super::errors(rig);
     match flow {
         Ok(_) => {
-            let out = rig.element.static_pad("src").unwrap().current_caps().expect("caps precede buffers");
+            let out = rig
+                .element
+                .static_pad("src")
+                .unwrap()
+                .current_caps()
+                .expect("caps precede buffers");
             assert!(out.is_fixed() && out.is_subset(accepted), "{out} is not within {accepted}");
             let info = gst_video::VideoInfo::from_caps(&out).expect("video");
             let sizes: Vec<_> = rig.buffers().iter().map(|b| b.size()).collect();

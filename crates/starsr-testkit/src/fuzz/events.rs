@@ -111,7 +111,9 @@ struct Player {
 impl Time {
     fn of(self, player: &Player) -> Option<gst::ClockTime> {
         match self {
-            Self::Next => Some(player.time.map_or(gst::ClockTime::ZERO, |t| t.saturating_add(FRAME))),
+            Self::Next => {
+                Some(player.time.map_or(gst::ClockTime::ZERO, |t| t.saturating_add(FRAME)))
+            }
             Self::None => None,
             Self::Same => player.time,
             Self::Jump(frames) => Some(FRAME * u64::from(frames)),
@@ -153,25 +155,32 @@ fn set_property(element: &gst::Element, property: u8, value: u8) {
     match property % 18 {
         0 => element.set_property("window-length", number % 9),
         1 => element.set_property("window-overlap", i32::from(value % 9) - 1),
-        2 => element
-            .set_property_from_str("window-mode", ["default", "blend", "wavefront"][usize::from(value % 3)]),
+        2 => element.set_property_from_str(
+            "window-mode",
+            ["default", "blend", "wavefront"][usize::from(value % 3)],
+        ),
         3 => element.set_property("processing-latency", u64::from(value) << (value % 57)),
         4 => element.set_property_from_str("prompt", "a panda plays the guitar"),
         5 => element.set_property("prompt", None::<&str>),
         6 => element.set_property("negative-prompt", Some("&amp; ".repeat(usize::from(value)))),
-        7 => element
-            .set_property_from_str("prompt-suffix", ["spaced", "glued", "none"][usize::from(value % 3)]),
+        7 => element.set_property_from_str(
+            "prompt-suffix",
+            ["spaced", "glued", "none"][usize::from(value % 3)],
+        ),
         8 => element.set_property("steps", number % 4),
         9 => element.set_property("strength", f32::from(value) / 127.0 - 1.0),
         10 => element.set_property("tile-size", number),
         11 => element.set_property("tile-overlap", i32::from(value) - 1),
         12 => element.set_property("scale", number % 9),
         13 => element.set_property("scene-detection", value.is_multiple_of(2)),
-        14 => element.set_property_from_str("overload", ["block", "bypass"][usize::from(value % 2)]),
-        15 => element.set_property("decode-overlap", i32::from(value % 4) - 1),
-        16 => {
-            element.set_property_from_str("color-fix", ["none", "adain", "wavelet"][usize::from(value % 3)])
+        14 => {
+            element.set_property_from_str("overload", ["block", "bypass"][usize::from(value % 2)])
         }
+        15 => element.set_property("decode-overlap", i32::from(value % 4) - 1),
+        16 => element.set_property_from_str(
+            "color-fix",
+            ["none", "adain", "wavelet"][usize::from(value % 3)],
+        ),
         _ => element.set_property("noise-level", number * 4),
     }
 }
@@ -264,7 +273,8 @@ impl Player {
 
     fn caps(&mut self, choice: u8) {
         let caps: gst::Caps = CAPS[usize::from(choice) % CAPS.len()].parse().unwrap();
-        self.size = gst_video::VideoInfo::from_caps(&caps).map_or(16, |info| info.size()).min(1 << 12);
+        self.size =
+            gst_video::VideoInfo::from_caps(&caps).map_or(16, |info| info.size()).min(1 << 12);
         self.event(gst::event::Caps::new(&caps), false);
     }
 
@@ -279,8 +289,12 @@ impl Player {
 
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Push { time, duration, flags, level } => self.frame(*time, *duration, *flags, *level),
-            Step::Frames(count) => (0..count % 12).for_each(|_| self.frame(Time::Next, Some(1), 0, 90)),
+            Step::Push { time, duration, flags, level } => {
+                self.frame(*time, *duration, *flags, *level)
+            }
+            Step::Frames(count) => {
+                (0..count % 12).for_each(|_| self.frame(Time::Next, Some(1), 0, 90))
+            }
             Step::WrongSize(bytes) => {
                 let bytes = usize::from(*bytes);
                 let buffer = gst::Buffer::from_mut_slice(vec![7; bytes]);
@@ -330,7 +344,8 @@ impl Player {
             Step::Tag(title) => {
                 let mut tags = gst::TagList::new();
                 let title = title.to_string();
-                tags.make_mut().add::<gst::tags::Title>(&title.as_str(), gst::TagMergeMode::Replace);
+                tags.make_mut()
+                    .add::<gst::tags::Title>(&title.as_str(), gst::TagMergeMode::Replace);
                 self.event(gst::event::Tag::new(tags), false);
             }
             Step::Toc => {
@@ -342,7 +357,8 @@ impl Player {
                 let time = self.time.unwrap_or(gst::ClockTime::ZERO);
                 let earliest = -i64::try_from(time.nseconds()).unwrap_or(i64::MAX);
                 let difference = i64::from(*difference).max(earliest);
-                let event = gst::event::Qos::builder(gst::QOSType::Underflow, *proportion, difference);
+                let event =
+                    gst::event::Qos::builder(gst::QOSType::Underflow, *proportion, difference);
                 self.rig.sink.push_event(event.timestamp(time).build());
             }
             Step::Seek => {
@@ -400,8 +416,9 @@ impl Player {
         for item in self.rig.items() {
             match item {
                 Item::Buffer(buffer) => {
-                    let found = self
-                        .take(|i| matches!(i, Inside::Frame { offset, .. } if *offset == buffer.offset()));
+                    let found = self.take(
+                        |i| matches!(i, Inside::Frame { offset, .. } if *offset == buffer.offset()),
+                    );
                     let Inside::Frame { pts, duration, .. } = found else { unreachable!() };
                     assert_eq!(
                         (buffer.pts(), buffer.duration()),
@@ -411,8 +428,7 @@ impl Player {
                     );
                 }
                 Item::Event(event) => {
-                    let awaited =
-                        |i: &Inside| matches!(i, Inside::Event(seqnum) if *seqnum == event.seqnum());
+                    let awaited = |i: &Inside| matches!(i, Inside::Event(seqnum) if *seqnum == event.seqnum());
                     if self.inside.iter().any(awaited) {
                         self.take(awaited);
                     }
@@ -424,16 +440,24 @@ impl Player {
 
     /// Takes what has come out; before it only what is lost may be left.
     fn take(&mut self, is: impl Fn(&Inside) -> bool) -> Inside {
-        let place =
-            self.inside.iter().position(is).expect("what comes out went in and has not come out before");
-        assert!(place <= self.lost, "{:?} are missing", &self.inside.make_contiguous()[self.lost..place]);
+        let place = self
+            .inside
+            .iter()
+            .position(is)
+            .expect("what comes out went in and has not come out before");
+        assert!(
+            place <= self.lost,
+            "{:?} are missing",
+            &self.inside.make_contiguous()[self.lost..place]
+        );
         self.lost = self.lost.saturating_sub(place + 1);
         self.inside.drain(..place);
         self.inside.pop_front().unwrap()
     }
 }
 
-/// Plays it all: no panic, and frames and serialized events come out once, in order, with their own times.
+/// Plays it all: no panic, and frames and serialized events come out once, in order, with their own
+/// times.
 pub fn run(input: &Input) {
     super::keep_sessions();
     let mut player = Player::new(input);

@@ -68,7 +68,8 @@ fn buffer(frame: &Frame, info: &gst_video::VideoInfo) -> (gst::Buffer, bool) {
         }
         Layout::Meta { format, size, planes: count, offsets: places, strides: lengths } => {
             let count = usize::from(count % 4) + 1;
-            let format = if format.is_multiple_of(8) { super::format(*format) } else { info.format() };
+            let format =
+                if format.is_multiple_of(8) { super::format(*format) } else { info.format() };
             let size = match *size {
                 (0, _) => (u32::from(size.0) + 1, u32::from(size.1) + 1),
                 (_, 0) => (info.width() + 1, info.height() + 1),
@@ -79,14 +80,15 @@ fn buffer(frame: &Frame, info: &gst_video::VideoInfo) -> (gst::Buffer, bool) {
                 let place = offsets.get(p).copied().unwrap_or(0);
                 place.saturating_add_signed(places[p].into())
             });
-            let lengths =
-                (0..count).map(|p| strides.get(p).copied().unwrap_or(0).wrapping_add(lengths[p].into()));
+            let lengths = (0..count)
+                .map(|p| strides.get(p).copied().unwrap_or(0).wrapping_add(lengths[p].into()));
             meta = Some((format, size, places.collect(), lengths.collect()));
             info.size()
         }
     };
     let whole = size.saturating_add_signed(-isize::from(frame.missing));
-    let split = frame.split.map(|at| usize::from(at) % (whole + 1)).filter(|at| *at > 0 && *at < whole);
+    let split =
+        frame.split.map(|at| usize::from(at) % (whole + 1)).filter(|at| *at > 0 && *at < whole);
     let mut buffer = gst::Buffer::new();
     let b = buffer.make_mut();
     for part in [split, Some(whole - split.unwrap_or(0))].into_iter().flatten() {
@@ -101,7 +103,8 @@ fn buffer(frame: &Frame, info: &gst_video::VideoInfo) -> (gst::Buffer, bool) {
     if let Some((format, (width, height), offsets, strides)) = meta {
         let flags = VideoFrameFlags::from_bits_truncate(frame.flags.into());
         let added =
-            gst_video::VideoMeta::add_full(b, flags, format, width, height, &offsets, &strides).is_ok();
+            gst_video::VideoMeta::add_full(b, flags, format, width, height, &offsets, &strides)
+                .is_ok();
         return (buffer, right && added);
     }
     (buffer, right)
@@ -144,11 +147,16 @@ pub fn run(input: &Input) {
         rig.forget();
         let flow = rig.push(buffer);
         let errors = super::errors(&rig);
-        let what = || format!("{frame:?} of {}x{} {format}: {errors:?}", info.width(), info.height());
+        let what =
+            || format!("{frame:?} of {}x{} {format}: {errors:?}", info.width(), info.height());
         match flow {
             Ok(_) => {
-                let caps =
-                    rig.element.static_pad("src").unwrap().current_caps().expect("caps precede buffers");
+                let caps = rig
+                    .element
+                    .static_pad("src")
+                    .unwrap()
+                    .current_caps()
+                    .expect("caps precede buffers");
                 let out = gst_video::VideoInfo::from_caps(&caps).unwrap();
                 if accepted.is_none() {
                     let size = (info.width() * 4, info.height() * 4, info.format());

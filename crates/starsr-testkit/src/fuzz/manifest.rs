@@ -6,20 +6,22 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use arbitrary::Arbitrary;
-use starsr::bundle::{Bundle, Manifest};
+use ndarray::{Array2, Array3, Array4, ArrayView4};
 use starsr::Cancel;
-use starsr::{Error, Result};
+use starsr::bundle::{Bundle, Manifest};
 use starsr::model::{Denoiser, Embedding, Model, Query};
 use starsr::text::Ids;
+use starsr::{Error, Result};
 use starsr::{Received, Settings, Size, Upscaler};
-use ndarray::{Array2, Array3, Array4, ArrayView4};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
 use crate::fixtures;
 
-const MANIFESTS: [&str; 2] =
-    [include_str!("../../../../models/nano/bundle.toml"), include_str!("../../fixtures/text/bundle.toml")];
+const MANIFESTS: [&str; 2] = [
+    include_str!("../../../../models/nano/bundle.toml"),
+    include_str!("../../fixtures/text/bundle.toml"),
+];
 
 /// What is read.
 #[derive(Debug, Arbitrary)]
@@ -114,7 +116,8 @@ pub fn run(input: &Input) {
     match input {
         Input::Text(text) => parse(text, (8, 8)),
         Input::Lines { text, edits } => {
-            let mut lines: Vec<String> = MANIFESTS[usize::from(*text)].lines().map(String::from).collect();
+            let mut lines: Vec<String> =
+                MANIFESTS[usize::from(*text)].lines().map(String::from).collect();
             for (at, edit) in edits.iter().take(16) {
                 let at = usize::from(*at) % lines.len().max(1);
                 match edit {
@@ -174,7 +177,10 @@ fn apply(table: &mut Table, key: String, edit: &Edit) {
         Edit::File(file, valid) => {
             let mut data = Table::new();
             data.insert("file".into(), Value::String(file.clone()));
-            data.insert("sha256".into(), Value::String(if *valid { "0".repeat(64) } else { file.clone() }));
+            data.insert(
+                "sha256".into(),
+                Value::String(if *valid { "0".repeat(64) } else { file.clone() }),
+            );
             Value::Table(data)
         }
     };
@@ -184,7 +190,9 @@ fn apply(table: &mut Table, key: String, edit: &Edit) {
 fn parse(text: &str, size: (usize, usize)) {
     match Manifest::parse(text, Path::new("bundle.toml")) {
         Ok(manifest) => restore(&manifest, size),
-        Err(Error::Bundle { field, reason, .. }) => assert!(!field.is_empty() && !reason.is_empty()),
+        Err(Error::Bundle { field, reason, .. }) => {
+            assert!(!field.is_empty() && !reason.is_empty())
+        }
         Err(other) => panic!("{other}"),
     }
 }
@@ -196,8 +204,10 @@ const MOST: u64 = 1 << 22;
 fn restore(manifest: &Manifest, (width, height): (usize, usize)) {
     let size = Size { width, height };
     let settings = Settings::default();
-    let model =
-        Box::new(Zeros { channels: manifest.latent.channels, factor: manifest.latent.spatial_factor });
+    let model = Box::new(Zeros {
+        channels: manifest.latent.channels,
+        factor: manifest.latent.spatial_factor,
+    });
     let upscaler = Upscaler::new(model, manifest, &settings, size, Cancel::default());
     let Ok(mut upscaler) = upscaler else { return };
     let large = upscaler.output_size();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the fuzz targets do with their input. They are run by cargo-fuzz (`make fuzz`), and by `tests/element/fuzz.rs` on the corpus.
+//! What the fuzz targets do with their input. They are run by cargo-fuzz (`make fuzz`), and by
+//! `tests/element/fuzz.rs` on the corpus.
 
 pub mod caps;
 pub mod events;
@@ -13,7 +14,8 @@ use gst::prelude::*;
 
 use crate::rig;
 
-/// Keeps an element with the tiny bundle playing, whose sessions the others share, so that starting one takes no time.
+/// Keeps an element with the tiny bundle playing, whose sessions the others share, so that starting
+/// one takes no time.
 fn keep_sessions() {
     static KEPT: OnceLock<gst::Element> = OnceLock::new();
     KEPT.get_or_init(|| {
@@ -30,7 +32,8 @@ fn format(number: u8) -> gst_video::VideoFormat {
     formats[usize::from(number) % formats.len()]
 }
 
-/// The errors on the bus. GStreamer's bindings turn a panic in the element into an error, which fails the test.
+/// The errors on the bus. GStreamer's bindings turn a panic in the element into an error, which
+/// fails the test.
 fn errors(rig: &rig::Rig) -> Vec<String> {
     let errors = rig.errors();
     assert!(!errors.iter().any(|e| e.to_lowercase().contains("panic")), "{errors:?}");

@@ -19,7 +19,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
     let fail = |tensor: &str, reason: String| {
         Error::bundle(path, format!("prompts.embeddings, tensor {tensor}"), reason)
     };
-    let bytes = std::fs::read(path).map_err(|e| error(format!("cannot be read: {e}")).caused_by(e))?;
+    let bytes =
+        std::fs::read(path).map_err(|e| error(format!("cannot be read: {e}")).caused_by(e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         error(format!("is not a safetensors file: {e}; install the bundle again")).caused_by(e)
     })?;
@@ -29,7 +30,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
     let ids = match (tokens.dtype(), tokens.shape()) {
         (Dtype::I64, &[_, CONTEXT]) => integers(tokens.data()),
         (dtype, shape) => {
-            return Err(fail("tokens", format!("is {dtype:?} {shape:?}, but must be I64 [N, {CONTEXT}]")));
+            return Err(fail(
+                "tokens",
+                format!("is {dtype:?} {shape:?}, but must be I64 [N, {CONTEXT}]"),
+            ));
         }
     };
     let embeddings = tensor("embeddings")?;
@@ -41,8 +45,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
             (width, halves(embeddings.data()))
         }
         (dtype, shape) => {
-            let reason =
-                format!("is {dtype:?} {shape:?}, but must be F32 or F16 [{}, {CONTEXT}, D]", ids.len());
+            let reason = format!(
+                "is {dtype:?} {shape:?}, but must be F32 or F16 [{}, {CONTEXT}, D]",
+                ids.len()
+            );
             return Err(fail("embeddings", reason));
         }
     };

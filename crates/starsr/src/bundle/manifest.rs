@@ -307,7 +307,9 @@ impl Manifest {
     }
 
     fn validate(&self) -> Result<(), Fault> {
-        for (field, text) in [("name", &self.name), ("version", &self.version), ("licence", &self.licence)] {
+        for (field, text) in
+            [("name", &self.name), ("version", &self.version), ("licence", &self.licence)]
+        {
             if text.trim().is_empty() {
                 return Err(Fault::new(field, "must not be empty"));
             }
@@ -398,7 +400,8 @@ fn check_axis(field: &str, axis: LegalSizes, factor: usize) -> Result<(), Fault>
     within(&format!("{field}.minimum"), axis.minimum, 0, 16384)?;
     for (key, value) in [("multiple", axis.multiple), ("offset", axis.offset)] {
         if value % factor != 0 {
-            let reason = format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");
+            let reason =
+                format!("is {value}, but must be a multiple of latent.spatial_factor, {factor}");
             return Err(Fault::new(format!("{field}.{key}"), reason));
         }
     }
@@ -431,7 +434,8 @@ fn above_zero(field: &str, value: f64) -> Result<(), Fault> {
 /// digits.
 fn check_file(field: &str, file: &str, sha256: &str) -> Result<(), Fault> {
     let mut components = Path::new(file).components().peekable();
-    let plain = components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)));
+    let plain =
+        components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)));
     if !plain || file.contains(['\\', '\0']) || file.ends_with('/') {
         let reason = format!(
             "{file:?} must be a plain path inside the bundle's folder, without `..` or a leading `/`"

@@ -85,7 +85,9 @@ impl Bundle {
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
         }
-        if let Some(data) = manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref()) {
+        if let Some(data) =
+            manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref())
+        {
             verify(&root.join(&data.file), "prompts.embeddings", &data.sha256, cancel)?;
         }
         Ok(Self { root: root.to_path_buf(), manifest })
@@ -103,8 +105,8 @@ impl Bundle {
             None => Path::new(DEFAULT),
             Some(path) => {
                 let mut components = path.components();
-                let bare =
-                    matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none();
+                let bare = matches!(components.next(), Some(Component::Normal(_)))
+                    && components.next().is_none();
                 if !bare || path.exists() {
                     return Ok(path.to_path_buf());
                 }
@@ -153,7 +155,8 @@ impl Bundle {
 
 /// `$XDG_DATA_HOME`, else `~/.local/share` (XDG Base Directory Specification).
 pub(crate) fn user_data_dir() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
 }
 

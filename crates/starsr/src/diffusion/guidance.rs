@@ -207,7 +207,10 @@ mod tests {
         assert_eq!(guided((0.5, 0.5)), [false; 5]);
         for wrong in [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (f32::NAN, 1.0), (0.0, f32::NAN)] {
             let error = Guidance::new(2.0, 0.0).unwrap().within(wrong).unwrap_err();
-            assert!(matches!(error, Error::Setting { setting: Setting::GuidanceInterval, .. }), "{wrong:?}");
+            assert!(
+                matches!(error, Error::Setting { setting: Setting::GuidanceInterval, .. }),
+                "{wrong:?}"
+            );
         }
         assert!(!Guidance::new(1.0, 0.0).unwrap().guides(0, 1));
     }

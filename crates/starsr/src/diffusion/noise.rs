@@ -66,8 +66,9 @@ impl Noise for FrameNoise {
 /// Box-Muller on a block of little-endian words.
 #[inline]
 fn normals(bytes: &[u8; 4 * BLOCK], out: &mut [f32; BLOCK]) {
-    let word =
-        |i: usize| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+    let word = |i: usize| {
+        u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    };
     let (cosines, sines) = out.split_at_mut(PAIRS);
     for i in 0..PAIRS {
         let (first, second) = (word(i), word(PAIRS + i));
@@ -156,8 +157,14 @@ mod tests {
     #[test]
     fn values() {
         let noise = draw(7, 11, 3, 300);
-        let expected =
-            [-0.212_602_66, -0.046_228_893, 0.074_726_09, -0.951_367_14, -0.543_072_34, 0.492_991_86];
+        let expected = [
+            -0.212_602_66,
+            -0.046_228_893,
+            0.074_726_09,
+            -0.951_367_14,
+            -0.543_072_34,
+            0.492_991_86,
+        ];
         for (at, value) in [0, 63, 64, 127, 128, 299].into_iter().zip(expected) {
             assert!((noise[at] - value).abs() < 3e-6, "{at}: {}", noise[at]);
         }
@@ -165,16 +172,22 @@ mod tests {
 
     #[test]
     fn functions_are_accurate() {
-        for w in (0..=i32::MAX).step_by(100_003).chain(0..1000).chain((0..1000).map(|w| i32::MAX - w)) {
+        for w in
+            (0..=i32::MAX).step_by(100_003).chain(0..1000).chain((0..1000).map(|w| i32::MAX - w))
+        {
             let exact = (((w as f32 + 0.5) / 2f32.powi(31)) as f64).ln();
             let ours = f64::from(ln(w));
-            assert!(ours <= 0.0 && (ours - exact).abs() <= 3e-7 * exact.abs(), "{w}: {ours} {exact}");
+            assert!(
+                ours <= 0.0 && (ours - exact).abs() <= 3e-7 * exact.abs(),
+                "{w}: {ours} {exact}"
+            );
         }
         for w in (i32::MIN..=i32::MAX).step_by(100_003).chain([i32::MAX, 0, 1]) {
             let angle = f64::from(w) / 2f64.powi(31) * std::f64::consts::FRAC_PI_2;
             let (s, c) = sin_cos(w);
             assert!(
-                (f64::from(s) - angle.sin()).abs() < 3e-7 && (f64::from(c) - angle.cos()).abs() < 3e-7,
+                (f64::from(s) - angle.sin()).abs() < 3e-7
+                    && (f64::from(c) - angle.cos()).abs() < 3e-7,
                 "{w}"
             );
         }
@@ -201,7 +214,10 @@ mod tests {
             for sign in [-1.0, 1.0] {
                 let beyond = x.iter().filter(|&&v| v * sign > limit).count() as f64;
                 let expected = probability / 2.0 * n as f64;
-                assert!((beyond - expected).abs() < 4.5 * expected.sqrt(), "{limit}: {beyond} of {expected}");
+                assert!(
+                    (beyond - expected).abs() < 4.5 * expected.sqrt(),
+                    "{limit}: {beyond} of {expected}"
+                );
             }
         }
         assert!(x.iter().all(|v| v.abs() < 6.7));
@@ -212,8 +228,13 @@ mod tests {
         let n = 1 << 18;
         let x = draw(1, 5, 2, n);
         let limit = 4.5 / (n as f64).sqrt();
-        let others =
-            [draw(1, 6, 2, n), draw(1, 5, 3, n), draw(2, 5, 2, n), draw(1 << 32, 5, 2, n), draw(5, 1, 2, n)];
+        let others = [
+            draw(1, 6, 2, n),
+            draw(1, 5, 3, n),
+            draw(2, 5, 2, n),
+            draw(1 << 32, 5, 2, n),
+            draw(5, 1, 2, n),
+        ];
         let squares = |v: &[f32]| v.iter().map(|v| (v * v - 1.0) / 2f32.sqrt()).collect::<Vec<_>>();
         for other in &others {
             assert!(correlation(&x, other).abs() < limit);

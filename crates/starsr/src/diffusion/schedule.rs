@@ -3,8 +3,8 @@
 //! The noise schedule and the timesteps at which the model is evaluated (docs/star.md, A.4 and
 //! A.5).
 
-use crate::names::Setting;
 use crate::error::{Error, Result};
+use crate::names::Setting;
 
 /// Spacing of the timesteps (docs/star.md, A.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -110,10 +110,13 @@ impl Schedule {
             }
         }
         // Written as a product, 1 - sigma² keeps its digits where sigma is near 1.
-        let alphas: Vec<f64> = sigmas.iter().map(|s| ((1.0 - s) * (1.0 + s)).max(0.0).sqrt()).collect();
+        let alphas: Vec<f64> =
+            sigmas.iter().map(|s| ((1.0 - s) * (1.0 + s)).max(0.0).sqrt()).collect();
         let log_k: Vec<f64> = sigmas.iter().zip(&alphas).map(|(s, a)| s.ln() - a.ln()).collect();
         if !log_k[..n - 1].iter().all(|k| k.is_finite()) || !log_k.is_sorted_by(|a, b| a < b) {
-            return Err(invalid("the noise does not grow with the timestep; check its parameters".into()));
+            return Err(invalid(
+                "the noise does not grow with the timestep; check its parameters".into(),
+            ));
         }
         Ok(Self { alphas, sigmas, log_k })
     }
@@ -206,7 +209,9 @@ mod tests {
     #[test]
     fn check_values() {
         let s = star();
-        for (i, sigma) in [(0, 0.00110626), (1, 0.00425177), (500, 0.9430097), (899, 0.9990937), (999, 1.0)] {
+        for (i, sigma) in
+            [(0, 0.00110626), (1, 0.00425177), (500, 0.9430097), (899, 0.9990937), (999, 1.0)]
+        {
             assert!((s.sigmas()[i] - sigma).abs() < 1e-6, "sigma {i}: {}", s.sigmas()[i]);
         }
         assert!((s.alphas()[500] - 0.3327653).abs() < 2e-6);
@@ -235,14 +240,20 @@ mod tests {
             for steps in [1, 2, 15, 50] {
                 let normal = s.plan(SamplerMode::Normal, steps, noise_level);
                 if let Ok(plan) = &normal {
-                    assert_eq!((plan.t.len(), plan.t[0]), (steps as usize, i64::from(noise_level) - 1));
+                    assert_eq!(
+                        (plan.t.len(), plan.t[0]),
+                        (steps as usize, i64::from(noise_level) - 1)
+                    );
                 } else {
                     assert!(2 * noise_level < steps + 2, "{noise_level} {steps}");
                 }
             }
             match s.plan(SamplerMode::Fast, 0, noise_level) {
                 Ok(plan) => {
-                    assert_eq!((plan.t.len(), plan.t[0]), (FAST_EVALUATIONS, i64::from(noise_level) - 1))
+                    assert_eq!(
+                        (plan.t.len(), plan.t[0]),
+                        (FAST_EVALUATIONS, i64::from(noise_level) - 1)
+                    )
                 }
                 Err(_) => assert!(noise_level < 12, "{noise_level}"),
             }

@@ -87,7 +87,8 @@ impl Solver {
             previous_h = h;
         }
         let first = plan.t[0] as usize;
-        let start = ((schedule.alphas()[first] * scale) as f32, (schedule.sigmas()[first] * scale) as f32);
+        let start =
+            ((schedule.alphas()[first] * scale) as f32, (schedule.sigmas()[first] * scale) as f32);
         Ok(Self { start, steps })
     }
 
@@ -123,7 +124,14 @@ impl Solver {
     /// Moves the state `x` from `k_i` to `k_{i+1}`. `denoised` is evaluation `i`'s prediction,
     /// `previous` the one before it (`None` at `i = 0`), `noise` is N(0,1). After the last
     /// evaluation `x` is `denoised`.
-    pub fn step(&self, i: usize, x: &mut [f32], denoised: &[f32], previous: Option<&[f32]>, noise: &[f32]) {
+    pub fn step(
+        &self,
+        i: usize,
+        x: &mut [f32],
+        denoised: &[f32],
+        previous: Option<&[f32]>,
+        noise: &[f32],
+    ) {
         debug_assert!(x.len() == denoised.len() && x.len() == noise.len());
         let s = self.steps[i];
         match previous {
@@ -158,14 +166,18 @@ mod tests {
             (SamplerMode::Normal, 7, 1000),
             (SamplerMode::Normal, 1, 1000),
         ] {
-            let solver = Solver::new(&schedule, &schedule.plan(mode, steps, level).unwrap()).unwrap();
+            let solver =
+                Solver::new(&schedule, &schedule.plan(mode, steps, level).unwrap()).unwrap();
             let x0 = [0.5f32, -1.5, 2.0];
             let mut x = [1.0f32, -0.3, 0.1];
             solver.start(&x0, &mut x);
             for i in 0..solver.evaluations() {
                 let mut input = [0.0; 3];
                 solver.scale_model_input(i, &x, &mut input);
-                assert!(input.iter().all(|v| v.is_finite() && v.abs() < 4.0), "{mode:?} {i} {input:?}");
+                assert!(
+                    input.iter().all(|v| v.is_finite() && v.abs() < 4.0),
+                    "{mode:?} {i} {input:?}"
+                );
                 solver.step(i, &mut x, &x0, (i > 0).then_some(&x0[..]), &[0.1, -0.2, 0.3]);
             }
             assert_eq!(x, x0);
@@ -189,7 +201,8 @@ mod tests {
     #[test]
     fn foreign_plans_are_refused() {
         let schedule = Schedule::new(&ScheduleConfig::default()).unwrap();
-        let plan = |k: &[f64], t: &[i64]| Solver::new(&schedule, &Plan { k: k.into(), t: t.into() });
+        let plan =
+            |k: &[f64], t: &[i64]| Solver::new(&schedule, &Plan { k: k.into(), t: t.into() });
         assert!(plan(&[], &[]).is_err());
         assert!(plan(&[1.0, 0.0], &[1000]).is_err());
         assert!(plan(&[1.0, 0.5], &[10]).is_err());

@@ -115,7 +115,8 @@ impl Wavefront {
     /// [`Error::Input`] where the shape differs from the clip's or the clip has been finished and
     /// not yet given out.
     pub fn push(&mut self, frame: u64, hint: Array3<f32>) -> Result<()> {
-        let refuse = |reason: String| Err(Error::input(format!("latents of frame {frame}"), reason));
+        let refuse =
+            |reason: String| Err(Error::input(format!("latents of frame {frame}"), reason));
         if self.finished {
             return refuse("the clip is finished; take its frames or reset first".into());
         }
@@ -185,11 +186,13 @@ impl Wavefront {
     fn next(&self) -> Option<usize> {
         let ready = |&i: &usize| {
             let evaluation = &self.evaluations[i];
-            self.closed
-                .get(evaluation.window - self.first_window)
-                .is_some_and(|closed| closed.window.end <= evaluation.first + evaluation.states.len())
+            self.closed.get(evaluation.window - self.first_window).is_some_and(|closed| {
+                closed.window.end <= evaluation.first + evaluation.states.len()
+            })
         };
-        (0..self.evaluations.len()).filter(ready).min_by_key(|&i| (i + self.evaluations[i].window, i))
+        (0..self.evaluations.len())
+            .filter(ready)
+            .min_by_key(|&i| (i + self.evaluations[i].window, i))
     }
 
     /// Runs evaluation `i` of its next window.

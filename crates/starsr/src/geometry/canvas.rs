@@ -196,7 +196,10 @@ mod tests {
         );
         assert_eq!([COLUMNS.fit(1280), COLUMNS.fit(1281)].map(Result::unwrap), [1280, 1344]);
         let free = LegalSizes { multiple: 8, offset: 4, minimum: 0 };
-        assert_eq!([free.fit(1), free.fit(4), free.fit(5), free.fit(12)].map(Result::unwrap), [4, 4, 12, 12]);
+        assert_eq!(
+            [free.fit(1), free.fit(4), free.fit(5), free.fit(12)].map(Result::unwrap),
+            [4, 4, 12, 12]
+        );
         assert_eq!(LegalSizes { multiple: 1, offset: 0, minimum: 0 }.fit(0).unwrap(), 1);
         for wrong in [
             LegalSizes { multiple: 0, offset: 0, minimum: 0 },
@@ -219,7 +222,8 @@ mod tests {
     #[test]
     fn padding_and_back() {
         let axis = LegalSizes { multiple: 8, offset: 0, minimum: 0 };
-        let picture = Array3::from_shape_fn((3, 5, 6), |(c, y, x)| (c * 100 + y * 10 + x) as f32 / 400.0);
+        let picture =
+            Array3::from_shape_fn((3, 5, 6), |(c, y, x)| (c * 100 + y * 10 + x) as f32 / 400.0);
         for padding in [Padding::Edge, Padding::White, Padding::Official] {
             let canvas = Canvas::new(Size::new(6, 5), axis, axis, padding).unwrap();
             let mut full = Array3::zeros((3, 8, 8));

@@ -50,8 +50,7 @@ pub fn upscale(
     interpolation: Interpolation,
 ) -> Result<Array3<f32>> {
     let (channels, height, width) = source.dim();
-    let Size { width: big_width, height: big_height } =
-        Size { width, height }.enlarged(factor)?;
+    let Size { width: big_width, height: big_height } = Size { width, height }.enlarged(factor)?;
     if factor == 1 {
         return Ok(source.as_standard_layout().into_owned());
     }
@@ -66,7 +65,8 @@ pub fn upscale(
     let weights: Vec<f32> = (0..factor)
         .flat_map(|phase| {
             let centre = (phase as f64 + 0.5) / factor as f64 - 0.5;
-            (0..taps).map(move |tap| interpolation.kernel(tap as f64 - reach as f64 - centre) as f32)
+            (0..taps)
+                .map(move |tap| interpolation.kernel(tap as f64 - reach as f64 - centre) as f32)
         })
         .collect();
     let source = source.as_standard_layout();
@@ -95,7 +95,10 @@ pub fn upscale(
                 let y = (y / factor + tap).saturating_sub(reach).min(height - 1);
                 &wide[y * big_width..(y + 1) * big_width]
             };
-            weighted_rows(line, (0..taps).filter(|&t| weights[t] != 0.0).map(|t| (weights[t], row(t))));
+            weighted_rows(
+                line,
+                (0..taps).filter(|&t| weights[t] != 0.0).map(|t| (weights[t], row(t))),
+            );
         }
     }
     Ok(result)
@@ -157,7 +160,10 @@ pub fn resize_bilinear(source: ArrayView3<f32>, size: Size) -> Result<Array3<f32
         let plane = plane.to_slice().expect("standard layout");
         for (mut line, &(top, bottom, weight)) in out.axis_iter_mut(Axis(0)).zip(&down) {
             let row = |y: usize| &plane[y * from_width..(y + 1) * from_width];
-            weighted_rows(&mut mixed, [(1.0 - weight, row(top)), (weight, row(bottom))].into_iter());
+            weighted_rows(
+                &mut mixed,
+                [(1.0 - weight, row(top)), (weight, row(bottom))].into_iter(),
+            );
             for (v, &(left, right, weight)) in line.iter_mut().zip(&across) {
                 *v = mixed[left] + weight * (mixed[right] - mixed[left]);
             }
@@ -170,7 +176,8 @@ pub fn resize_bilinear(source: ArrayView3<f32>, size: Size) -> Result<Array3<f32
 fn positions(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
     (0..to)
         .map(|i| {
-            let centre = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
+            let centre =
+                ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
             let low = centre as usize;
             (low, (low + 1).min(from - 1), (centre - low as f64) as f32)
         })
@@ -195,7 +202,8 @@ mod tests {
                         sy.clamp(0, height as i64 - 1) as usize,
                         sx.clamp(0, width as i64 - 1) as usize,
                     ]];
-                    sum += how.kernel(sy as f64 - cy) * how.kernel(sx as f64 - cx) * f64::from(pixel);
+                    sum +=
+                        how.kernel(sy as f64 - cy) * how.kernel(sx as f64 - cx) * f64::from(pixel);
                 }
             }
             sum as f32
@@ -211,10 +219,13 @@ mod tests {
                         ((c * 7 + y * 13 + x * 29) % 11) as f32 / 10.0
                     });
                     let ours = upscale(v.view(), factor, how).unwrap();
-                    let worst = (&ours - &reference(&v, factor, how)).fold(0.0f32, |m, d| m.max(d.abs()));
+                    let worst =
+                        (&ours - &reference(&v, factor, how)).fold(0.0f32, |m, d| m.max(d.abs()));
                     assert!(worst < 1e-6, "{factor} {height}x{width} {how:?}: {worst}");
                     if how == Interpolation::Bilinear {
-                        let resized = resize_bilinear(v.view(), Size::new(width * factor, height * factor)).unwrap();
+                        let resized =
+                            resize_bilinear(v.view(), Size::new(width * factor, height * factor))
+                                .unwrap();
                         let worst = (&ours - &resized).fold(0.0f32, |m, d| m.max(d.abs()));
                         assert!(worst < 1e-6, "{factor} {height}x{width}: {worst}");
                     }
@@ -235,8 +246,8 @@ mod tests {
             upscale(Array3::zeros((3, 0, 4)).view(), 4, Interpolation::Bicubic).unwrap().dim(),
             (3, 0, 16)
         );
-        let turned =
-            Array3::from_shape_fn((1, 2, 3), |(_, y, x)| (y * 3 + x) as f32).permuted_axes([0, 2, 1]);
+        let turned = Array3::from_shape_fn((1, 2, 3), |(_, y, x)| (y * 3 + x) as f32)
+            .permuted_axes([0, 2, 1]);
         let straight = turned.as_standard_layout().into_owned();
         assert_eq!(
             upscale(turned.view(), 2, Interpolation::Bicubic).unwrap(),

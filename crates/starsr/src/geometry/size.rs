@@ -34,8 +34,7 @@ impl Size {
     /// # Errors
     /// [`Error::Input`] where `factor` is 0 or a side would be longer than 65536 pixels.
     pub fn enlarged(self, factor: usize) -> Result<Self> {
-        let side =
-            |side: usize| side.checked_mul(factor).filter(|&s| factor > 0 && s <= MAX_SIDE);
+        let side = |side: usize| side.checked_mul(factor).filter(|&s| factor > 0 && s <= MAX_SIDE);
         match (side(self.width), side(self.height)) {
             (Some(width), Some(height)) => Ok(Self { width, height }),
             _ => Err(Error::input("upscale", format!("{self} cannot be enlarged {factor} times"))),

@@ -150,7 +150,8 @@ fn tiles(size: usize, tile: usize, overlap: usize, legal: LegalSizes) -> Result<
         let u = ((place as f64 + 0.5) / shared.max(1) as f64).min(1.0);
         if shared == 0 { 1.0 } else { u * u * (3.0 - 2.0 * u) }
     };
-    let shared = |i: usize| i.checked_sub(1).map_or(0, |before| starts[before] + length - starts[i]);
+    let shared =
+        |i: usize| i.checked_sub(1).map_or(0, |before| starts[before] + length - starts[i]);
     let raw = |i: usize, x: usize| {
         let after = if i < gaps { shared(i + 1) } else { 0 };
         rise(x - starts[i], shared(i)) * rise(starts[i] + length - 1 - x, after)
@@ -192,7 +193,9 @@ fn add_tile(
     }
     let mut place = canvas.slice_mut(s![.., rows.range.clone(), columns.range.clone()]);
     for (mut to, from) in place.axis_iter_mut(Axis(0)).zip(tile.axis_iter(Axis(0))) {
-        for ((mut to, from), &wy) in to.axis_iter_mut(Axis(0)).zip(from.axis_iter(Axis(0))).zip(&rows.weights) {
+        for ((mut to, from), &wy) in
+            to.axis_iter_mut(Axis(0)).zip(from.axis_iter(Axis(0))).zip(&rows.weights)
+        {
             for ((to, from), wx) in to.iter_mut().zip(from).zip(&columns.weights) {
                 *to += wy * wx * from;
             }
@@ -236,7 +239,10 @@ mod tests {
                                 sums[x] += w;
                             }
                         }
-                        assert!(sums.iter().all(|s: &f32| (s - 1.0).abs() < 1e-6), "{size} {tile} {overlap}");
+                        assert!(
+                            sums.iter().all(|s: &f32| (s - 1.0).abs() < 1e-6),
+                            "{size} {tile} {overlap}"
+                        );
                     }
                 }
             }
@@ -246,10 +252,14 @@ mod tests {
     #[test]
     fn tiles_of_a_picture_give_it_back() {
         let axis = LegalSizes { multiple: 4, offset: 0, minimum: 0 };
-        let picture =
-            Array4::from_shape_fn((2, 3, 40, 52), |(f, c, y, x)| (f * 7 + c * 100 + y * 3 + x) as f32);
+        let picture = Array4::from_shape_fn((2, 3, 40, 52), |(f, c, y, x)| {
+            (f * 7 + c * 100 + y * 3 + x) as f32
+        });
         let grid = Grid::new(Size::new(52, 40), 20, 7, [axis, axis]).unwrap();
-        assert_eq!((grid.rows.len() * grid.columns.len(), grid.tile_size()), (12, Size::new(20, 20)));
+        assert_eq!(
+            (grid.rows.len() * grid.columns.len(), grid.tile_size()),
+            (12, Size::new(20, 20))
+        );
         let both = grid
             .blend(|rows, columns| {
                 let tile = picture.slice(s![.., .., rows, columns]);
@@ -261,8 +271,12 @@ mod tests {
         assert!(half.iter().zip(&picture).all(|(a, b)| (a - 0.5 * b).abs() < 1e-6 * b.max(1.0)));
 
         let coarse = grid.shrunk(4);
-        let average = |x: usize| (0..4).map(|i| grid.columns[1].weights[4 * x + i]).sum::<f32>() / 4.0;
-        assert_eq!((coarse.rows.len() * coarse.columns.len(), coarse.tile_size()), (12, Size::new(5, 5)));
+        let average =
+            |x: usize| (0..4).map(|i| grid.columns[1].weights[4 * x + i]).sum::<f32>() / 4.0;
+        assert_eq!(
+            (coarse.rows.len() * coarse.columns.len(), coarse.tile_size()),
+            (12, Size::new(5, 5))
+        );
         assert!((0..5).all(|x| (coarse.columns[1].weights[x] - average(x)).abs() < 1e-6));
         assert!(coarse.blend(|_, _| Ok(vec![Array4::zeros((1, 3, 20, 20))])).is_err());
     }
@@ -270,8 +284,9 @@ mod tests {
     #[test]
     fn tiles_are_no_longer_than_their_number_needs() {
         let axis = LegalSizes { multiple: 128, offset: 0, minimum: 128 };
-        let ranges =
-            |size| tiles(size, 1024, 128, axis).unwrap().into_iter().map(|t| t.range).collect::<Vec<_>>();
+        let ranges = |size| {
+            tiles(size, 1024, 128, axis).unwrap().into_iter().map(|t| t.range).collect::<Vec<_>>()
+        };
         assert_eq!(ranges(1024).len(), 1);
         assert_eq!(ranges(1408), [0..768, 640..1408]);
         assert_eq!(ranges(1920), [0..1024, 896..1920]);

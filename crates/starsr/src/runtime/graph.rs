@@ -27,7 +27,8 @@ pub(super) enum Dim {
 }
 
 /// Element types a tensor of samples may have.
-pub(super) const SAMPLES: &[TensorElementType] = &[TensorElementType::Float32, TensorElementType::Float16];
+pub(super) const SAMPLES: &[TensorElementType] =
+    &[TensorElementType::Float32, TensorElementType::Float16];
 
 /// Loads the graphs of a bundle; `cancel` stops that between two graphs.
 pub(super) struct Loader<'a> {
@@ -89,17 +90,25 @@ impl Graph {
 
     /// The size of the last dimension of an input or output, where it is fixed.
     pub fn last_dimension(&self, name: &str) -> Option<usize> {
-        let tensor = self.session.inputs().iter().chain(self.session.outputs()).find(|t| t.name() == name)?;
+        let tensor = self
+            .session
+            .inputs()
+            .iter()
+            .chain(self.session.outputs())
+            .find(|t| t.name() == name)?;
         tensor.dtype().tensor_shape()?.last().and_then(|&size| usize::try_from(size).ok())
     }
 
     /// Checks that there are no inputs and outputs but these.
     pub fn only(&self, inputs: &[&str], outputs: &[&str]) -> Result<()> {
-        let sides = [("input", self.session.inputs(), inputs), ("output", self.session.outputs(), outputs)];
+        let sides =
+            [("input", self.session.inputs(), inputs), ("output", self.session.outputs(), outputs)];
         for (side, tensors, known) in sides {
             if let Some(stranger) = tensors.iter().find(|tensor| !known.contains(&tensor.name())) {
-                let reason =
-                    format!("is not an {side} of this role, whose {side}s are: {}", known.join(", "));
+                let reason = format!(
+                    "is not an {side} of this role, whose {side}s are: {}",
+                    known.join(", ")
+                );
                 return Err(self.error(stranger.name(), reason));
             }
         }
@@ -107,12 +116,22 @@ impl Graph {
     }
 
     /// Checks an input that must be there and gives its element type.
-    pub fn input(&self, name: &str, types: &[TensorElementType], dims: &[Dim]) -> Result<TensorElementType> {
+    pub fn input(
+        &self,
+        name: &str,
+        types: &[TensorElementType],
+        dims: &[Dim],
+    ) -> Result<TensorElementType> {
         self.check("input", self.session.inputs(), name, types, dims)
     }
 
     /// Checks an output that must be there and gives its element type.
-    pub fn output(&self, name: &str, types: &[TensorElementType], dims: &[Dim]) -> Result<TensorElementType> {
+    pub fn output(
+        &self,
+        name: &str,
+        types: &[TensorElementType],
+        dims: &[Dim],
+    ) -> Result<TensorElementType> {
         self.check("output", self.session.outputs(), name, types, dims)
     }
 
@@ -126,13 +145,16 @@ impl Graph {
     ) -> Result<TensorElementType> {
         let Some(tensor) = tensors.iter().find(|tensor| tensor.name() == name) else {
             let names = tensors.iter().map(Outlet::name).collect::<Vec<_>>().join(", ");
-            return Err(self.error(name, format!("the graph has no such {side}; its {side}s are: {names}")));
+            return Err(
+                self.error(name, format!("the graph has no such {side}; its {side}s are: {names}"))
+            );
         };
         let ValueType::Tensor { ty, shape, .. } = tensor.dtype() else {
             return Err(self.error(name, "must be a tensor"));
         };
         if !types.contains(ty) {
-            let wanted = types.iter().map(TensorElementType::to_string).collect::<Vec<_>>().join(" or ");
+            let wanted =
+                types.iter().map(TensorElementType::to_string).collect::<Vec<_>>().join(" or ");
             return Err(self.error(name, format!("has element type {ty}, but must have {wanted}")));
         }
         let fits = shape.len() == dims.len()
@@ -140,7 +162,9 @@ impl Graph {
                 Dim::Free(_) => found < 0,
                 // ONNX Runtime may not know a size of an output; what comes out is checked at each
                 // run.
-                Dim::Fixed(size) => usize::try_from(found) == Ok(size) || (side == "output" && found < 0),
+                Dim::Fixed(size) => {
+                    usize::try_from(found) == Ok(size) || (side == "output" && found < 0)
+                }
                 Dim::Any => true,
             });
         if !fits {
@@ -152,8 +176,9 @@ impl Graph {
             });
             let list = |dims: Vec<String>| format!("[{}]", dims.join(","));
             let (found, wanted) = (list(found.collect()), list(wanted.collect()));
-            let reason =
-                format!("has shape {found}, but must have {wanted}, where letters are free dimensions");
+            let reason = format!(
+                "has shape {found}, but must have {wanted}, where letters are free dimensions"
+            );
             return Err(self.error(name, reason));
         }
         Ok(*ty)

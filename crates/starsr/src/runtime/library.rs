@@ -99,7 +99,10 @@ pub(super) fn load(named: Option<&Path>, near: &[PathBuf]) -> Result<&'static Li
     if let Some(named) = named
         && resolve(named) != library.path
     {
-        return Err(Error::LibraryInUse { loaded: library.path.clone(), asked: named.to_path_buf() });
+        return Err(Error::LibraryInUse {
+            loaded: library.path.clone(),
+            asked: named.to_path_buf(),
+        });
     }
     Ok(library)
 }
@@ -110,7 +113,8 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
     }
     if let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let path = Path::new(&value);
-        return check(&resolve(path)).map_err(|e| e.into_error(format!("{}, named by {VARIABLE}", path.display())));
+        return check(&resolve(path))
+            .map_err(|e| e.into_error(format!("{}, named by {VARIABLE}", path.display())));
     }
     let user = user_data_dir().map(|folder| folder.join("starsr"));
     let mut failures = Vec::new();
@@ -122,8 +126,10 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
             Err(e) => failures.push(format!("{}: {}", path.display(), e.reason())),
         }
     }
-    let folders = near.iter().chain(&user).map(|folder| folder.display().to_string()).collect::<Vec<_>>();
-    let reason = format!("looked in {} and asked the system ({})", folders.join(", "), failures.join("; "));
+    let folders =
+        near.iter().chain(&user).map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    let reason =
+        format!("looked in {} and asked the system ({})", folders.join(", "), failures.join("; "));
     Err(Error::LibraryMissing { reason })
 }
 
@@ -133,12 +139,14 @@ fn libraries_in(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(Vec<u32>, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("libonnxruntime.so")) else {
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("libonnxruntime.so"))
+        else {
             continue;
         };
         if rest.is_empty() || rest == ".1" || rest.starts_with(".1.") {
             // The plain name sorts last and so comes out first.
-            let version = rest.split('.').skip(1).map(|n| n.parse().unwrap_or(0)).collect::<Vec<_>>();
+            let version =
+                rest.split('.').skip(1).map(|n| n.parse().unwrap_or(0)).collect::<Vec<_>>();
             let key = if rest.is_empty() { vec![u32::MAX] } else { version };
             found.push((key, resolve(&entry.path())));
         }
@@ -152,7 +160,11 @@ fn libraries_in(folder: &Path) -> Vec<PathBuf> {
 /// A bare name that is no file is left to the system's loader.
 fn resolve(path: &Path) -> PathBuf {
     let bare = path.components().count() == 1 && !path.exists();
-    if bare { path.to_path_buf() } else { fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()) }
+    if bare {
+        path.to_path_buf()
+    } else {
+        fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+    }
 }
 
 struct Candidate {
@@ -171,13 +183,17 @@ impl Unfit {
     fn reason(&self) -> String {
         match self {
             Unfit::Unusable(reason) => reason.clone(),
-            Unfit::TooOld { found, .. } => format!("it is version {found}, at least {} is needed", needed()),
+            Unfit::TooOld { found, .. } => {
+                format!("it is version {found}, at least {} is needed", needed())
+            }
         }
     }
 
     fn into_error(self, name: String) -> Error {
         match self {
-            Unfit::TooOld { path, found } => Error::LibraryVersion { path, found, needed: needed() },
+            Unfit::TooOld { path, found } => {
+                Error::LibraryVersion { path, found, needed: needed() }
+            }
             Unfit::Unusable(reason) => {
                 Error::LibraryMissing { reason: format!("{name}: {reason}") }
             }
@@ -194,14 +210,17 @@ fn needed() -> String {
 fn check(path: &Path) -> Result<Candidate, Unfit> {
     // SAFETY: the user chose this library or put it in a place for it; loading it runs its
     // initialisers.
-    let handle = unsafe { libloading::Library::new(path) }.map_err(|e| Unfit::Unusable(chain(&e)))?;
+    let handle =
+        unsafe { libloading::Library::new(path) }.map_err(|e| Unfit::Unusable(chain(&e)))?;
     // SAFETY: the signature is the one in onnxruntime_c_api.h, unchanged since version 1.
     let entry = unsafe {
         handle.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(
             c"OrtGetApiBase".to_bytes_with_nul(),
         )
     }
-    .map_err(|_| Unfit::Unusable("it is a library, but not ONNX Runtime (it has no OrtGetApiBase)".into()))?;
+    .map_err(|_| {
+        Unfit::Unusable("it is a library, but not ONNX Runtime (it has no OrtGetApiBase)".into())
+    })?;
     // SAFETY: as above; the returned table lives as long as the library.
     let base = unsafe { entry().as_ref() }.ok_or_else(|| {
         Unfit::Unusable("it gives no programming interface (OrtGetApiBase returned null)".into())
@@ -230,8 +249,9 @@ fn check(path: &Path) -> Result<Candidate, Unfit> {
 }
 
 fn open(candidate: Candidate) -> Result<Library> {
-    let failed =
-        |reason: String| Error::LibraryMissing { reason: format!("{}: {reason}", candidate.path.display()) };
+    let failed = |reason: String| Error::LibraryMissing {
+        reason: format!("{}: {reason}", candidate.path.display()),
+    };
     let environment = ort::init_from(&candidate.path)
         .map_err(|e| failed(chain(&e)))?
         .with_name("starsr")

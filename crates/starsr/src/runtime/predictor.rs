@@ -62,8 +62,7 @@ const CONTROLS: &[TensorElementType] =
 impl Predictor {
     pub fn load(loader: &Loader) -> Result<Self> {
         let channels = loader.bundle.manifest().latent.channels;
-        let video =
-            [BATCH, Dim::Fixed(channels), Dim::Free("F"), Dim::Free("h"), Dim::Free("w")];
+        let video = [BATCH, Dim::Fixed(channels), Dim::Free("F"), Dim::Free("h"), Dim::Free("w")];
         let controlnet = loader.required(Role::ControlNet)?;
         let controls = controls_of(&controlnet)?;
         let names = controls.iter().map(String::as_str).collect::<Vec<_>>();

@@ -76,7 +76,11 @@ impl Chosen {
         }
         let reason = match passed_over.as_slice() {
             [(_, reason)] => reason.clone(),
-            all => all.iter().map(|(p, reason)| format!("{p}: {reason}")).collect::<Vec<_>>().join("; "),
+            all => all
+                .iter()
+                .map(|(p, reason)| format!("{p}: {reason}"))
+                .collect::<Vec<_>>()
+                .join("; "),
         };
         Err(Error::Provider { provider: options.provider, reason })
     }
@@ -96,8 +100,8 @@ impl Chosen {
         }
         let run = || -> ort::Result<f32> {
             let mut session = self.builder(library)?.commit_from_memory(PROBE)?;
-            let outputs =
-                session.run(ort::inputs!["x" => Tensor::from_array(([1_usize], vec![1.0_f32]))?])?;
+            let outputs = session
+                .run(ort::inputs!["x" => Tensor::from_array(([1_usize], vec![1.0_f32]))?])?;
             Ok(outputs["y"].try_extract_tensor::<f32>()?.1.iter().sum())
         };
         match run() {
@@ -152,7 +156,9 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
             .error_on_failure()
     };
     Ok(match provider {
-        Provider::Auto | Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        Provider::Auto | Provider::Cpu => {
+            vec![ep::CPU::default().with_arena_allocator(true).build()]
+        }
         Provider::Cuda => vec![cuda()],
         Provider::TensorRt => {
             let mut tensorrt = ep::TensorRT::default().with_device_id(device);
@@ -170,9 +176,8 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
 }
 
 fn cache_folder(folder: &Path) -> Result<&str> {
-    let fail = |wrong: String| {
-        Error::setting(Setting::CacheDir, format!("{} {wrong}", folder.display()))
-    };
+    let fail =
+        |wrong: String| Error::setting(Setting::CacheDir, format!("{} {wrong}", folder.display()));
     std::fs::create_dir_all(folder).map_err(|e| fail(format!("cannot be created: {e}")))?;
     let text = folder.to_str().filter(|text| !text.contains('\0'));
     text.ok_or_else(|| fail("is not UTF-8, which TensorRT needs; choose another folder".into()))

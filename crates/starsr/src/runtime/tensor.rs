@@ -69,8 +69,12 @@ impl Input {
     /// Fills each part of the tensor `[B,C,F,h,w]` with the same latents `[F,C,h,w]`.
     pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: &Threads) {
         match self {
-            Self::F32(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
-            Self::F16(tensor) => store_channels_first(latents, tensor.extract_tensor_mut().1, threads),
+            Self::F32(tensor) => {
+                store_channels_first(latents, tensor.extract_tensor_mut().1, threads)
+            }
+            Self::F16(tensor) => {
+                store_channels_first(latents, tensor.extract_tensor_mut().1, threads)
+            }
         }
     }
 
@@ -125,7 +129,8 @@ pub(super) fn fetch(
     threads: &Threads,
 ) -> Result<(), String> {
     fn copy<T: Sample>(from: &[T], to: &mut [f32], threads: &Threads) {
-        threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::fetch(from, to));
+        threads
+            .for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::fetch(from, to));
     }
     match element(value)? {
         TensorElementType::Float16 => copy::<f16>(checked(value, shape)?, samples, threads),
@@ -152,11 +157,15 @@ pub(super) fn fetch_latents(
     match element(value)? {
         TensorElementType::Float16 => {
             let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
-            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
+            parts
+                .zip(&mut *results)
+                .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
         }
         _ => {
             let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
-            parts.zip(&mut *results).for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
+            parts
+                .zip(&mut *results)
+                .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
         }
     }
     Ok(())
@@ -168,7 +177,9 @@ fn element(value: &DynValue) -> Result<TensorElementType, String> {
 
 fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T], String> {
     let (found, samples) = value.try_extract_tensor::<T>().map_err(|e| one_line(&e))?;
-    if found.len() == shape.len() && found.iter().zip(shape).all(|(&a, &b)| usize::try_from(a) == Ok(b)) {
+    if found.len() == shape.len()
+        && found.iter().zip(shape).all(|(&a, &b)| usize::try_from(a) == Ok(b))
+    {
         Ok(samples)
     } else {
         Err(format!("gave a tensor of shape {:?} where {shape:?} was expected", &**found))

@@ -63,12 +63,7 @@ impl BlendWindows {
     /// Cross-fades the `results` of the first closed window with the window before, and lets out
     /// what no further window shares; gives the number of those frames. `plain` results are not the
     /// model's.
-    fn settle(
-        &mut self,
-        results: Vec<Array3<f32>>,
-        plain: bool,
-        clip: &mut Clip,
-    ) -> Result<usize> {
+    fn settle(&mut self, results: Vec<Array3<f32>>, plain: bool, clip: &mut Clip) -> Result<usize> {
         let Some(window) = self.closed.pop_front() else { return Ok(0) };
         let windows = self.planner.windows();
         self.plain_tail = plain;

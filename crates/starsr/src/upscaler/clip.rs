@@ -175,8 +175,7 @@ impl Clip {
     ) -> Result<T> {
         let clock = Instant::now();
         let mut denoiser = self.path.denoiser(self.model.as_mut(), &self.cancel);
-        let restored =
-            work(&mut denoiser, self.noise.as_ref(), &self.conditioning, &self.cancel)?;
+        let restored = work(&mut denoiser, self.noise.as_ref(), &self.conditioning, &self.cancel)?;
         lap(&mut self.times.sample, clock);
         Ok(restored)
     }

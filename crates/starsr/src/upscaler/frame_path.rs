@@ -116,7 +116,11 @@ impl FramePath {
     }
 
     /// `model` as a denoiser of the whole canvas.
-    pub(super) fn denoiser<'a>(&'a self, model: &'a mut dyn Model, cancel: &'a Cancel) -> Tiled<'a> {
+    pub(super) fn denoiser<'a>(
+        &'a self,
+        model: &'a mut dyn Model,
+        cancel: &'a Cancel,
+    ) -> Tiled<'a> {
         Tiled::new(model, &self.latent_grid, cancel)
     }
 

@@ -69,6 +69,7 @@ pub fn memory_of_this_machine() -> Option<u64> {
 
 fn memory_in_total() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let of = |line: &str| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok();
+    let of =
+        |line: &str| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok();
     text.lines().find_map(of).and_then(|kibibytes: u64| kibibytes.checked_mul(1024))
 }

@@ -26,12 +26,12 @@ use crate::parallel::Threads;
 use crate::text::{Prompts, tokenize};
 use crate::windows::Windows;
 
-use blend::BlendWindows;
 pub use crate::color::ColorFix;
 pub use crate::diffusion::guidance::Batching;
 pub use crate::diffusion::noise::Noise;
 pub use crate::diffusion::schedule::SamplerMode;
 pub use crate::windows::WindowMode;
+use blend::BlendWindows;
 pub use clip::StageTimes;
 use clip::{Clip, WindowJoin, lap};
 use decode_groups::DecodeGroups;

@@ -6,16 +6,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use starsr::bundle::{Bundle, Manifest, Prediction, Role};
+use proptest::prelude::*;
 use starsr::Cancel;
-use starsr::geometry::{LegalSizes, Interpolation, Padding};
-use starsr::diffusion::schedule::SamplerMode;
 use starsr::Error;
+use starsr::bundle::{Bundle, Manifest, Prediction, Role};
+use starsr::diffusion::schedule::SamplerMode;
+use starsr::geometry::{Interpolation, LegalSizes, Padding};
 use starsr::text::tokenize;
 use starsr::windows::WindowMode;
 use starsr_testkit::fixtures;
-use proptest::prelude::*;
-
 
 /// Opens a bundle which must be refused and gives (file, field, reason).
 #[track_caller]
@@ -33,7 +32,10 @@ fn opens_and_reads_everything() {
     assert_eq!((manifest.name.as_str(), manifest.version.as_str()), ("tiny", "1"));
     assert_eq!((manifest.scale.default, manifest.scale.minimum, manifest.scale.maximum), (4, 4, 4));
     assert_eq!((manifest.latent.channels, manifest.latent.spatial_factor), (48, 4));
-    assert_eq!((manifest.canvas.upscale, manifest.canvas.padding), (Interpolation::Bicubic, Padding::Edge));
+    assert_eq!(
+        (manifest.canvas.upscale, manifest.canvas.padding),
+        (Interpolation::Bicubic, Padding::Edge)
+    );
     assert_eq!(manifest.canvas.width, LegalSizes { multiple: 8, offset: 0, minimum: 8 });
     assert_eq!((manifest.window.length, manifest.window.overlap), (4, 1));
     assert_eq!(manifest.window.mode, WindowMode::Blend);
@@ -121,14 +123,19 @@ fn external_data_is_hashed_too() {
     let copy = fixtures::copy_of_tiny();
     let weights = copy.path().join("weights.data");
     fs::write(&weights, vec![7_u8; 3 << 20]).unwrap();
-    let data =
-        format!("data = [{{ file = \"weights.data\", sha256 = \"{}\" }}]\n", fixtures::sha256(&weights));
+    let data = format!(
+        "data = [{{ file = \"weights.data\", sha256 = \"{}\" }}]\n",
+        fixtures::sha256(&weights)
+    );
     fixtures::edit(copy.path(), |text| text + &data);
     Bundle::open(copy.path()).unwrap();
 
     fs::write(&weights, vec![8_u8; 3 << 20]).unwrap();
     let (file, field, _) = refused(copy.path());
-    assert_eq!((file.as_path(), field.as_str()), (weights.as_path(), "graphs.denoiser.data[0].sha256"));
+    assert_eq!(
+        (file.as_path(), field.as_str()),
+        (weights.as_path(), "graphs.denoiser.data[0].sha256")
+    );
 }
 
 #[test]
@@ -162,7 +169,12 @@ fn manifest_mistakes() {
         ("length = 4", "length = 65", "window.length", "is 65, but must be between 1 and 64"),
         ("overlap = 1", "overlap = 4", "window.overlap", "is 4, but must be between 0 and 3"),
         ("minimum = 1\nmaximum = 64", "minimum = 0\nmaximum = 64", "window.minimum", "is 0"),
-        ("maximum = 64", "maximum = 9223372036854775807", "window.maximum", "is 9223372036854775807"),
+        (
+            "maximum = 64",
+            "maximum = 9223372036854775807",
+            "window.maximum",
+            "is 9223372036854775807",
+        ),
         ("mode = \"blend\"", "mode = \"mix\"", "window.mode", "expected `blend` or `wavefront`"),
         ("default = 4", "default = 5", "scale.default", "is 5, but must be between 4 and 4"),
         ("maximum = 4\n", "maximum = 3\n", "scale.maximum", "is 3"),
@@ -187,10 +199,20 @@ fn manifest_mistakes() {
         ("scale_min = 2.0", "scale_min = 0.0", "schedule.scale_min", "above 0"),
         ("timesteps = 1000", "timesteps = 1", "schedule.timesteps", "is 1"),
         ("noise_level = 900", "noise_level = 1001", "schedule.noise_level", "is 1001"),
-        ("kind = \"logsnr-cosine-interp\"", "kind = \"linear\"", "schedule", "logsnr-cosine-interp"),
+        (
+            "kind = \"logsnr-cosine-interp\"",
+            "kind = \"linear\"",
+            "schedule",
+            "logsnr-cosine-interp",
+        ),
         ("\nsteps = 1", "\nsteps = 0", "sampler.steps", "is 0"),
         ("guidance_scale = 1.0", "guidance_scale = nan", "sampler.guidance_scale", "is NaN"),
-        ("guidance_scale = 1.0", "guidance_scale = 7.5", "sampler.guidance_scale", "must be 1 without"),
+        (
+            "guidance_scale = 1.0",
+            "guidance_scale = 7.5",
+            "sampler.guidance_scale",
+            "must be 1 without",
+        ),
         ("strength = 1.0", "strength = 1.5", "sampler.strength", "between 0 and 1"),
         ("color_fix = \"none\"", "color_fix = \"blue\"", "sampler.color_fix", "`adain`"),
         ("frames_per_decode = 3", "frames_per_decode = 0", "vae.frames_per_decode", "is 0"),

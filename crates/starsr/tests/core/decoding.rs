@@ -3,15 +3,14 @@
 //! Groups of frames for the decoder, over a stand-in whose frames show their neighbours in the
 //! group.
 
-use starsr::geometry::{Interpolation, upscale};
+use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
+use starsr::geometry::{Interpolation, upscale};
 use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
-use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
-
 
 /// Predicts `x0 = hint`; decodes each frame with 0.1 of the frame before it in its group and 0.01
 /// of the one behind.
@@ -67,7 +66,13 @@ fn upscaler(mode: WindowMode, size: usize, overlap: usize) -> Result<Upscaler> {
         decode_overlap: Some(overlap),
         ..Settings::default()
     };
-    Upscaler::new(Box::new(Neighbours(schedule)), &manifest, &settings, Size::new(8, 8), Cancel::default())
+    Upscaler::new(
+        Box::new(Neighbours(schedule)),
+        &manifest,
+        &settings,
+        Size::new(8, 8),
+        Cancel::default(),
+    )
 }
 
 /// Frame `number` decoded with or without the frames before and behind it.
@@ -90,7 +95,9 @@ fn decoded(number: usize, before: bool, behind: bool) -> Array3<f32> {
 fn assert_decoded(out: &[Array3<f32>], neighbours: impl Fn(usize) -> (bool, bool)) {
     for (f, found) in out.iter().enumerate() {
         let (before, behind) = neighbours(f);
-        let worst = (found - &decoded(f, before, behind)).iter().fold(0.0f32, |worst, d| worst.max(d.abs()));
+        let worst = (found - &decoded(f, before, behind))
+            .iter()
+            .fold(0.0f32, |worst, d| worst.max(d.abs()));
         assert!(worst < 2e-5, "frame {f}: {worst}");
     }
 }
@@ -109,10 +116,19 @@ fn without_overlap_groups_are_official() {
 #[test]
 fn with_overlap_every_inner_frame_has_both_neighbours() {
     for (size, overlap) in [(3, 1), (5, 1), (7, 3)] {
-        let out = stand_in::run(&mut upscaler(WindowMode::Blend, size, overlap).unwrap(), 0..10, frame, 1);
+        let out = stand_in::run(
+            &mut upscaler(WindowMode::Blend, size, overlap).unwrap(),
+            0..10,
+            frame,
+            1,
+        );
         assert_decoded(&out, |f| (![0, 7].contains(&f), ![6, 9].contains(&f)));
-        let out =
-            stand_in::run(&mut upscaler(WindowMode::Wavefront, size, overlap).unwrap(), 0..10, frame, 1);
+        let out = stand_in::run(
+            &mut upscaler(WindowMode::Wavefront, size, overlap).unwrap(),
+            0..10,
+            frame,
+            1,
+        );
         assert_decoded(&out, |f| (f != 0, f != 9));
     }
 }
@@ -126,8 +142,12 @@ fn no_frame_is_lost_however_frames_are_fed() {
                 let by_one = stand_in::run(&mut one, 0..frames, frame, 1);
                 assert_eq!(by_one.len() as u64, frames, "{mode:?} {size} {overlap}");
                 for step in [3, 100] {
-                    let other =
-                        stand_in::run(&mut upscaler(mode, size, overlap).unwrap(), 0..frames, frame, step);
+                    let other = stand_in::run(
+                        &mut upscaler(mode, size, overlap).unwrap(),
+                        0..frames,
+                        frame,
+                        step,
+                    );
                     assert_eq!(other, by_one, "{mode:?} {size} {overlap} {frames} {step}");
                 }
                 // What was kept of the clip is forgotten with it.
@@ -148,8 +168,16 @@ fn the_latency_counts_the_frames_behind() {
             stand_in::receive(&mut upscaler, &mut out);
             longest = longest.max(number + 1 - out.len());
         }
-        assert!(longest <= upscaler.latency(), "{size} {overlap}: {longest}, {}", upscaler.latency());
-        assert!(longest + size > upscaler.latency(), "{size} {overlap}: {longest}, {}", upscaler.latency());
+        assert!(
+            longest <= upscaler.latency(),
+            "{size} {overlap}: {longest}, {}",
+            upscaler.latency()
+        );
+        assert!(
+            longest + size > upscaler.latency(),
+            "{size} {overlap}: {longest}, {}",
+            upscaler.latency()
+        );
     }
 }
 
@@ -159,12 +187,19 @@ fn the_bundle_says_the_overlap_unless_the_user_does() {
     (manifest.vae.frames_per_decode, manifest.vae.decode_overlap) = (3, 1);
     let latency = |decode_overlap| {
         let model = Neighbours(Schedule::new(&manifest.schedule.config).unwrap());
-        let settings =
-            Settings { window_mode: Some(WindowMode::Wavefront), decode_overlap, ..Settings::default() };
-        Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default()).map(|u| u.latency())
+        let settings = Settings {
+            window_mode: Some(WindowMode::Wavefront),
+            decode_overlap,
+            ..Settings::default()
+        };
+        Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default())
+            .map(|u| u.latency())
     };
     let official = latency(Some(0)).unwrap();
     // Groups that keep one frame and wait for one more, in place of groups that wait for two.
     assert_eq!((latency(None).unwrap(), latency(Some(1)).unwrap()), (official - 1, official - 1));
-    assert!(matches!(latency(Some(2)), Err(Error::Setting { setting: Setting::DecodeOverlap, .. })));
+    assert!(matches!(
+        latency(Some(2)),
+        Err(Error::Setting { setting: Setting::DecodeOverlap, .. })
+    ));
 }

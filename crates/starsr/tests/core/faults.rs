@@ -5,14 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ndarray::{Array3, Array4, ArrayView4};
 use starsr::bundle::Role;
 use starsr::geometry::upscale;
 use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
-use ndarray::{Array3, Array4, ArrayView4};
-
 
 use stand_in::{manifest, run};
 
@@ -38,7 +37,10 @@ impl Denoiser for StandIn {
         }
         let limit = self.0.limit.load(Ordering::SeqCst);
         if limit > 0 && latents > limit {
-            return Err(Error::Memory { graph, reason: format!("no memory for {latents} latents") });
+            return Err(Error::Memory {
+                graph,
+                reason: format!("no memory for {latents} latents"),
+            });
         }
         Ok(vec![&x * 0.5 - hint; query.conditions.len()])
     }
@@ -68,7 +70,9 @@ fn settings(mode: WindowMode) -> Settings {
 fn rig(settings: &Settings) -> (Upscaler, Trouble) {
     let trouble = Trouble::default();
     let model = Box::new(StandIn(trouble.clone()));
-    let upscaler = Upscaler::new(model, &manifest(), settings, Size::new(WIDTH, HEIGHT), Cancel::default()).unwrap();
+    let upscaler =
+        Upscaler::new(model, &manifest(), settings, Size::new(WIDTH, HEIGHT), Cancel::default())
+            .unwrap();
     (upscaler, trouble)
 }
 
@@ -131,7 +135,9 @@ fn memory_for_no_legal_tile_is_an_error_with_the_numbers() {
         for number in 0..12 {
             upscaler.send_frame(number, frame(number)).unwrap();
         }
-        let Err(Error::Memory { graph, reason }) = upscaler.receive_frame() else { panic!("{mode:?}") };
+        let Err(Error::Memory { graph, reason }) = upscaler.receive_frame() else {
+            panic!("{mode:?}")
+        };
         assert_eq!(graph, Role::Denoiser);
         for part in ["no memory for", "windows of 6 frames", "32x32 pixels"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
@@ -233,7 +239,8 @@ fn there_may_be_nothing_to_leave_out() {
 fn the_memory_needed_is_known_before() {
     let of = |settings: &Settings, size: (usize, usize)| {
         let model = Box::new(StandIn(Trouble::default()));
-        Upscaler::new(model, &manifest(), settings, Size::new(size.0, size.1), Cancel::default()).unwrap()
+        Upscaler::new(model, &manifest(), settings, Size::new(size.0, size.1), Cancel::default())
+            .unwrap()
     };
     for mode in MODES {
         let settings = settings(mode);
@@ -249,7 +256,9 @@ fn the_memory_needed_is_known_before() {
         assert!(estimate > 50 << 30, "{mode:?}: {estimate}");
         huge.fit_memory(estimate).unwrap();
         assert_eq!(huge.reduced_tile_size(), None);
-        let Err(Error::Setting { setting, reason }) = huge.fit_memory(24 << 30) else { panic!("{mode:?}") };
+        let Err(Error::Setting { setting, reason }) = huge.fit_memory(24 << 30) else {
+            panic!("{mode:?}")
+        };
         assert_eq!(setting, Setting::WindowLength);
         for part in ["6 frames", "7680x4320", "30720x17280", "24.0 GiB"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
@@ -264,7 +273,8 @@ fn memory_chooses_the_tiles_unless_they_are_set() {
     manifest.canvas.tile_memory = 1000;
     let of = |settings: &Settings| {
         let model = Box::new(StandIn(Trouble::default()));
-        Upscaler::new(model, &manifest, settings, Size::new(WIDTH, HEIGHT), Cancel::default()).unwrap()
+        Upscaler::new(model, &manifest, settings, Size::new(WIDTH, HEIGHT), Cancel::default())
+            .unwrap()
     };
     for mode in MODES {
         let auto = Settings { tile_overlap: Some(16), ..settings(mode) };

@@ -5,20 +5,19 @@
 
 use std::sync::{Arc, Mutex};
 
+use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Zip};
 use starsr::bundle::{PromptsSpec, Role};
-use starsr::geometry::{Interpolation, upscale};
 use starsr::color::ColorFix;
 use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::Schedule;
+use starsr::geometry::{Interpolation, upscale};
 use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query};
 use starsr::text::{Ids, Prompts, tokenize};
 use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, TruncatedTokens, Upscaler};
 use starsr_testkit::stand_in;
-use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Zip};
-
 
 /// A question for predictions: the first frame of the window, the timestep, and the texts asked
 /// for.
@@ -54,7 +53,8 @@ impl StandIn {
         hint: ArrayView4<f32>,
         text: f32,
     ) -> Array4<f32> {
-        let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
+        let (a, s) =
+            (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
         let gain = 1.0 + self.contrast * text;
         Zip::from(x).and(hint).map_collect(|&x, &hint| (a * x - gain * hint - text) / s)
     }
@@ -158,7 +158,8 @@ impl Rig {
             std: false,
         };
         change(&mut model);
-        let upscaler = Upscaler::new(Box::new(model), &manifest, settings, size, Cancel::default())?;
+        let upscaler =
+            Upscaler::new(Box::new(model), &manifest, settings, size, Cancel::default())?;
         Ok(Self { upscaler, notes })
     }
 
@@ -213,7 +214,8 @@ fn guidance_moves_away_from_the_negative_prompt() {
 #[test]
 fn without_guidance_the_negative_half_is_never_asked_for() {
     for (scale, interval) in [(1.0, None), (3.0, Some((0.5, 0.5)))] {
-        let mut rig = Rig::new(&Settings { guidance_interval: interval, ..settings(scale, 3) }, |_| {});
+        let mut rig =
+            Rig::new(&Settings { guidance_interval: interval, ..settings(scale, 3) }, |_| {});
         rig.run(8);
         assert_eq!(rig.texts(), vec![vec![value("panda")]; 6]);
         assert_eq!(rig.notes.lock().unwrap().embedded, [tokenize("panda lake").ids]);
@@ -223,7 +225,8 @@ fn without_guidance_the_negative_half_is_never_asked_for() {
 #[test]
 fn the_interval_chooses_the_guided_evaluations() {
     let guided = |interval| {
-        let mut rig = Rig::new(&Settings { guidance_interval: Some(interval), ..settings(2.0, 5) }, |_| {});
+        let mut rig =
+            Rig::new(&Settings { guidance_interval: Some(interval), ..settings(2.0, 5) }, |_| {});
         rig.run(4);
         rig.texts().iter().map(Vec::len).collect::<Vec<_>>()
     };
@@ -232,18 +235,24 @@ fn the_interval_chooses_the_guided_evaluations() {
     assert_eq!(guided((0.7, 1.0)), [1, 1, 1, 1, 2]);
     let wrong = Settings { guidance_interval: Some((0.8, 0.2)), ..settings(2.0, 5) };
     let result = Rig::try_new(&wrong, |_| {}).map(|_| ());
-    assert!(matches!(result, Err(Error::Setting { setting: Setting::GuidanceInterval, .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(Error::Setting { setting: Setting::GuidanceInterval, .. })),
+        "{result:?}"
+    );
 }
 
 #[test]
 fn both_halves_together_or_one_after_the_other() {
-    let (both, one, other) = (vec![value("panda"), value("rock")], vec![value("panda")], vec![value("rock")]);
+    let (both, one, other) =
+        (vec![value("panda"), value("rock")], vec![value("panda")], vec![value("rock")]);
     let mut reference = Rig::new(&settings(2.0, 2), |_| {});
     let expected = reference.run(4);
     assert_eq!(reference.texts(), vec![both.clone(); 2]);
-    for (batching, prefers, together) in
-        [(Batching::Auto, false, false), (Batching::Separate, true, false), (Batching::Together, false, true)]
-    {
+    for (batching, prefers, together) in [
+        (Batching::Auto, false, false),
+        (Batching::Separate, true, false),
+        (Batching::Together, false, true),
+    ] {
         let settings = Settings { guidance_batching: batching, ..settings(2.0, 2) };
         let mut rig = Rig::new(&settings, |model| model.prefers_batches = prefers);
         assert_eq!(rig.run(4), expected, "{batching:?}");
@@ -295,7 +304,8 @@ fn tiles_are_rescaled_by_the_standard_deviation_of_the_whole_canvas() {
                     window_mode: Some(mode),
                     ..settings(2.0, 3)
                 };
-                let change = |model: &mut StandIn| (model.contrast, model.batches_fit) = (3.0, batches_fit);
+                let change =
+                    |model: &mut StandIn| (model.contrast, model.batches_fit) = (3.0, batches_fit);
                 let mut rig = Rig::sized(&settings, Size::new(16, 8), change);
                 let out = stand_in::run(&mut rig.upscaler, 0..6, half, 1);
                 (out, rig.texts().len())
@@ -304,7 +314,10 @@ fn tiles_are_rescaled_by_the_standard_deviation_of_the_whole_canvas() {
                 a.iter().zip(b).flat_map(|(a, b)| a - b).fold(0.0f32, |most, d| most.max(d.abs()))
             };
             let ((whole, asked), (tiled, asked_in_tiles)) = (run(0, 0.7), run(32, 0.7));
-            assert!(asked_in_tiles > 2 * asked, "{asked_in_tiles} questions in tiles, {asked} without");
+            assert!(
+                asked_in_tiles > 2 * asked,
+                "{asked_in_tiles} questions in tiles, {asked} without"
+            );
             let difference_in_tiles = difference(&whole, &tiled);
             assert!(difference_in_tiles < 1e-5, "{mode:?} {batches_fit}: {difference_in_tiles}");
             assert!(difference(&whole, &run(0, 0.0).0) > 0.01, "the rescale does nothing");
@@ -342,8 +355,11 @@ fn a_new_prompt_holds_from_the_next_window() {
 
 #[test]
 fn in_a_wavefront_a_window_keeps_its_prompt_through_all_evaluations() {
-    let settings =
-        Settings { window_mode: Some(WindowMode::Wavefront), window_overlap: Some(2), ..settings(1.0, 4) };
+    let settings = Settings {
+        window_mode: Some(WindowMode::Wavefront),
+        window_overlap: Some(2),
+        ..settings(1.0, 4)
+    };
     let mut rig = Rig::new(&settings, |_| {});
     let mut out = Vec::new();
     for number in 0..30 {
@@ -378,7 +394,10 @@ fn what_is_missing_is_an_error() {
     let mut rig = Rig::try_new(&settings(2.0, 1), |_| {}).unwrap();
     let half = Conditioning { positive: Some(embedding(&tokenize("panda").ids)), negative: None };
     let result = rig.upscaler.set_conditioning(half.clone());
-    assert!(matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })),
+        "{result:?}"
+    );
     assert!(Rig::new(&settings(1.0, 1), |_| {}).upscaler.set_conditioning(half.clone()).is_ok());
 
     let manifest = stand_in::manifest();
@@ -391,8 +410,13 @@ fn what_is_missing_is_an_error() {
         std: false,
     };
     let settings = Settings { guidance_scale: None, ..settings(1.0, 1) };
-    let mut upscaler = Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default()).unwrap();
-    assert!(matches!(upscaler.set_conditioning(half), Err(Error::Setting { setting: Setting::Prompt, .. })));
+    let mut upscaler =
+        Upscaler::new(Box::new(model), &manifest, &settings, Size::new(8, 8), Cancel::default())
+            .unwrap();
+    assert!(matches!(
+        upscaler.set_conditioning(half),
+        Err(Error::Setting { setting: Setting::Prompt, .. })
+    ));
     assert_eq!(upscaler.set_prompts(&Prompts::default()).unwrap(), TruncatedTokens::default());
     let result = upscaler.set_prompts(&prompt("panda"));
     assert!(
@@ -401,7 +425,10 @@ fn what_is_missing_is_an_error() {
     );
     let negative = Prompts { negative: Some("rock".into()), ..Prompts::default() };
     let result = upscaler.set_prompts(&negative);
-    assert!(matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })),
+        "{result:?}"
+    );
 }
 
 #[test]
@@ -410,7 +437,10 @@ fn tokens_that_do_not_fit_are_counted() {
     let long = |words: usize| "panda ".repeat(words);
     let prompts = Prompts { negative: Some(long(80)), ..prompt(&long(100)) };
     // One more for the suffix.
-    assert_eq!(rig.upscaler.set_prompts(&prompts).unwrap(), TruncatedTokens { prompt: 26, negative: 5 });
+    assert_eq!(
+        rig.upscaler.set_prompts(&prompts).unwrap(),
+        TruncatedTokens { prompt: 26, negative: 5 }
+    );
 }
 
 /// Noise that is 1 for the encoder's posterior of each third frame and 0 elsewhere.
@@ -452,7 +482,8 @@ fn the_posterior_is_sampled_with_its_own_noise() {
     };
     let whole = with(&settings, 1);
     assert_eq!(with(&settings, 5), whole);
-    let tiled = with(&Settings { tile_size: Some(16), tile_overlap: Some(0), ..settings.clone() }, 1);
+    let tiled =
+        with(&Settings { tile_size: Some(16), tile_overlap: Some(0), ..settings.clone() }, 1);
     assert!(whole.iter().zip(&tiled).all(|(a, b)| (a - b).iter().all(|d| d.abs() < 1e-5)));
     assert_ne!(with(&Settings { seed: 4, ..settings.clone() }, 1), whole);
     assert!(
@@ -462,5 +493,8 @@ fn the_posterior_is_sampled_with_its_own_noise() {
     );
 
     let result = Rig::try_new(&settings, |_| {}).map(|_| ());
-    assert!(matches!(result, Err(Error::Setting { setting: Setting::Posterior, .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(Error::Setting { setting: Setting::Posterior, .. })),
+        "{result:?}"
+    );
 }

@@ -5,15 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use starsr::geometry::{Interpolation, upscale};
+use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
+use starsr::geometry::{Interpolation, upscale};
 use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::{WindowMode, Windows};
 use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
-use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
-
 
 use stand_in::{manifest, receive};
 
@@ -38,7 +37,8 @@ impl Denoiser for StandIn {
         {
             cancel.set(true);
         }
-        let (a, s) = (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
+        let (a, s) =
+            (self.schedule.alphas()[t as usize] as f32, self.schedule.sigmas()[t as usize] as f32);
         let mean = x.mean_axis(Axis(0)).expect("a window has frames");
         let mut v = x.to_owned();
         for (mut v, hint) in v.outer_iter_mut().zip(hint.outer_iter()) {
@@ -85,8 +85,14 @@ fn rig_with(settings: &Settings, change: impl FnOnce(&mut StandIn, &Cancel)) -> 
     let mut model = stand_in();
     let (evaluations, cancel) = (model.evaluations.clone(), Cancel::default());
     change(&mut model, &cancel);
-    let upscaler = Upscaler::new(Box::new(model), &manifest, settings, Size::new(WIDTH, HEIGHT), cancel.clone())
-        .expect("valid settings");
+    let upscaler = Upscaler::new(
+        Box::new(model),
+        &manifest,
+        settings,
+        Size::new(WIDTH, HEIGHT),
+        cancel.clone(),
+    )
+    .expect("valid settings");
     Rig { upscaler, evaluations, cancel }
 }
 
@@ -245,7 +251,10 @@ fn tiles_give_nearly_the_whole_picture() {
         let tiled = Settings { tile_size: Some(32), tile_overlap: Some(8), ..settings };
         let mut rig = rig(&tiled);
         let parts = run(&mut rig.upscaler, 0..8, 1);
-        assert_eq!(rig.evaluations.load(Ordering::SeqCst), 2 * one.evaluations.load(Ordering::SeqCst));
+        assert_eq!(
+            rig.evaluations.load(Ordering::SeqCst),
+            2 * one.evaluations.load(Ordering::SeqCst)
+        );
         for (a, b) in whole.iter().zip(&parts) {
             assert!((a - b).iter().all(|d| d.abs() < 1e-5), "{mode:?}");
         }
@@ -264,7 +273,8 @@ fn what_a_tile_gets_wrong_at_its_edge_is_faded_out_at_every_evaluation() {
                     ..windows(mode, 6, 2, steps)
                 };
                 let right = run(&mut rig(&settings).upscaler, 0..6, 1);
-                let wrong = run(&mut rig_with(&settings, |model, _| model.edge = 0.4).upscaler, 0..6, 1);
+                let wrong =
+                    run(&mut rig_with(&settings, |model, _| model.edge = 0.4).upscaler, 0..6, 1);
                 let most = |a: &Array3<f32>, b: &Array3<f32>| {
                     let inside = ndarray::s![.., .., 8..a.dim().2 - 8];
                     (a - b).slice(inside).iter().fold(0.0f32, |most, d| most.max(d.abs()))
@@ -273,7 +283,10 @@ fn what_a_tile_gets_wrong_at_its_edge_is_faded_out_at_every_evaluation() {
             };
             // In tiles of 32 pixels that share 16 the outermost latents weigh up to a twentieth.
             let (shared, apart) = (run(32, 16), run(16, 0));
-            assert!(shared < 0.02 && apart > 0.09, "{mode:?}, {steps} evaluations: {shared}, {apart}");
+            assert!(
+                shared < 0.02 && apart > 0.09,
+                "{mode:?}, {steps} evaluations: {shared}, {apart}"
+            );
         }
     }
 }
@@ -281,8 +294,10 @@ fn what_a_tile_gets_wrong_at_its_edge_is_faded_out_at_every_evaluation() {
 #[test]
 fn cancelling_stops_before_the_next_tile() {
     for mode in [WindowMode::Blend, WindowMode::Wavefront] {
-        let settings = Settings { tile_size: Some(16), tile_overlap: Some(0), ..windows(mode, 6, 2, 3) };
-        let mut rig = rig_with(&settings, |model, cancel| model.cancels = Some((7, cancel.clone())));
+        let settings =
+            Settings { tile_size: Some(16), tile_overlap: Some(0), ..windows(mode, 6, 2, 3) };
+        let mut rig =
+            rig_with(&settings, |model, cancel| model.cancels = Some((7, cancel.clone())));
         for number in 0..12 {
             rig.upscaler.send_frame(number, frame(number)).expect("right size");
         }
@@ -293,7 +308,8 @@ fn cancelling_stops_before_the_next_tile() {
 
 #[test]
 fn strength_blends_with_the_plain_upscale() {
-    let settings = |strength| Settings { strength: Some(strength), ..windows(WindowMode::Blend, 6, 2, 1) };
+    let settings =
+        |strength| Settings { strength: Some(strength), ..windows(WindowMode::Blend, 6, 2, 1) };
     let full = run(&mut rig_with_bias(&settings(1.0), 0.2).upscaler, 0..6, 1);
     let half = run(&mut rig_with_bias(&settings(0.5), 0.2).upscaler, 0..6, 1);
     let none = run(&mut rig_with_bias(&settings(0.0), 0.2).upscaler, 0..6, 1);
@@ -307,7 +323,9 @@ fn strength_blends_with_the_plain_upscale() {
 
 #[test]
 fn colour_fix_takes_the_mean_from_the_input() {
-    for (fix, wanted) in [(ColorFix::None, false), (ColorFix::Adain, true), (ColorFix::Wavelet, true)] {
+    for (fix, wanted) in
+        [(ColorFix::None, false), (ColorFix::Adain, true), (ColorFix::Wavelet, true)]
+    {
         let settings = Settings { color_fix: Some(fix), ..windows(WindowMode::Blend, 6, 2, 1) };
         let out = run(&mut rig_with_bias(&settings, 0.3).upscaler, 0..6, 1);
         let drift = (out[3].mean().expect("pixels") - frame(3).mean().expect("pixels")).abs();
@@ -334,7 +352,8 @@ fn cancelling_stops_before_the_next_evaluation() {
 #[test]
 fn frames_of_another_size_are_refused() {
     let mut rig = rig(&Settings::default());
-    let error = rig.upscaler.send_frame(0, Array3::zeros((3, HEIGHT, WIDTH + 1))).expect_err("wrong size");
+    let error =
+        rig.upscaler.send_frame(0, Array3::zeros((3, HEIGHT, WIDTH + 1))).expect_err("wrong size");
     assert!(error.to_string().contains("[3, 7, 9]"), "{error}");
     rig.upscaler.flush();
     assert!(rig.upscaler.send_frame(0, frame(0)).is_err(), "ended");
@@ -355,12 +374,24 @@ fn settings_outside_the_bundle_are_refused_by_name() {
         (Settings { guidance_scale: Some(7.5), ..Settings::default() }, Setting::GuidanceScale),
         (Settings { guidance_rescale: Some(1.5), ..Settings::default() }, Setting::GuidanceRescale),
         (Settings { strength: Some(f32::NAN), ..Settings::default() }, Setting::Strength),
-        (Settings { tile_size: Some(8), tile_overlap: Some(0), ..Settings::default() }, Setting::TileSize),
-        (Settings { tile_size: Some(32), tile_overlap: Some(32), ..Settings::default() }, Setting::TileOverlap),
+        (
+            Settings { tile_size: Some(8), tile_overlap: Some(0), ..Settings::default() },
+            Setting::TileSize,
+        ),
+        (
+            Settings { tile_size: Some(32), tile_overlap: Some(32), ..Settings::default() },
+            Setting::TileOverlap,
+        ),
     ];
     let manifest = manifest();
     for (settings, name) in cases {
-        match Upscaler::new(Box::new(stand_in()), &manifest, &settings, Size::new(64, 64), Cancel::default()) {
+        match Upscaler::new(
+            Box::new(stand_in()),
+            &manifest,
+            &settings,
+            Size::new(64, 64),
+            Cancel::default(),
+        ) {
             Err(Error::Setting { setting, .. }) => assert_eq!(setting, name),
             Err(other) => panic!("{name}: {other}"),
             Ok(_) => panic!("{name} was accepted"),

@@ -3,6 +3,8 @@
 //! Properties of windows and of the samplers over them, for any number of frames, length and
 //! overlap.
 
+use ndarray::{Array2, Array3, Array4, Axis};
+use proptest::prelude::*;
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::FrameNoise;
 use starsr::diffusion::sampler::Sampler;
@@ -11,14 +13,16 @@ use starsr::diffusion::wavefront::Wavefront;
 use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query};
 use starsr::windows::{Window, WindowMode, Windows, cross_fade};
 use starsr::{Cancel, Error, Result};
-use ndarray::{Array2, Array3, Array4, Axis};
-use proptest::prelude::*;
 
 fn layout() -> impl Strategy<Value = Windows> {
     (any::<bool>(), 1usize..40, any::<u64>()).prop_flat_map(|(blend, length, number)| {
-        let (mode, most) =
-            if blend { (WindowMode::Blend, length / 2) } else { (WindowMode::Wavefront, length - 1) };
-        (0..=most).prop_map(move |overlap| Windows::new(mode, length, overlap).unwrap().anchored(number))
+        let (mode, most) = if blend {
+            (WindowMode::Blend, length / 2)
+        } else {
+            (WindowMode::Wavefront, length - 1)
+        };
+        (0..=most)
+            .prop_map(move |overlap| Windows::new(mode, length, overlap).unwrap().anchored(number))
     })
 }
 
@@ -83,7 +87,8 @@ fn official(
     let solver = sampler.solver().clone();
     let list = windows.list(frames);
     let hints: Vec<_> = (0..frames as u64).map(|f| hint(first + f)).collect();
-    let hints = ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
+    let hints =
+        ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
     let mut x: Vec<_> = hints.axis_iter(Axis(0)).map(|h| h.to_owned()).collect();
     for (f, x) in x.iter_mut().enumerate() {
         let mut n = Array3::zeros(x.dim());
@@ -105,7 +110,9 @@ fn official(
                 .unwrap();
             let kept = windows.kept(k, w, k + 1 == list.len());
             assert_eq!(kept.start, denoised.len());
-            denoised.extend((kept.start..kept.end).map(|f| d.index_axis(Axis(0), f - w.start).to_owned()));
+            denoised.extend(
+                (kept.start..kept.end).map(|f| d.index_axis(Axis(0), f - w.start).to_owned()),
+            );
         }
         if i + 1 == solver.evaluations() {
             return denoised;
@@ -292,10 +299,19 @@ fn windows_share_content() {
         let sample = |w: &Window| {
             let numbers: Vec<u64> = (w.start..w.end).map(|f| first + f as u64).collect();
             let hints: Vec<_> = numbers.iter().map(|&f| hint(f)).collect();
-            let hints = ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>()).unwrap();
+            let hints =
+                ndarray::stack(Axis(0), &hints.iter().map(|h| h.view()).collect::<Vec<_>>())
+                    .unwrap();
             let mut sampler = sampler.clone();
             sampler
-                .sample(&mut Mixing::new(), hints.view(), &numbers, &noise, &prompts(), &Cancel::default())
+                .sample(
+                    &mut Mixing::new(),
+                    hints.view(),
+                    &numbers,
+                    &noise,
+                    &prompts(),
+                    &Cancel::default(),
+                )
                 .unwrap()
         };
         windows.anchored(first).list(frames).iter().map(sample).collect()
@@ -339,7 +355,10 @@ fn refusals() {
     ));
     let none = Array4::zeros((0, 2, 2, 3));
     assert_eq!(
-        sampler.sample(&mut Mixing::new(), none.view(), &[], &noise, &prompts(), &cancel).unwrap().dim(),
+        sampler
+            .sample(&mut Mixing::new(), none.view(), &[], &noise, &prompts(), &cancel)
+            .unwrap()
+            .dim(),
         none.dim()
     );
     cancel.set(true);

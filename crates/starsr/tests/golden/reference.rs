@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use starsr_testkit::fixtures;
 use ndarray::{Array, ArrayD, ArrayView, Dimension, IxDyn};
 use safetensors::{Dtype, SafeTensors};
+use starsr_testkit::fixtures;
 
 /// The folders to look in. A folder that `STARSR_REFERENCE` names must exist and hold references.
 pub fn folders() -> Vec<PathBuf> {
@@ -26,7 +26,9 @@ pub fn folders() -> Vec<PathBuf> {
             folders.push(named);
         }
         None if beside.is_dir() => folders.push(beside),
-        None => fixtures::skip("no ../shared/star and no STARSR_REFERENCE: only tests/data is checked"),
+        None => {
+            fixtures::skip("no ../shared/star and no STARSR_REFERENCE: only tests/data is checked")
+        }
     }
     folders
 }
@@ -75,12 +77,15 @@ pub struct Tensors(HashMap<String, ArrayD<f32>>);
 impl Tensors {
     pub fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file =
+            SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let tensors = file.tensors().into_iter().map(|(name, t)| {
             let values: Vec<f32> = match t.dtype() {
-                Dtype::F32 => {
-                    t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-                }
+                Dtype::F32 => t
+                    .data()
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
                 Dtype::I64 => t
                     .data()
                     .chunks_exact(8)
@@ -112,7 +117,11 @@ impl Tensors {
         assert!(n >= 5 && array.shape()[n - 5] == 1, "{name} has shape {:?}", array.shape());
         let mut array = array.index_axis_move(ndarray::Axis(n - 5), 0);
         array.swap_axes(n - 5, n - 4);
-        array.as_standard_layout().into_owned().into_dimensionality().unwrap_or_else(|_| panic!("{name}"))
+        array
+            .as_standard_layout()
+            .into_owned()
+            .into_dimensionality()
+            .unwrap_or_else(|_| panic!("{name}"))
     }
 }
 

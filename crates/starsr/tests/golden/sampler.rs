@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use starsr::geometry::{Canvas, Interpolation, LegalSizes, Padding, upscale};
+use ndarray::{Array1, Array2, Array3, Array4, Array5, Axis, s, stack};
 use starsr::color::ColorFix;
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::noise::{FrameNoise, Noise};
@@ -12,10 +12,10 @@ use starsr::diffusion::sampler::Sampler;
 use starsr::diffusion::schedule::{Plan, SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::solver::diffuse;
 use starsr::diffusion::wavefront::Wavefront;
+use starsr::geometry::{Canvas, Interpolation, LegalSizes, Padding, upscale};
 use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query};
 use starsr::windows::{Window, WindowMode, Windows};
 use starsr::{Cancel, Result, Size};
-use ndarray::{Array1, Array2, Array3, Array4, Array5, Axis, s, stack};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::{planar, window_list};
@@ -76,8 +76,8 @@ impl Denoiser for StandIn {
             }
             let tau = t as f32 / 1000.0;
             let mean = x.mean_axis(Axis(0)).unwrap();
-            let mut v = &x * (0.6 - 0.3 * tau + 0.05 * y) - &hint * (0.9 - 0.2 * tau + 0.02 * y)
-                + 0.03 * y;
+            let mut v =
+                &x * (0.6 - 0.3 * tau + 0.05 * y) - &hint * (0.9 - 0.2 * tau + 0.02 * y) + 0.03 * y;
             for mut frame in v.axis_iter_mut(Axis(0)) {
                 frame.scaled_add(0.1, &mean);
             }
@@ -137,7 +137,9 @@ pub fn runs(folder: &Path, report: &mut Report) {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         if path.extension().is_some_and(|e| e == "safetensors") && !runs.contains_key(&stem) {
             let unlisted = Tensors::read(&path).get("init_noise").is_some();
-            report.check(!unlisted, || format!("{} is a run that index.json does not list", path.display()));
+            report.check(!unlisted, || {
+                format!("{} is a run that index.json does not list", path.display())
+            });
         }
     }
 }
@@ -177,7 +179,8 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
     let guidance = guidance(run);
     let mut sampler = Sampler::new(&schedule, &plan, guidance.clone()).unwrap();
     let hint: Array4<f32> = tensors.latents("hint");
-    let steps = if plan.t.len() > 1 { tensors.latents("noise") } else { Array5::zeros((0, 0, 0, 0, 0)) };
+    let steps =
+        if plan.t.len() > 1 { tensors.latents("noise") } else { Array5::zeros((0, 0, 0, 0, 0)) };
     let noise = Given { start: tensors.latents("init_noise"), steps };
     let mut noised = noise.start.clone();
     let top = plan.t[0] as usize;
@@ -208,7 +211,11 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
     let mut wavefront = Wavefront::new(sampler.clone(), length, length / 2).unwrap();
     let mut first = model();
     let ours = stream(&mut wavefront, &mut first, &noise, &hint, &conditioning, &[1]);
-    report.difference(&format!("{name} out, frame by frame"), max_difference(ours.view(), out.view()), LIMIT);
+    report.difference(
+        &format!("{name} out, frame by frame"),
+        max_difference(ours.view(), out.view()),
+        LIMIT,
+    );
     let both = if run["guide_scale"].as_f64() == Some(1.0) { 1 } else { 2 };
     report.check(first.asked == both * list.len() * plan.t.len(), || {
         format!("{name}: asked {} times", first.asked)
@@ -245,7 +252,9 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
         let mut model = model();
         for (i, &t) in plan.t.iter().enumerate() {
             let seen: Vec<_> = first.inputs.iter().filter(|(asked, _)| *asked == t).collect();
-            report.check(seen.len() == list.len(), || format!("{name}: {} windows at {t}", seen.len()));
+            report.check(seen.len() == list.len(), || {
+                format!("{name}: {} windows at {t}", seen.len())
+            });
             for (k, &window) in list.iter().enumerate() {
                 let range = window.start..window.end;
                 let given = model_in.slice(s![i, range.clone(), .., .., ..]);
@@ -255,8 +264,10 @@ fn golden(name: &str, run: &serde_json::Value, tensors: &Tensors, report: &mut R
                     .unwrap();
                 let kept = windows.kept(k, window, k + 1 == list.len());
                 let d = d.slice(s![kept.start - window.start..kept.end - window.start, .., .., ..]);
-                worst_out =
-                    worst_out.max(max_difference(d, denoised.slice(s![i, kept.start..kept.end, .., .., ..])));
+                worst_out = worst_out.max(max_difference(
+                    d,
+                    denoised.slice(s![i, kept.start..kept.end, .., .., ..]),
+                ));
             }
         }
         report.difference(&format!("{name} model_in, each step"), worst_in, LIMIT);
@@ -338,11 +349,18 @@ pub fn end_to_end(folder: &Path, report: &mut Report) {
         let source = planar(&tensors.array("lr_u8"));
         let rows = LegalSizes { multiple: 64, offset: 16, minimum: number("best_h") };
         let columns = LegalSizes { multiple: 64, offset: 0, minimum: number("best_w") };
-        let canvas = Canvas::new(Size::new(4 * number("w"), 4 * number("h")), rows, columns, Padding::Official).unwrap();
+        let canvas = Canvas::new(
+            Size::new(4 * number("w"), 4 * number("h")),
+            rows,
+            columns,
+            Padding::Official,
+        )
+        .unwrap();
         let padded: Array4<f32> = tensors.array("padded");
         let mut worst: f64 = 0.0;
         for (frame, expected) in source.iter().zip(padded.axis_iter(Axis(0))) {
-            let picture = upscale(frame.mapv(|v| 2.0 * v - 1.0).view(), 4, Interpolation::Bilinear).unwrap();
+            let picture =
+                upscale(frame.mapv(|v| 2.0 * v - 1.0).view(), 4, Interpolation::Bilinear).unwrap();
             let mut ours = Array3::zeros((picture.dim().0, canvas.size.height, canvas.size.width));
             canvas.pad(picture.view(), &mut ours.view_mut()).unwrap();
             worst = worst.max(max_difference(ours.view(), expected));
@@ -354,7 +372,8 @@ pub fn end_to_end(folder: &Path, report: &mut Report) {
         let (schedule, plan) = plan(&mode);
         let sampler = Sampler::new(&schedule, &plan, Guidance::new(1.0, 0.0).unwrap()).unwrap();
         let hint: Array4<f32> = tensors.latents("z_lr");
-        let noise = Given { start: tensors.latents("init_noise"), steps: tensors.latents("solver_noise") };
+        let noise =
+            Given { start: tensors.latents("init_noise"), steps: tensors.latents("solver_noise") };
         let (frames, length) = (hint.dim().0, number("max_chunk_len"));
         let mut replay = Replay {
             windows: Windows::new(WindowMode::Wavefront, length, length / 2).unwrap().list(frames),

@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use starsr::geometry::{Canvas, LegalSizes, Padding, Size};
+use ndarray::{Array1, Array3, Array4, Axis};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
+use starsr::geometry::{Canvas, LegalSizes, Padding, Size};
 use starsr::windows::{Window, WindowMode, Windows};
-use ndarray::{Array1, Array3, Array4, Axis};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 
@@ -39,10 +39,12 @@ pub fn make_chunks(path: &Path, report: &mut Report) {
         let (frames, length) = (number("frames"), number("max_chunk_len"));
         let windows = Windows::new(WindowMode::Wavefront, length, length / 2).unwrap();
         let ours = windows.list(frames);
-        report
-            .check(ours == window_list(&case["chunks"]), || format!("{frames} frames of {length}: {ours:?}"));
+        report.check(ours == window_list(&case["chunks"]), || {
+            format!("{frames} frames of {length}: {ours:?}")
+        });
         let last = ours.len() - 1;
-        let kept: Vec<_> = ours.iter().enumerate().map(|(k, &w)| windows.kept(k, w, k == last)).collect();
+        let kept: Vec<_> =
+            ours.iter().enumerate().map(|(k, &w)| windows.kept(k, w, k == last)).collect();
         // The reference has no ranges for the clips that the official program cannot process.
         let expected = match &case["kept_global"] {
             serde_json::Value::Null => vec![Window { start: 0, end: frames }],
@@ -88,7 +90,9 @@ pub fn color_fix(path: &Path, report: &mut Report) {
         let style: Array4<f32> = tensors.array::<ndarray::Ix4>(style).mapv(|v| 0.5 * v + 0.5);
         let expected = planar(&tensors.array(name));
         let mut worst: f64 = 0.0;
-        for ((content, style), expected) in content.iter().zip(style.axis_iter(Axis(0))).zip(&expected) {
+        for ((content, style), expected) in
+            content.iter().zip(style.axis_iter(Axis(0))).zip(&expected)
+        {
             let mut fixed = content.clone();
             fix.apply(&mut fixed, style).unwrap();
             worst = worst.max(max_difference(fixed.view(), expected.view()));

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ndarray::{Array3, Array4, Array5, Axis, s};
 use starsr::bundle::Bundle;
 use starsr::color::ColorFix;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
@@ -15,7 +16,6 @@ use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Received, Settings, Size, Upscaler};
 use starsr_testkit::fixtures;
-use ndarray::{Array3, Array4, Array5, Axis, s};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::planar;
@@ -55,7 +55,9 @@ pub fn cases(folder: &Path, report: &mut Report) {
         let frames = planar(&tensors.array("lr_u8"));
         let ours = upscaled(folder, case, &tensors, &frames);
         let expected: Array4<f32> = tensors.array("result");
-        report.check(ours.len() == expected.dim().0, || format!("{name}: {} frames came out", ours.len()));
+        report.check(ours.len() == expected.dim().0, || {
+            format!("{name}: {} frames came out", ours.len())
+        });
         let difference = ours
             .iter()
             .zip(expected.axis_iter(Axis(0)))
@@ -71,8 +73,10 @@ fn upscaled(
     tensors: &Tensors,
     frames: &[Array3<f32>],
 ) -> Vec<Array3<f32>> {
-    let whole = |key: &str| case[key].as_u64().unwrap_or_else(|| panic!("{key} is {}", case[key])) as usize;
-    let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("{key} is {}", case[key])) as f32;
+    let whole =
+        |key: &str| case[key].as_u64().unwrap_or_else(|| panic!("{key} is {}", case[key])) as usize;
+    let number =
+        |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("{key} is {}", case[key])) as f32;
     let word = |key: &str| case[key].as_str().unwrap_or_else(|| panic!("{key} is {}", case[key]));
     let steps = whole("steps");
     let settings = Settings {
@@ -107,8 +111,11 @@ fn upscaled(
     };
 
     let bundle = Bundle::open(&folder.join(word("bundle"))).unwrap();
-    let options =
-        Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() };
+    let options = Options {
+        library: Some(fixtures::onnx_runtime()),
+        provider: Provider::Cpu,
+        ..Options::default()
+    };
     let engine = Engine::load(&bundle, &options, &Cancel::default()).unwrap();
     let mut manifest = bundle.manifest().clone();
     let window = &mut manifest.window;
@@ -119,17 +126,26 @@ fn upscaled(
         posterior: tensors.array("vae_noise"),
         start: tensors.latents("init_noise"),
         // A single step has no noise.
-        steps: if steps > 1 { tensors.latents("solver_noise") } else { Array5::zeros((0, 0, 0, 0, 0)) },
+        steps: if steps > 1 {
+            tensors.latents("solver_noise")
+        } else {
+            Array5::zeros((0, 0, 0, 0, 0))
+        },
     };
     let embedding = |name: &str| {
         let y: Array3<f32> = tensors.array(name);
         Some(Embedding::new(y.index_axis_move(Axis(0), 0)))
     };
     let (_, height, width) = frames[0].dim();
-    let mut upscaler =
-        Upscaler::new(Box::new(engine), &manifest, &settings, Size { width, height }, Cancel::default())
-            .unwrap()
-            .with_noise(Box::new(noise));
+    let mut upscaler = Upscaler::new(
+        Box::new(engine),
+        &manifest,
+        &settings,
+        Size { width, height },
+        Cancel::default(),
+    )
+    .unwrap()
+    .with_noise(Box::new(noise));
     let conditioning = Conditioning { positive: embedding("y"), negative: embedding("y_neg") };
     upscaler.set_conditioning(conditioning).unwrap();
 

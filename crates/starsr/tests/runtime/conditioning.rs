@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use ndarray::{Array2, Array3, Array4, s};
 use starsr::bundle::{Bundle, Role};
 use starsr::diffusion::guidance::Batching;
 use starsr::model::{Condition, Denoiser, Embedding, Model, Query};
@@ -13,14 +14,15 @@ use starsr::runtime::{Engine, GraphTimes, Options, Provider};
 use starsr::text::{Prompts, tokenize};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
-use starsr_testkit::stand_in::{self, velocity};
 use starsr_testkit::fixtures;
-use ndarray::{Array2, Array3, Array4, s};
-
+use starsr_testkit::stand_in::{self, velocity};
 
 fn load(bundle: &Path) -> Result<Engine> {
-    let options =
-        Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() };
+    let options = Options {
+        library: Some(fixtures::onnx_runtime()),
+        provider: Provider::Cpu,
+        ..Options::default()
+    };
     Engine::load(&Bundle::open(bundle)?, &options, &Cancel::default())
 }
 
@@ -81,7 +83,8 @@ fn together_is_the_same_as_separately() {
     let texts = ["a panda test", "rock", "something else"];
     let embeddings = texts.map(|text| engine.embed(&tokenize(text).ids).unwrap());
     // Sizes, texts and the size of the batch change in between.
-    for (i, (frames, a, b)) in [(4, 0, 1), (4, 1, 0), (3, 0, 2), (4, 0, 2), (1, 2, 2)].into_iter().enumerate()
+    for (i, (frames, a, b)) in
+        [(4, 0, 1), (4, 1, 0), (3, 0, 2), (4, 0, 2), (1, 2, 2)].into_iter().enumerate()
     {
         let (x, hint) = (pattern((frames, 48, 4, 6), i), pattern((frames, 48, 4, 6), i + 100));
         let t = 899 - 100 * i as i64;
@@ -93,7 +96,10 @@ fn together_is_the_same_as_separately() {
             assert!(worst(&alone, &expected_v(&x, t, &hint, embedding)) <= 3e-6);
         }
     }
-    assert!(worst(&expected(&embeddings[0]), &expected(&embeddings[1])) > 0.01, "the texts are too alike");
+    assert!(
+        worst(&expected(&embeddings[0]), &expected(&embeddings[1])) > 0.01,
+        "the texts are too alike"
+    );
 }
 
 fn expected(embedding: &Embedding) -> Array4<f32> {
@@ -112,18 +118,23 @@ fn a_bundle_without_text_condition_can_be_asked_for_both() {
 
 #[test]
 fn half_precision_embeddings_and_bfloat16_controls() {
-    let halves =
-        text_with(&[("controlnet", "controlnet_text_half.onnx"), ("denoiser", "denoiser_text_half.onnx")]);
+    let halves = text_with(&[
+        ("controlnet", "controlnet_text_half.onnx"),
+        ("denoiser", "denoiser_text_half.onnx"),
+    ]);
     let mut engine = load(halves.path()).unwrap();
     let embedding = engine.embed(&tokenize("rock").ids).unwrap();
     let x = pattern((2, 48, 4, 4), 1);
     let v = velocity(&mut engine, x.view(), 5, x.view(), Some(&embedding)).unwrap();
     assert!(worst(&v, &expected_v(&x, 5, &x, &embedding)) < 5e-3);
 
-    let brief =
-        fixtures::tiny_with(&[("controlnet", "controlnet_brief.onnx"), ("denoiser", "denoiser_brief.onnx")]);
+    let brief = fixtures::tiny_with(&[
+        ("controlnet", "controlnet_brief.onnx"),
+        ("denoiser", "denoiser_brief.onnx"),
+    ]);
     let x = pattern((2, 48, 4, 4), 2);
-    let exact = velocity(&mut load(&fixtures::tiny()).unwrap(), x.view(), 5, x.view(), None).unwrap();
+    let exact =
+        velocity(&mut load(&fixtures::tiny()).unwrap(), x.view(), 5, x.view(), None).unwrap();
     let rounded = velocity(&mut load(brief.path()).unwrap(), x.view(), 5, x.view(), None).unwrap();
     let difference = worst(&rounded, &exact);
     assert!(difference > 0.0 && difference < 0.02, "{difference}");
@@ -136,7 +147,10 @@ fn known_prompts_need_no_encoder() {
     let mut without = load(bundle.path()).unwrap();
     let copy = fixtures::copy_of(&fixtures::text());
     fixtures::edit(copy.path(), |text| {
-        text.lines().filter(|line| !line.starts_with("embeddings")).map(|line| format!("{line}\n")).collect()
+        text.lines()
+            .filter(|line| !line.starts_with("embeddings"))
+            .map(|line| format!("{line}\n"))
+            .collect()
     });
     let mut only_encoder = load(copy.path()).unwrap();
     for text in ["a panda test", "rock"] {
@@ -183,10 +197,16 @@ fn what_is_missing_is_said() {
     let no_inputs = fixtures::copy_of(&fixtures::text());
     fixtures::replace_graph(no_inputs.path(), "denoiser", &tiny("denoiser"));
     let (field, reason) = bundle_error(no_inputs.path());
-    assert!(field.contains("embedding") && reason.contains("denoiser does not"), "{field}: {reason}");
+    assert!(
+        field.contains("embedding") && reason.contains("denoiser does not"),
+        "{field}: {reason}"
+    );
     fixtures::replace_graph(no_inputs.path(), "controlnet", &tiny("controlnet"));
     let (field, reason) = bundle_error(no_inputs.path());
-    assert!(field == "prompts" && reason.contains("neither controlnet nor denoiser"), "{field}: {reason}");
+    assert!(
+        field == "prompts" && reason.contains("neither controlnet nor denoiser"),
+        "{field}: {reason}"
+    );
 
     let wide = text_with(&[("denoiser", "denoiser_text_wide.onnx")]);
     let (field, reason) = bundle_error(wide.path());
@@ -196,7 +216,10 @@ fn what_is_missing_is_said() {
     let mut engine = load(&fixtures::text()).unwrap();
     let x = Array4::zeros((1, 48, 2, 2));
     let error = velocity(&mut engine, x.view(), 0, x.view(), None).unwrap_err();
-    assert!(matches!(error, Error::Input { .. }) && error.to_string().contains("no embedding"), "{error}");
+    assert!(
+        matches!(error, Error::Input { .. }) && error.to_string().contains("no embedding"),
+        "{error}"
+    );
     for shape in [(76, 8), (77, 0)] {
         let odd = Embedding::new(Array2::zeros(shape));
         assert!(velocity(&mut engine, x.view(), 0, x.view(), Some(&odd)).is_err(), "{shape:?}");
@@ -231,7 +254,9 @@ fn each_prompt_is_encoded_once() {
     // Of its own, since engines of one bundle share what the text encoder remembers.
     let copy = fixtures::copy_of(&fixtures::text());
     let (mut upscaler, stats) = upscaler(copy.path(), &Settings::default());
-    for (text, runs) in [(None, 0), (Some("a dog"), 1), (Some("a dog"), 1), (Some("a cat"), 2), (None, 2)] {
+    for (text, runs) in
+        [(None, 0), (Some("a dog"), 1), (Some("a dog"), 1), (Some("a cat"), 2), (None, 2)]
+    {
         let prompts = Prompts { prompt: text.map(String::from), ..Prompts::default() };
         upscaler.set_prompts(&prompts).unwrap();
         assert_eq!(stand_in::run(&mut upscaler, 0..9, frame, 1).len(), 9);

@@ -7,20 +7,23 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use starsr::bundle::{Bundle, Role};
+use ndarray::{Array4, ArrayView4, s};
 use starsr::Cancel;
-use starsr::{Error, Result, Setting};
+use starsr::bundle::{Bundle, Role};
 use starsr::diffusion::guidance::Guidance;
 use starsr::diffusion::sampler::Sampler;
 use starsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use starsr::model::{Conditioning, Model};
 use starsr::runtime::{Engine, Options, Provider};
+use starsr::{Error, Result, Setting};
 use starsr_testkit::{fixtures, stand_in::velocity};
-use ndarray::{Array4, ArrayView4, s};
-
 
 fn options() -> Options {
-    Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() }
+    Options {
+        library: Some(fixtures::onnx_runtime()),
+        provider: Provider::Cpu,
+        ..Options::default()
+    }
 }
 
 fn load(bundle: &Path) -> Result<Engine> {
@@ -43,8 +46,11 @@ fn expected_v(x: &Array4<f32>, t: i64, hint: &Array4<f32>) -> Array4<f32> {
     for f in 0..x.dim().0 {
         let one = s![f..f + 1, .., .., ..];
         sum = sum + x.slice(one);
-        let frame =
-            &x.slice(one) / 2.0 + hint.slice(one) + &hint.slice(one) / 4.0 + &sum / 8.0 + t as f32 / 1000.0;
+        let frame = &x.slice(one) / 2.0
+            + hint.slice(one)
+            + &hint.slice(one) / 4.0
+            + &sum / 8.0
+            + t as f32 / 1000.0;
         v.slice_mut(one).assign(&frame);
     }
     v
@@ -81,7 +87,10 @@ fn encodes_and_decodes_exactly() {
         assert_eq!(latent, pixels[(f, channel, 4 * y + block / 4, 4 * x + block % 4)]);
     }
     assert_eq!(engine.decode(latents.view()).unwrap(), pixels);
-    assert_eq!((engine.stats().runs(Role::VaeEncoder), engine.stats().runs(Role::VaeDecoder)), (1, 1));
+    assert_eq!(
+        (engine.stats().runs(Role::VaeEncoder), engine.stats().runs(Role::VaeDecoder)),
+        (1, 1)
+    );
     assert!(engine.stats().total() > Duration::ZERO);
 }
 
@@ -96,7 +105,10 @@ fn predicts_exactly_for_any_size_of_window() {
         let v = velocity(&mut engine, x.view(), t, hint.view(), None).unwrap();
         assert_close(&v, &expected_v(&x, t, &hint), 1e-6);
     }
-    assert_eq!((engine.stats().runs(Role::ControlNet), engine.stats().runs(Role::Denoiser)), (6, 6));
+    assert_eq!(
+        (engine.stats().runs(Role::ControlNet), engine.stats().runs(Role::Denoiser)),
+        (6, 6)
+    );
 }
 
 #[test]
@@ -213,7 +225,10 @@ fn a_running_graph_is_cancelled_and_the_engine_works_on() {
         canceller.join().unwrap();
         // While the request stands nothing runs.
         if round != 1 {
-            assert!(matches!(engine.encode(Array4::zeros((1, 3, 8, 8)).view()), Err(Error::Cancelled)));
+            assert!(matches!(
+                engine.encode(Array4::zeros((1, 3, 8, 8)).view()),
+                Err(Error::Cancelled)
+            ));
         }
         cancel.set(false);
         // After no round of the endless part, v is control_0 + control_1.
@@ -226,7 +241,8 @@ fn a_running_graph_is_cancelled_and_the_engine_works_on() {
 fn loading_is_cancelled() {
     let cancel = Cancel::default();
     cancel.set(true);
-    let result = Engine::load(&Bundle::open(&fixtures::tiny()).unwrap(), &options(), &cancel).map(|_| ());
+    let result =
+        Engine::load(&Bundle::open(&fixtures::tiny()).unwrap(), &options(), &cancel).map(|_| ());
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
 }
 
@@ -268,7 +284,12 @@ fn wrong_tensors_are_refused_before_the_first_frame() {
             "is not an input of this role, whose inputs are: pixels",
         ),
         ("vae_encoder", "encoder_rank.onnx", "pixels", "[1,3,?,?,?], but must have [F,3,H,W]"),
-        ("controlnet", "controlnet_one_control.onnx", "control_1", "the ControlNet gives only control_0"),
+        (
+            "controlnet",
+            "controlnet_one_control.onnx",
+            "control_1",
+            "the ControlNet gives only control_0",
+        ),
         ("controlnet", "controlnet_half.onnx", "control_0", "f16"),
         (
             "controlnet",
@@ -282,10 +303,20 @@ fn wrong_tensors_are_refused_before_the_first_frame() {
             "embedding",
             "denoiser takes an embedding, but controlnet does not",
         ),
-        ("denoiser", "denoiser_t_float.onnx", "tensor t", "has element type f32, but must have i64"),
+        (
+            "denoiser",
+            "denoiser_t_float.onnx",
+            "tensor t",
+            "has element type f32, but must have i64",
+        ),
         ("denoiser", "denoiser_extra_control.onnx", "control_2", "gives only control_0, control_1"),
         ("denoiser", "denoiser_extra_input.onnx", "mask", "is not an input of this role"),
-        ("denoiser", "denoiser_fixed_frames.onnx", "tensor x", "[?,48,8,?,?], but must have [B,48,F,h,w]"),
+        (
+            "denoiser",
+            "denoiser_fixed_frames.onnx",
+            "tensor x",
+            "[?,48,8,?,?], but must have [B,48,F,h,w]",
+        ),
         (
             "denoiser",
             "denoiser_output_name.onnx",
@@ -308,9 +339,13 @@ fn graphs_that_do_not_load_are_refused() {
         fixtures::replace_graph(copy.path(), "denoiser", bytes);
         match load(copy.path()).map(|_| ()) {
             Err(Error::Bundle { file, field, reason, .. }) => {
-                assert_eq!((file, field.as_str()), (copy.path().join("denoiser.onnx"), "graphs.denoiser"));
+                assert_eq!(
+                    (file, field.as_str()),
+                    (copy.path().join("denoiser.onnx"), "graphs.denoiser")
+                );
                 assert!(
-                    reason.starts_with("ONNX Runtime 1.") && reason.contains("cannot load this graph"),
+                    reason.starts_with("ONNX Runtime 1.")
+                        && reason.contains("cannot load this graph"),
                     "{reason}"
                 );
                 assert!(!reason.contains('\n'), "{reason}");
@@ -362,7 +397,8 @@ fn auto_says_what_it_took_and_why() {
     let bundle = Bundle::open(&fixtures::tiny()).unwrap();
     let options = Options { provider: Provider::Auto, ..options() };
     let engine = Engine::load(&bundle, &options, &Cancel::default()).unwrap();
-    let passed: Vec<Provider> = engine.passed_over().iter().map(|(provider, _)| *provider).collect();
+    let passed: Vec<Provider> =
+        engine.passed_over().iter().map(|(provider, _)| *provider).collect();
     let better: &[Provider] = match engine.provider() {
         Provider::TensorRt => &[],
         Provider::Cuda => &[Provider::TensorRt],

@@ -2,13 +2,12 @@
 
 //! Seams between spatial tiles, with nano.
 
-
+use ndarray::Array3;
 use starsr::bundle::Bundle;
 use starsr::runtime::{Engine, Options, Provider};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Settings, Size, Upscaler};
 use starsr_testkit::{fixtures, stand_in};
-use ndarray::Array3;
 
 const FRAMES: u64 = 3;
 
@@ -34,19 +33,28 @@ fn frame(number: u64, width: usize, height: usize) -> Array3<f32> {
     Array3::from_shape_fn((3, height, width), |(c, y, x)| {
         let (x, y) = (x as f32 + 2.0 * number as f32, y as f32);
         let octaves = [(32.0, 0.4), (16.0, 0.25), (8.0, 0.2), (4.0, 0.12), (2.0, 0.08)];
-        let texture: f32 = octaves.iter().map(|&(cell, gain)| gain * lattice(x, y, cell, cell as u32)).sum();
+        let texture: f32 =
+            octaves.iter().map(|&(cell, gain)| gain * lattice(x, y, cell, cell as u32)).sum();
         let shape = if lattice(x, y, 12.0, 99) > 0.55 { 0.25 } else { 0.0 };
         [0.9, 0.8, 0.7][c] * texture + [1.0, 0.5, 0.0][c] * shape
     })
 }
 
 fn run(bundle: &Bundle, settings: &Settings, (width, height): (usize, usize)) -> Vec<Array3<f32>> {
-    let options =
-        Options { library: Some(fixtures::onnx_runtime()), provider: Provider::Cpu, ..Options::default() };
+    let options = Options {
+        library: Some(fixtures::onnx_runtime()),
+        provider: Provider::Cpu,
+        ..Options::default()
+    };
     let engine = Engine::load(bundle, &options, &Cancel::default()).unwrap();
-    let mut upscaler =
-        Upscaler::new(Box::new(engine), bundle.manifest(), settings, Size { width, height }, Cancel::default())
-            .unwrap();
+    let mut upscaler = Upscaler::new(
+        Box::new(engine),
+        bundle.manifest(),
+        settings,
+        Size { width, height },
+        Cancel::default(),
+    )
+    .unwrap();
     stand_in::run(&mut upscaler, 0..FRAMES, |number| frame(number, width, height), 1)
 }
 
@@ -80,7 +88,9 @@ fn seam(tiled: &[Array3<f32>], whole: &[Array3<f32>], borders: &[usize]) -> f64 
 #[test]
 fn tiles_show_no_seams() {
     let bundle = Bundle::open(&fixtures::repository("models/nano")).unwrap();
-    for (mode, steps) in [(WindowMode::Blend, 1), (WindowMode::Blend, 4), (WindowMode::Wavefront, 4)] {
+    for (mode, steps) in
+        [(WindowMode::Blend, 1), (WindowMode::Blend, 4), (WindowMode::Wavefront, 4)]
+    {
         let measure = |size, (tile, overlap), borders: &[usize]| {
             let whole = Settings {
                 window_mode: Some(mode),
@@ -90,7 +100,8 @@ fn tiles_show_no_seams() {
                 tile_size: Some(0),
                 ..Settings::default()
             };
-            let tiles = Settings { tile_size: Some(tile), tile_overlap: Some(overlap), ..whole.clone() };
+            let tiles =
+                Settings { tile_size: Some(tile), tile_overlap: Some(overlap), ..whole.clone() };
             seam(&run(&bundle, &tiles, size), &run(&bundle, &whole, size), borders)
         };
         // Columns 0..384 and 256..640, and without overlap 0..256 and 256..512.

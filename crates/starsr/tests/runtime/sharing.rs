@@ -2,19 +2,18 @@
 
 //! Engines that run the same graphs in the same way share their sessions.
 
-
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use starsr::bundle::{Bundle, Role};
+use ndarray::Array4;
 use starsr::Cancel;
-use starsr::{Error, Result};
+use starsr::bundle::{Bundle, Role};
 use starsr::model::Model;
 use starsr::runtime::{Engine, GraphTimes, Options, Provider};
+use starsr::{Error, Result};
 use starsr_testkit::{fixtures, stand_in::velocity};
-use ndarray::Array4;
 
 fn load(bundle: &Path, threads: usize, cancel: &Cancel) -> Engine {
     let options = Options {
@@ -96,8 +95,10 @@ fn only_what_runs_alike_is_shared() {
     let cancel = Cancel::default();
     let engine = load(bundle.path(), 1, &cancel);
     let alike = load(bundle.path(), 1, &Cancel::default());
-    let others =
-        [load(bundle.path(), 2, &Cancel::default()), load(other_file.path(), 1, &Cancel::default())];
+    let others = [
+        load(bundle.path(), 2, &Cancel::default()),
+        load(other_file.path(), 1, &Cancel::default()),
+    ];
     assert!(engine.shares_graphs_with(&alike));
     assert!(others.iter().all(|other| !engine.shares_graphs_with(other)));
 
@@ -118,7 +119,10 @@ fn results_do_not_depend_on_who_else_runs() {
     let run = |engine: &mut Engine, k: usize| {
         let x = pattern(1 + k % 3, k);
         let pixels = engine.decode(x.view()).unwrap();
-        (velocity(engine, x.view(), 500, x.view(), None).unwrap(), engine.encode(pixels.view()).unwrap())
+        (
+            velocity(engine, x.view(), 500, x.view(), None).unwrap(),
+            engine.encode(pixels.view()).unwrap(),
+        )
     };
     let mut alone = load();
     let expected: Vec<_> = (0..30).map(|k| run(&mut alone, k)).collect();

@@ -117,7 +117,7 @@ class Verifier:
         """Return the types of the controls, in their order."""
         types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
         outputs = self.session("controlnet").get_outputs()
-        return {output.name: types[output.type] for output in outputs}
+        return {output.name: types.get(output.type, np.float32) for output in outputs}
 
     @torch.no_grad()
     def vae(self, model: nn.Module, config: VaeConfig) -> Iterator[Difference]:
