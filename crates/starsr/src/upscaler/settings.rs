@@ -41,8 +41,8 @@ pub struct Settings {
     pub guidance_scale: Option<f32>,
     /// Guidance rescale, 0..=1.
     pub guidance_rescale: Option<f32>,
-    /// The part of the evaluations that is guided: evaluations `i` of `n` with `low <= i / n <
-    /// high`, `0 <= low <= high <= 1`. `None` is all of them.
+    /// The part of the evaluations that is guided, as `(low, high)` within 0 to 1: evaluations `i`
+    /// of `n` with `low <= i / n < high`. `None` is all of them.
     pub guidance_interval: Option<(f32, f32)>,
     /// How the two halves of a guided prediction are computed.
     pub guidance_batching: Batching,

@@ -236,13 +236,12 @@ fn frame(number: u64) -> Array3<f32> {
     })
 }
 
-fn upscaler(settings: &Settings) -> (Upscaler, GraphTimes) {
-    let engine = load(&fixtures::text()).unwrap();
+fn upscaler(bundle: &Path, settings: &Settings) -> (Upscaler, GraphTimes) {
+    let engine = load(bundle).unwrap();
     let stats = engine.stats();
-    let manifest = Bundle::open(&fixtures::text()).unwrap().manifest().clone();
-    let upscaler =
-        Upscaler::new(Box::new(engine), &manifest, settings, Size::new(8, 8), Cancel::default())
-            .unwrap();
+    let manifest = Bundle::open(bundle).unwrap().manifest().clone();
+    let (model, size) = (Box::new(engine), Size::new(8, 8));
+    let upscaler = Upscaler::new(model, &manifest, settings, size, Cancel::default()).unwrap();
     (upscaler, stats)
 }
 
@@ -252,7 +251,9 @@ fn prompt(text: &str) -> Prompts {
 
 #[test]
 fn each_prompt_is_encoded_once() {
-    let (mut upscaler, stats) = upscaler(&Settings::default());
+    // Of its own, since engines of one bundle share what the text encoder remembers.
+    let copy = fixtures::copy_of(&fixtures::text());
+    let (mut upscaler, stats) = upscaler(copy.path(), &Settings::default());
     for (text, runs) in
         [(None, 0), (Some("a dog"), 1), (Some("a dog"), 1), (Some("a cat"), 2), (None, 2)]
     {
@@ -282,7 +283,7 @@ fn whole_clips_together_and_separately() {
                 guidance_interval: Some((0.3, 1.0)),
                 ..Settings::default()
             };
-            let (mut upscaler, _) = upscaler(&settings);
+            let (mut upscaler, _) = upscaler(&fixtures::text(), &settings);
             upscaler.set_prompts(&prompt(text)).unwrap();
             stand_in::run(&mut upscaler, 0..11, frame, 1)
         };
@@ -298,7 +299,7 @@ fn whole_clips_together_and_separately() {
 
 #[test]
 fn without_prompts_the_first_window_is_an_error() {
-    let (mut upscaler, _) = upscaler(&Settings::default());
+    let (mut upscaler, _) = upscaler(&fixtures::text(), &Settings::default());
     (0..4).for_each(|number| upscaler.send_frame(number, frame(number)).unwrap());
     let error = upscaler.receive_frame().unwrap_err();
     assert!(error.to_string().contains("set the prompts first"), "{error}");
