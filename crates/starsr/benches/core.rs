@@ -25,7 +25,7 @@ mod pixels {
     const SMALL: Size = Size { width: 426, height: 240 };
     const LARGE: Size = Size { width: 1704, height: 960 };
 
-    /// Pixels of a frame in [0,1].
+    /// Pixels of a frame in `[0,1]`.
     fn picture(size: Size) -> Array3<f32> {
         Array3::from_shape_fn((3, size.height, size.width), |(c, y, x)| {
             ((c * 977 + y * 131 + x * 71) % 251) as f32 / 250.0

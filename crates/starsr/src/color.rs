@@ -24,8 +24,8 @@ pub enum ColorFix {
 const WAVELET_LEVELS: u32 = 5;
 
 impl ColorFix {
-    /// Corrects `content` `[C,H,W]` against `style` `[C,h,w]`, both in [0,1], and clamps it to
-    /// [0,1].
+    /// Corrects `content` `[C,H,W]` against `style` `[C,h,w]`, both in `[0,1]`, and clamps it to
+    /// `[0,1]`.
     ///
     /// `Adain` uses the statistics of `style` alone, so its size does not matter: give it the
     /// source frame as it is. `Wavelet` resizes `style` bilinearly to the content's size.

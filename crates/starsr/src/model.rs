@@ -99,14 +99,14 @@ pub trait Denoiser {
 
 /// A whole bundle: autoencoder, denoiser and text encoder.
 pub trait Model: Denoiser + Send {
-    /// Latents `[F,C,h,w]` of pixels `[F,3,H,W]` in [-1,1]: the scaled mean of their posterior.
+    /// Latents `[F,C,h,w]` of pixels `[F,3,H,W]` in `[-1,1]`: the scaled mean of their posterior.
     ///
     /// # Errors
     /// As the model fails.
     fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>>;
 
     /// Mean and standard deviation `[F,C,h,w]`, scaled, of the posterior of pixels `[F,3,H,W]` in
-    /// [-1,1].
+    /// `[-1,1]`.
     ///
     /// # Errors
     /// [`Error::Setting`] unless [`Self::has_std`], and as the model fails.
@@ -119,7 +119,7 @@ pub trait Model: Denoiser + Send {
         false
     }
 
-    /// Pixels `[F,3,H,W]`, nominally in [-1,1] and not clamped, of scaled latents `[F,C,h,w]`.
+    /// Pixels `[F,3,H,W]`, nominally in `[-1,1]` and not clamped, of scaled latents `[F,C,h,w]`.
     ///
     /// # Errors
     /// As the model fails.

@@ -37,7 +37,7 @@ pub struct SceneDetector {
 }
 
 impl SceneDetector {
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]; gives whether it is the first of a new scene.
+    /// Takes the next frame, `[3,h,w]` RGB in `[0,1]`; gives whether it is the first of a new scene.
     /// The first two frames are not, as there is nothing to judge them by. Frames may differ in
     /// size. Costs one pass over the pixels.
     pub fn is_cut(&mut self, frame: ArrayView3<f32>) -> bool {

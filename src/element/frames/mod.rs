@@ -231,9 +231,9 @@ fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {
 /// A frame as the upscaler takes it.
 #[derive(Debug)]
 pub(super) struct RgbFrame {
-    /// `[3,h,w]` RGB in [0,1].
+    /// `[3,h,w]` RGB in `[0,1]`.
     pub(super) pixels: Array3<f32>,
-    /// `[1,h,w]` in [0,1]; `None` for a format without alpha.
+    /// `[1,h,w]` in `[0,1]`; `None` for a format without alpha.
     pub(super) alpha: Option<Array3<f32>>,
 }
 
@@ -383,7 +383,7 @@ impl Writer {
         })
     }
 
-    /// Writes `picture`, clamped to [0,1], into `buffer`. A picture without alpha becomes opaque.
+    /// Writes `picture`, clamped to `[0,1]`, into `buffer`. A picture without alpha becomes opaque.
     pub(super) fn write(
         &mut self,
         picture: &RgbFrame,

@@ -122,7 +122,7 @@ impl Canvas {
         Ok(Self { size: Size { width, height }, picture, top, left, padding })
     }
 
-    /// Puts a picture `[C,h,w]` in [-1,1] or [0,1] (white is 1 in both) on the canvas `full`,
+    /// Puts a picture `[C,h,w]` in `[-1,1]` or `[0,1]` (white is 1 in both) on the canvas `full`,
     /// `[C,H,W]`.
     ///
     /// # Errors

@@ -124,14 +124,14 @@ impl FramePath {
         Tiled::new(model, &self.latent_grid, cancel)
     }
 
-    /// A frame `[3,h,w]` enlarged, `[3,H,W]` in [0,1].
+    /// A frame `[3,h,w]` enlarged, `[3,H,W]` in `[0,1]`.
     pub(super) fn enlarge(&self, low: ArrayView3<f32>) -> Result<Array3<f32>> {
         let mut plain = upscale(low, self.scale, self.interpolation)?;
         plain.mapv_inplace(|v| v.clamp(0.0, 1.0));
         Ok(plain)
     }
 
-    /// Frames `[3,h,w]` in [0,1] on the canvas, `[F,3,H,W]` in [-1,1].
+    /// Frames `[3,h,w]` in `[0,1]` on the canvas, `[F,3,H,W]` in `[-1,1]`.
     pub(super) fn prepare<'a>(
         &self,
         frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
@@ -201,7 +201,7 @@ impl FramePath {
         one(canvases)
     }
 
-    /// The finished frames `[3,H,W]` in [0,1] of decoded canvases `[F,3,H,W]` and the frames
+    /// The finished frames `[3,H,W]` in `[0,1]` of decoded canvases `[F,3,H,W]` and the frames
     /// `[3,h,w]` that they came from.
     pub(super) fn finish<'a>(
         &self,

@@ -52,7 +52,7 @@ pub struct TruncatedTokens {
 /// What [`Upscaler::receive_frame`] gives.
 #[derive(Debug)]
 pub enum Received {
-    /// The next upscaled frame in order, `[3,H,W]` RGB in [0,1].
+    /// The next upscaled frame in order, `[3,H,W]` RGB in `[0,1]`.
     Frame(Array3<f32>),
     /// Nothing yet: send more frames, or flush.
     NeedMoreFrames,
@@ -210,7 +210,7 @@ impl Upscaler {
         self.clip.model.busy()
     }
 
-    /// Takes the next frame, `[3,h,w]` RGB in [0,1]. `number` is its absolute number, which selects
+    /// Takes the next frame, `[3,h,w]` RGB in `[0,1]`. `number` is its absolute number, which selects
     /// its noise. The number of a clip's first frame also decides where windows start: they lie on
     /// a grid of absolute frame numbers. Cheap: [`Self::receive_frame`] does the work.
     ///

@@ -30,7 +30,7 @@ fn load(bundle: &Path) -> Result<Engine> {
     Engine::load(&Bundle::open(bundle)?, &options(), &Cancel::default())
 }
 
-/// Values which differ everywhere, in about [-1,1].
+/// Values which differ everywhere, in about `[-1,1]`.
 fn pattern(shape: (usize, usize, usize, usize), seed: usize) -> Array4<f32> {
     let mut n = seed;
     Array4::from_shape_simple_fn(shape, || {

@@ -11,7 +11,7 @@ use starsr_testkit::{fixtures, stand_in};
 
 const FRAMES: u64 = 3;
 
-/// Value noise: random numbers on a lattice of `cell` pixels, smoothly interpolated, in [0,1].
+/// Value noise: random numbers on a lattice of `cell` pixels, smoothly interpolated, in `[0,1]`.
 fn lattice(x: f32, y: f32, cell: f32, seed: u32) -> f32 {
     let (x, y) = (x / cell, y / cell);
     let (left, top) = (x.floor(), y.floor());
