@@ -10,10 +10,13 @@ use gst::glib;
 
 mod element;
 
+#[cfg_attr(test, allow(dead_code))]
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     element::register(plugin)
 }
 
+// The test kit brings the plugin into the unit tests, and its symbols may exist only once.
+#[cfg(not(test))]
 gst::plugin_define!(
     starsr,
     env!("CARGO_PKG_DESCRIPTION"),
