@@ -34,11 +34,17 @@ impl Size {
     /// # Errors
     /// [`Error::Input`] where `factor` is 0 or a side would be longer than 65536 pixels.
     pub fn enlarged(self, factor: usize) -> Result<Self> {
-        let side = |side: usize| side.checked_mul(factor).filter(|&s| factor > 0 && s <= MAX_SIDE);
-        match (side(self.width), side(self.height)) {
-            (Some(width), Some(height)) => Ok(Self { width, height }),
-            _ => Err(Error::input("upscale", format!("{self} cannot be enlarged {factor} times"))),
+        let large =
+            Self::new(self.width.saturating_mul(factor), self.height.saturating_mul(factor));
+        if factor == 0 || large.width.max(large.height) > MAX_SIDE {
+            return Err(Error::input(
+                "upscale",
+                format!(
+                    "{self} enlarged {factor} times is {large}; a side may have 1 to {MAX_SIDE} pixels"
+                ),
+            ));
         }
+        Ok(large)
     }
 }
 
