@@ -13,6 +13,7 @@ use starsr::diffusion::schedule::SamplerMode;
 use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Result, Settings, Size, Upscaler};
+use starsr_testkit::rig;
 
 /// A model of which only the sizes are asked.
 struct Unused;
@@ -48,8 +49,7 @@ fn upscaler(settings: &Settings, size: Size) -> Upscaler {
 }
 
 fn element() -> gst::Element {
-    gst::init().unwrap();
-    gststarsr::plugin_register_static().unwrap();
+    rig::init();
     gst::ElementFactory::make("starsr").build().unwrap()
 }
 

@@ -4,6 +4,7 @@
 //! window.
 
 use std::net::UdpSocket;
+use std::sync::{Arc, Mutex};
 
 use gst::prelude::*;
 
@@ -103,12 +104,15 @@ fn stream(sender: &str, receiver: &str) {
         "width=32,height=24",
     ));
     let receiver = parse(&small(&replaced(receiver, "port=5004", &port)));
-    let times = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let noted = times.clone();
-    let pad = receiver.by_name("f").unwrap().static_pad("sink").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        noted.lock().unwrap().push(info.buffer().unwrap().pts().unwrap());
-        gst::PadProbeReturn::Ok
+    let [came, left] = ["s", "f"].map(|name| {
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let noted = times.clone();
+        let pad = receiver.by_name(name).unwrap().static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            noted.lock().unwrap().push(info.buffer().unwrap().pts().unwrap());
+            gst::PadProbeReturn::Ok
+        });
+        times
     });
     receiver.set_state(gst::State::Playing).unwrap();
     sender.set_state(gst::State::Playing).unwrap();
@@ -118,8 +122,10 @@ fn stream(sender: &str, receiver: &str) {
     assert!(receiver.send_event(gst::event::Eos::new()));
     posted.extend(wait(&receiver, || false));
     assert_complete(&receiver, &posted);
-    let times = times.lock().unwrap();
-    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+    let [came, left] = [&came, &left].map(|times| times.lock().unwrap().clone());
+    assert_eq!(left, came);
+    // On a busy machine the jitter buffer gives neighbours the same time.
+    assert!(left.is_sorted(), "{left:?}");
     for pipeline in [sender, receiver] {
         pipeline.set_state(gst::State::Null).unwrap();
     }

@@ -20,11 +20,7 @@ fn python() -> Option<&'static str> {
     };
     let found = ["python3", "/usr/bin/python3"].into_iter().find(has_bindings);
     if found.is_none() {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "python3-gi and gir1.2-gstreamer-1.0 are missing"
-        );
-        println!("SKIPPED: python3-gi and gir1.2-gstreamer-1.0 are missing");
+        fixtures::skip("python3-gi and gir1.2-gstreamer-1.0 are missing");
     }
     found
 }

@@ -144,7 +144,7 @@ unsafe extern "C" {
 
 extern "C" fn report_skipped() {
     let skipped = SKIPPED.load(Ordering::SeqCst);
-    let _ = writeln!(std::io::stderr(), "skipped in all: {skipped} for want of references");
+    let _ = writeln!(std::io::stderr(), "skipped in all: {skipped}");
 }
 
 /// Reports that the calling test is skipped and why, and at the end of the process how many were.
