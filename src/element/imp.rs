@@ -170,9 +170,10 @@ impl Starsr {
     /// The next finished frame, in a buffer; its events are pushed. `None` where more frames, or a
     /// drain, are needed first.
     fn next_buffer(&self) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        let timing = match self.session(|s| s.may_bypass())? {
-            true => Timing::of(self.obj().upcast_ref(), self.own_latency()),
-            false => None,
+        let timing = if self.session(|s| s.may_bypass())? {
+            Timing::of(self.obj().upcast_ref(), self.own_latency())
+        } else {
+            None
         };
         let facts = Facts { prompts: self.settings().prompts(), timing };
         let Some(outgoing) = self.try_session(|s| s.pull(&facts))? else { return Ok(None) };

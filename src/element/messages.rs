@@ -223,7 +223,7 @@ impl Notice {
                 gst::debug!(CAT, obj = element, "A frame waits for up to {latency_frames} others");
             }
             Self::SceneCut { pts } => {
-                gst::debug!(CAT, obj = element, "A scene begins at {}", pts.display())
+                gst::debug!(CAT, obj = element, "A scene begins at {}", pts.display());
             }
             Self::Restored { running_time, evaluations, time, frames_in, frames_out } => {
                 let from = running_time.display();

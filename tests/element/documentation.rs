@@ -91,7 +91,7 @@ fn values(spec: &glib::ParamSpec) -> (String, String) {
     }
     match spec.value_type().name() {
         "gchararray" => ("unset".into(), "text".into()),
-        "GstStructure" => ("".into(), "structure".into()),
+        "GstStructure" => (String::new(), "structure".into()),
         "GstValueArray" => ("`<0.0, 1.0>`".into(), "two numbers from 0 to 1".into()),
         other => panic!("{} is a {other}, which this table does not know", spec.name()),
     }

@@ -145,7 +145,11 @@ fn planes_outside_the_buffer_are_an_error() {
         let (flow, errors) = (rig.push(buffer), rig.errors());
         match word {
             None => {
-                assert_eq!((flow, rig.buffers().len()), (Ok(gst::FlowSuccess::Ok), 1), "{errors:?}")
+                assert_eq!(
+                    (flow, rig.buffers().len()),
+                    (Ok(gst::FlowSuccess::Ok), 1),
+                    "{errors:?}"
+                );
             }
             Some(word) => {
                 assert_eq!(flow, Err(gst::FlowError::Error), "{word}");

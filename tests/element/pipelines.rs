@@ -83,8 +83,7 @@ pub fn times(seen: &Seen) -> Vec<Option<gst::ClockTime>> {
 pub fn make_clip(path: &std::path::Path, frames: u32, sound: bool) {
     let audio = if sound {
         format!(
-            "audiotestsrc num-buffers={} samplesperbuffer=1920 ! audio/x-raw,rate=48000 ! avenc_aac ! m. ",
-            frames
+            "audiotestsrc num-buffers={frames} samplesperbuffer=1920 ! audio/x-raw,rate=48000 ! avenc_aac ! m. "
         )
     } else {
         String::new()

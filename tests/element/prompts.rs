@@ -83,7 +83,7 @@ fn a_flush_while_caps_change_is_no_error() {
     rig.segment(FRAME * 100);
     rig.push_all(100..108);
     rig.eos();
-    assert_eq!(rig.offsets(), Vec::from_iter(100..108));
+    assert_eq!(rig.offsets(), (100..108).collect::<Vec<_>>());
     assert_eq!(rig.errors(), [""; 0]);
 }
 

@@ -39,7 +39,7 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Vec<Passed>>> {
     pad.add_probe(kinds, move |_, info| {
         match &info.data {
             Some(gst::PadProbeData::Buffer(buffer)) => {
-                to.lock().unwrap().push(Passed::Frame(buffer.pts()))
+                to.lock().unwrap().push(Passed::Frame(buffer.pts()));
             }
             Some(gst::PadProbeData::Event(event))
                 if event.type_() == gst::EventType::CustomDownstream =>

@@ -12,7 +12,7 @@ use gst::prelude::*;
 use starsr_testkit::fixtures;
 
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_mins(4);
 
 pub fn init() {
     static INIT: Once = Once::new();

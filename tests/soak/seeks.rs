@@ -86,7 +86,7 @@ fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
     let held = passing.0.lock().unwrap();
     let (_held, waited) =
-        passing.1.wait_timeout_while(held, Duration::from_secs(300), |passing| *passing).unwrap();
+        passing.1.wait_timeout_while(held, Duration::from_mins(5), |passing| *passing).unwrap();
     assert!(!waited.timed_out(), "no frame follows an event");
     src.push_event(gst::event::FlushStart::new());
     // Nothing passes until the segment is back.
@@ -104,8 +104,17 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
+/// Keeps the kernel from giving this process huge pages, which come and go and are counted whole.
+fn without_huge_pages() {
+    let (yes, unused) = (1 as libc::c_ulong, 0 as libc::c_ulong);
+    // SAFETY: the call takes no pointers.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, unused, unused, unused) };
+    assert_eq!(result, 0);
+}
+
 /// Plays until `frames` have come out, with something happening every few frames.
 fn play(frames: u64, seed: u64) {
+    without_huge_pages();
     rig::init();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // With async=true the sink sometimes stays in preroll after flushes that follow each other

@@ -107,7 +107,7 @@ pub fn without_text_encoder() -> TempDir {
 pub fn onnx_runtime() -> PathBuf {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
         return fs::canonicalize(&path)
-            .unwrap_or_else(|e| panic!("ORT_DYLIB_PATH is {path:?}: {e}"));
+            .unwrap_or_else(|e| panic!("ORT_DYLIB_PATH is {}: {e}", path.display()));
     }
     let exe = std::env::current_exe().unwrap();
     for folder in exe.ancestors().skip(1).take(4) {
@@ -138,10 +138,6 @@ pub fn media(name: &str) -> Option<PathBuf> {
 /// How many tests were skipped in this process.
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
-unsafe extern "C" {
-    fn atexit(function: extern "C" fn()) -> i32;
-}
-
 extern "C" fn report_skipped() {
     let skipped = SKIPPED.load(Ordering::SeqCst);
     let _ = writeln!(std::io::stderr(), "skipped in all: {skipped}");
@@ -158,6 +154,6 @@ pub fn skip(reason: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
     if SKIPPED.fetch_add(1, Ordering::SeqCst) == 0 {
         // SAFETY: the function only reads a static and writes to the standard error.
-        unsafe { atexit(report_skipped) };
+        unsafe { libc::atexit(report_skipped) };
     }
 }

@@ -3,6 +3,9 @@
 //! What the tests, benchmarks and fuzz targets share: model bundles, stand-in models, buffers
 //! between guard pages, and an element between two pads of the test's own (feature `element`).
 
+// Whatever fails here fails the test that called it.
+#![allow(clippy::missing_panics_doc, clippy::missing_errors_doc)]
+
 pub mod fixtures;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;

@@ -189,9 +189,11 @@ impl Rig {
     }
 
     pub fn play(&self) {
-        if self.element.set_state(gst::State::Playing).is_err() {
-            panic!("starsr does not start: {:?}", self.errors());
-        }
+        assert!(
+            self.element.set_state(gst::State::Playing).is_ok(),
+            "starsr does not start: {:?}",
+            self.errors()
+        );
     }
 
     /// A rig with [`starsr`] that has got [`CAPS`] and a segment.

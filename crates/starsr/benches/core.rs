@@ -37,7 +37,7 @@ mod pixels {
         let mut frame = picture(LARGE);
         let other = frame.mapv(|v| 1.0 - v);
         bencher.bench_local(|| {
-            cross_fade(black_box(&mut frame), black_box(other.view()), 0.25).unwrap()
+            cross_fade(black_box(&mut frame), black_box(other.view()), 0.25).unwrap();
         });
     }
 
@@ -45,7 +45,7 @@ mod pixels {
     fn adain(bencher: Bencher) {
         let (mut frame, source) = (picture(LARGE), picture(SMALL));
         bencher.bench_local(|| {
-            ColorFix::Adain.apply(black_box(&mut frame), black_box(source.view())).unwrap()
+            ColorFix::Adain.apply(black_box(&mut frame), black_box(source.view())).unwrap();
         });
     }
 
@@ -54,7 +54,7 @@ mod pixels {
         let mut frame = picture(LARGE);
         let other = frame.mapv(|v| 1.0 - v);
         bencher.bench_local(|| {
-            ColorFix::Wavelet.apply(black_box(&mut frame), black_box(other.view())).unwrap()
+            ColorFix::Wavelet.apply(black_box(&mut frame), black_box(other.view())).unwrap();
         });
     }
 
@@ -126,7 +126,7 @@ mod latents {
         let mut denoised = vec![0.5; VALUES];
         bencher.bench_local(|| {
             denoised.fill(0.5);
-            solver.denoised(1, black_box(&drawn), black_box(&mut denoised))
+            solver.denoised(1, black_box(&drawn), black_box(&mut denoised));
         });
     }
 
@@ -136,7 +136,7 @@ mod latents {
         let (mut mixed, unguided) = (vec![0.5; VALUES], vec![0.25; VALUES]);
         bencher.bench_local(|| {
             mixed.copy_from_slice(&unguided);
-            guidance.mix(black_box(&drawn), black_box(&mut mixed))
+            guidance.mix(black_box(&drawn), black_box(&mut mixed));
         });
     }
 }

@@ -101,7 +101,9 @@ impl Thumbnail {
             histogram[((cell * BINS as f32) as usize).min(BINS - 1)] += 1.0 / count;
         }
         let mean = cells.iter().sum::<f32>() / count;
-        cells.iter_mut().for_each(|cell| *cell -= mean);
+        for cell in &mut cells {
+            *cell -= mean;
+        }
         let variance = cells.iter().map(|cell| cell * cell).sum::<f32>() / count;
         Some(Self { cells, variance, histogram })
     }

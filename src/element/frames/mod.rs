@@ -300,7 +300,7 @@ impl Reader {
             match (self.colors.weights, self.info.is_gray()) {
                 (None, _) => read_row(row, red, green, blue, coefficients, |r, g, b| [r, g, b]),
                 (Some(_), true) => {
-                    read_row(row, red, green, blue, coefficients, |y, _, _| [y, y, y])
+                    read_row(row, red, green, blue, coefficients, |y, _, _| [y, y, y]);
                 }
                 (Some((kr, kb)), false) => {
                     let (red_v, blue_u) = (2.0 * (1.0 - kr), 2.0 * (1.0 - kb));

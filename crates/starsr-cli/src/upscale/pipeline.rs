@@ -186,7 +186,7 @@ impl Pipeline {
                 match stream {
                     Ok(stream) => streams.lock().push(stream),
                     Err(reason) => {
-                        gst::element_error!(parser, gst::StreamError::Format, ("{reason}"))
+                        gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
                     }
                 }
             }
@@ -251,11 +251,11 @@ impl Pipeline {
                         );
                         match kind {
                             Kind::Video => {
-                                left_out.push(format!("a further video stream ({media})"))
+                                left_out.push(format!("a further video stream ({media})"));
                             }
                             Kind::Data => left_out.push(format!("a data stream ({media})")),
                             _ if args.drop_unsupported => {
-                                left_out.push(format!("{lacks}: left out"))
+                                left_out.push(format!("{lacks}: left out"));
                             }
                             _ => return Err(format!("{lacks}; {}", remedy(container))),
                         }

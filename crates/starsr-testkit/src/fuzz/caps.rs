@@ -136,10 +136,10 @@ impl Fractions {
                 let (a, b) = (fraction(*a), fraction(*b));
                 match a.partial_cmp(&b) {
                     Some(std::cmp::Ordering::Less) => {
-                        structure.set(field, gst::FractionRange::new(a, b))
+                        structure.set(field, gst::FractionRange::new(a, b));
                     }
                     Some(std::cmp::Ordering::Greater) => {
-                        structure.set(field, gst::FractionRange::new(b, a))
+                        structure.set(field, gst::FractionRange::new(b, a));
                     }
                     _ => structure.set(field, a),
                 }
@@ -270,13 +270,17 @@ pub fn run(input: &Input) {
     element.set_property("scale", u32::from(input.scale % 9));
     let pads = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
     // Before the model is known, and then with it.
-    pads.iter().for_each(|pad| drop(check_query(pad, filter.as_ref())));
+    for pad in &pads {
+        check_query(pad, filter.as_ref());
+    }
     // Otherwise they cannot be linked.
     if !pads[1].query_caps(None).can_intersect(&accepted) {
         return;
     }
     let rig = Rig::new(element, Some(&accepted.to_string()));
-    pads.iter().for_each(|pad| drop(check_query(pad, filter.as_ref())));
+    for pad in &pads {
+        check_query(pad, filter.as_ref());
+    }
 
     rig.event(gst::event::StreamStart::new("test"));
     let mut before = gst::Caps::new_empty();

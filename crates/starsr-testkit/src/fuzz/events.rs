@@ -174,7 +174,7 @@ fn set_property(element: &gst::Element, property: u8, value: u8) {
         12 => element.set_property("scale", number % 9),
         13 => element.set_property("scene-detection", value.is_multiple_of(2)),
         14 => {
-            element.set_property_from_str("overload", ["block", "bypass"][usize::from(value % 2)])
+            element.set_property_from_str("overload", ["block", "bypass"][usize::from(value % 2)]);
         }
         15 => element.set_property("decode-overlap", i32::from(value % 4) - 1),
         16 => element.set_property_from_str(
@@ -290,10 +290,10 @@ impl Player {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Push { time, duration, flags, level } => {
-                self.frame(*time, *duration, *flags, *level)
+                self.frame(*time, *duration, *flags, *level);
             }
             Step::Frames(count) => {
-                (0..count % 12).for_each(|_| self.frame(Time::Next, Some(1), 0, 90))
+                (0..count % 12).for_each(|_| self.frame(Time::Next, Some(1), 0, 90));
             }
             Step::WrongSize(bytes) => {
                 let bytes = usize::from(*bytes);

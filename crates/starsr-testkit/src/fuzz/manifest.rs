@@ -10,7 +10,7 @@ use ndarray::{Array2, Array3, Array4, ArrayView4};
 use starsr::Cancel;
 use starsr::bundle::{Bundle, Manifest};
 use starsr::model::{Denoiser, Embedding, Model, Query};
-use starsr::text::Ids;
+use starsr::text::{Ids, Prompts};
 use starsr::{Error, Result};
 use starsr::{Received, Settings, Size, Upscaler};
 use tempfile::TempDir;
@@ -191,7 +191,7 @@ fn parse(text: &str, size: (usize, usize)) {
     match Manifest::parse(text, Path::new("bundle.toml")) {
         Ok(manifest) => restore(&manifest, size),
         Err(Error::Bundle { field, reason, .. }) => {
-            assert!(!field.is_empty() && !reason.is_empty())
+            assert!(!field.is_empty() && !reason.is_empty());
         }
         Err(other) => panic!("{other}"),
     }
@@ -216,7 +216,7 @@ fn restore(manifest: &Manifest, (width, height): (usize, usize)) {
         return;
     }
     if manifest.prompts.is_some() {
-        upscaler.set_prompts(&Default::default()).unwrap();
+        upscaler.set_prompts(&Prompts::default()).unwrap();
     }
     for number in 0..3 {
         upscaler.send_frame(number, Array3::from_elem((3, height, width), 0.5)).unwrap();

@@ -175,7 +175,7 @@ mod tests {
         for w in
             (0..=i32::MAX).step_by(100_003).chain(0..1000).chain((0..1000).map(|w| i32::MAX - w))
         {
-            let exact = (((w as f32 + 0.5) / 2f32.powi(31)) as f64).ln();
+            let exact = f64::from((w as f32 + 0.5) / 2f32.powi(31)).ln();
             let ours = f64::from(ln(w));
             assert!(
                 ours <= 0.0 && (ours - exact).abs() <= 3e-7 * exact.abs(),

@@ -253,7 +253,7 @@ mod tests {
                     assert_eq!(
                         (plan.t.len(), plan.t[0]),
                         (FAST_EVALUATIONS, i64::from(noise_level) - 1)
-                    )
+                    );
                 }
                 Err(_) => assert!(noise_level < 12, "{noise_level}"),
             }

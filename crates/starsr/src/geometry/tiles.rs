@@ -219,13 +219,10 @@ mod tests {
                 let size = axis.fit(n * 37).unwrap();
                 for tile in [0, 80, 100, 256, 2000] {
                     for overlap in [0, 1, 8, 16, 40] {
-                        let tiles = match tiles(size, tile, overlap, axis) {
-                            Ok(tiles) => tiles,
-                            Err(_) => {
-                                let length = axis.fit_within(tile).unwrap();
-                                assert!(length < size && length < overlap + axis.multiple);
-                                continue;
-                            }
+                        let Ok(tiles) = tiles(size, tile, overlap, axis) else {
+                            let length = axis.fit_within(tile).unwrap();
+                            assert!(length < size && length < overlap + axis.multiple);
+                            continue;
                         };
                         let mut sums = vec![0.0; size];
                         for (i, t) in tiles.iter().enumerate() {

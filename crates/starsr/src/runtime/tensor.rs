@@ -70,10 +70,10 @@ impl Input {
     pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: &Threads) {
         match self {
             Self::F32(tensor) => {
-                store_channels_first(latents, tensor.extract_tensor_mut().1, threads)
+                store_channels_first(latents, tensor.extract_tensor_mut().1, threads);
             }
             Self::F16(tensor) => {
-                store_channels_first(latents, tensor.extract_tensor_mut().1, threads)
+                store_channels_first(latents, tensor.extract_tensor_mut().1, threads);
             }
         }
     }
@@ -154,19 +154,16 @@ pub(super) fn fetch_latents(
     let (frames, channels, height, width) = latents.dim();
     let size = latents.len();
     let shape = [results.len(), channels, frames, height, width];
-    match element(value)? {
-        TensorElementType::Float16 => {
-            let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
-            parts
-                .zip(&mut *results)
-                .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
-        }
-        _ => {
-            let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
-            parts
-                .zip(&mut *results)
-                .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
-        }
+    if element(value)? == TensorElementType::Float16 {
+        let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
+        parts
+            .zip(&mut *results)
+            .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
+    } else {
+        let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
+        parts
+            .zip(&mut *results)
+            .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
     }
     Ok(())
 }

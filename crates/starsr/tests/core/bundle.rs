@@ -377,7 +377,7 @@ proptest! {
                     let numbers: Vec<(usize, &str)> = text.match_indices(|c: char| c.is_ascii_digit()).collect();
                     if !numbers.is_empty() {
                         let at = numbers[a % numbers.len()].0;
-                        text.replace_range(at..at + 1, &number.to_string());
+                        text.replace_range(at..=at, &number.to_string());
                     }
                 }
                 _ => {

@@ -469,7 +469,7 @@ fn the_posterior_is_sampled_with_its_own_noise() {
             let drawn = if number % 3 == 0 { 0.25 } else { 0.0 };
             assert!((moved(&mean[number as usize]) - text / 2.0).abs() < 1e-4, "{mode:?}");
             assert!(
-                (moved(&sample[number as usize]) - (text + drawn) / 2.0).abs() < 1e-4,
+                (moved(&sample[number as usize]) - f32::midpoint(text, drawn)).abs() < 1e-4,
                 "{mode:?} {number}"
             );
         }

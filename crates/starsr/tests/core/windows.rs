@@ -260,13 +260,10 @@ proptest! {
         let cancel = Cancel::default();
         let mut model = Mixing { calls: 0, fail_at: Some((fail_at, cancel.clone())) };
         let mut advance = |wavefront: &mut Wavefront, ours: &mut Vec<Array3<f32>>| {
-            match wavefront.advance(&mut model, &noise, &prompts(), &cancel) {
-                Ok(more) => ours.extend(more),
-                Err(_) => {
-                    assert!(matches!(wavefront.advance(&mut model, &noise, &prompts(), &cancel), Err(Error::Cancelled) | Ok(_)));
-                    cancel.set(false);
-                    ours.extend(wavefront.advance(&mut model, &noise, &prompts(), &cancel).unwrap());
-                }
+            if let Ok(more) = wavefront.advance(&mut model, &noise, &prompts(), &cancel) { ours.extend(more) } else {
+                assert!(matches!(wavefront.advance(&mut model, &noise, &prompts(), &cancel), Err(Error::Cancelled) | Ok(_)));
+                cancel.set(false);
+                ours.extend(wavefront.advance(&mut model, &noise, &prompts(), &cancel).unwrap());
             }
         };
         for _ in 0..2 {

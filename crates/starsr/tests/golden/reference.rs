@@ -27,7 +27,7 @@ pub fn folders() -> Vec<PathBuf> {
         }
         None if beside.is_dir() => folders.push(beside),
         None => {
-            fixtures::skip("no ../shared/star and no STARSR_REFERENCE: only tests/data is checked")
+            fixtures::skip("no ../shared/star and no STARSR_REFERENCE: only tests/data is checked");
         }
     }
     folders
