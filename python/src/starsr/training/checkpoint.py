@@ -23,7 +23,10 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Average:
-    """Exponential moving average of a module's trained parameters. It follows quickly at first."""
+    """Exponential moving average of a module's trained parameters. It follows quickly at first.
+
+    The `EMAModel` of diffusers rounds in another order, so runs would not go on to the bit with it.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
