@@ -33,7 +33,7 @@ def test_better_than_bicubic_on_held_out_clips(nano_folder, media):
     similar = []
     names = [name for name in sources.DEGRADATIONS if name != "official"]
     for source in sources.degraded(
-        names, media / "train", [media / "hr" / "bikes.mp4"], 6, 6, seed=5
+        names, media / "train", [media / "hr" / "bikes.mp4"], 3, 6, seed=5
     ):
         clip = source.load()
         result, plain = nano(clip.low), upscalers.plain(clip.low)

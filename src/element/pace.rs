@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(pace.expected(8), seconds(4));
         // After some bypassed windows half the estimate is left, and in the end nothing.
         let until = |pace: &mut Pace, time| {
-            (0..100).find(|_| (pace.expected(8) <= time, pace.skipped()).0).unwrap()
+            (0..1000).find(|_| (pace.expected(8) <= time, pace.skipped()).0).unwrap()
         };
         assert!((5..=10).contains(&until(&mut pace, seconds(2))));
         until(&mut pace, gst::ClockTime::ZERO);
