@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use gst::prelude::*;
 
 mod args;
+mod elements;
 mod output;
 mod pipeline;
 mod progress;

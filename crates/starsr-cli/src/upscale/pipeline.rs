@@ -11,6 +11,7 @@ use gst::prelude::*;
 use parking_lot::Mutex;
 
 use super::args::{Args, set_property};
+use super::elements::make;
 use super::streams::{Container, Kind, always_pad, passage};
 
 /// Name of the message posted once all streams of the input are known.
@@ -24,18 +25,6 @@ const READ_AHEAD_BUFFERS: u32 = 32;
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
-
-/// Creates an element, naming the package of a missing one.
-pub fn make(factory: &str) -> Result<gst::Element, String> {
-    gst::ElementFactory::make(factory).build().map_err(|_| {
-        let set = match factory {
-            "x264enc" => "ugly",
-            "parsebin" | "decodebin" | "videoconvert" => "base",
-            _ => "good",
-        };
-        format!("GStreamer's element {factory} is missing; install gstreamer1.0-plugins-{set}")
-    })
-}
 
 /// The frames that have passed starsr.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 
-use super::pipeline::make;
+use super::elements::make;
 
 /// The output's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
