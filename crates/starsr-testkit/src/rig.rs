@@ -196,7 +196,7 @@ impl Rig {
         );
     }
 
-    /// A rig with [`starsr`] that has got [`CAPS`] and a segment.
+    /// A rig with [`starsr()`] that has got [`CAPS`] and a segment.
     pub fn started(length: u32, overlap: i32) -> Self {
         let rig = Self::new(starsr(length, overlap), None);
         rig.start(CAPS);
