@@ -26,7 +26,7 @@
 //! let mut upscaler =
 //!     Upscaler::new(Box::new(engine), bundle.manifest(), &settings, size, cancel)?;
 //! for number in 0..10 {
-//!     let frame = Array3::from_elem((3, size.height, size.width), 0.5); // RGB in `[0,1]`
+//!     let frame = Array3::from_elem((3, size.height, size.width), 0.5); // RGB in [0,1]
 //!     upscaler.send_frame(number, frame)?;
 //!     while let Received::Frame(frame) = upscaler.receive_frame()? {
 //!         show(frame); // 96x64

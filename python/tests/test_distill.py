@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MPL-2.0
+
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from starsr.training import distill, perceptual
+from starsr.training.critic import Critic, changes, critic_loss, realism_loss, slices
+from starsr.training.moving import MovingClips, Reel, crop_frame, free_film, panned, shrink, warped
+from starsr.training.nano import taken
+from starsr.training.student_losses import (
+    Balance,
+    charbonnier,
+    fidelity_loss,
+    plain_losses,
+    unsteadiness,
+)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A photograph of soft blobs."""
+    rng = np.random.default_rng(3)
+    small = Image.fromarray(rng.integers(0, 256, (20, 25, 3), dtype=np.uint8))
+    return np.asarray(small.resize((500, 400), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory, photo):
+    folder = tmp_path_factory.mktemp("media")
+    for index in range(2):
+        Image.fromarray(np.roll(photo, 40 * index, 1)).save(folder / f"{index}.png")
+    return folder
+
+
+def along(frames: np.ndarray, moves: np.ndarray) -> float:
+    """Mean difference in levels of each frame and the next one moved back."""
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    later, inside = warped(pictures[1:], torch.from_numpy(moves).float())
+    return float(((pictures[:-1] - later).abs() * inside).sum() / (3 * inside.sum()))
+
+
+@pytest.mark.parametrize("make", [free_film, panned])
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_films_move_as_they_say(photo, make, seed):
+    film = make(photo, 5, 96, np.random.default_rng(seed))
+    assert film.frames.shape == (5, 96, 96, 3) and film.moves.shape == (4, 3, 3)
+    still = np.broadcast_to(np.eye(3), (4, 3, 3))
+    assert along(film.frames, film.moves) < 0.7
+    assert along(film.frames, still) > 2 * along(film.frames, film.moves)
+
+
+@pytest.mark.parametrize("turns", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+def test_moves_turn_with_their_crop(photo, turns):
+    film = free_film(photo, 3, 128, np.random.default_rng(1))
+    corner, side = torch.tensor([[8, 20]]), 64
+    flags = torch.tensor([[0, *turns]]).bool()
+    places = torch.tensor([[0, 0, *corner[0].tolist()]])
+    crop = taken(torch.from_numpy(film.frames)[None], places, flags, 3, side, 1)
+    frame = crop_frame(corner, flags, side).double()
+    moved = frame @ torch.from_numpy(film.moves) @ torch.linalg.inv(frame)
+    assert along(crop[0].numpy(), moved.numpy()) < 0.7
+
+
+def test_clips_are_a_function_of_their_index(media):
+    clips = MovingClips(media, 10, frames=3, side=16, seed=5)
+    for index in (0, 7):
+        for first, second in zip(clips[index], clips[index], strict=True):
+            assert torch.equal(first, second)
+    low, high, moves = clips[3]
+    assert low.shape == (3, 16, 16, 3) and high.shape == (3, 64, 64, 3) and moves.shape == (2, 3, 3)
+
+
+def test_a_reel_draws_from_what_it_has(media):
+    clips = MovingClips(media, 10, frames=4, side=16)
+    reel = Reel(8, clips, torch.device("cpu"))
+    for index in range(2):
+        reel.put(*clips[index])
+    low, high, moves = reel.draw(6, 3, 8, torch.Generator().manual_seed(0))
+    assert (
+        low.shape == (6, 3, 3, 8, 8)
+        and high.shape == (6, 3, 3, 32, 32)
+        and moves.shape == (6, 2, 3, 3)
+    )
+    assert torch.isfinite(moves).all()
+
+
+def test_clean_shrinks_are_whole_levels(media):
+    high = torch.rand(5, 2, 3, 32, 32)
+    low = shrink(high, torch.Generator().manual_seed(0))
+    assert low.shape == (5, 2, 3, 8, 8)
+    torch.testing.assert_close(low * 255, (low * 255).round())
+    assert (low.mean((2, 3, 4)) - high.mean((2, 3, 4))).abs().max() < 0.05
+
+
+def test_errors_that_move_with_the_picture_are_steady():
+    """An error that is part of the scene is steady, the same one that stays in place is not."""
+    wide = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (32, 40), mode="bicubic")[
+        0
+    ].clamp(0, 1)
+    flaw = (
+        torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (32, 40), mode="bicubic")[0] * 0.1
+    )
+    target = torch.stack([wide[:, :, 2 * f : 2 * f + 32] for f in range(3)])[None]
+    moves = torch.eye(3).repeat(1, 2, 1, 1)
+    moves[..., 0, 2] = -2
+    with_it = target + torch.stack([flaw[:, :, 2 * f : 2 * f + 32] for f in range(3)])[None]
+    in_place = target + flaw[:, :, :32]
+    changes_of = [unsteadiness(clip, target, moves) for clip in (with_it, in_place)]
+    means = [float((change.abs() * mask).sum() / mask.sum()) for change, mask in changes_of]
+    assert means[0] < 1e-5 < 1e-3 < means[1]
+
+
+def test_a_perfect_clip_has_no_loss():
+    target = torch.rand(2, 3, 3, 32, 32)
+    moves = torch.eye(3).repeat(2, 2, 1, 1)
+    losses = plain_losses(target, target, moves)
+    assert all(
+        float(loss) <= float(charbonnier(torch.zeros(()))) + 1e-6 for loss in losses.values()
+    )
+    worse, _ = fidelity_loss(target + 0.1 * torch.rand_like(target), target, moves)
+    best, figures = fidelity_loss(target, target, moves)
+    assert best < worse and figures["psnr"] > 80
+
+
+def test_gradients_get_their_shares():
+    balance = Balance()
+    gradients = {"pixel": torch.ones(100), "other": 1e-4 * torch.ones(100)}
+    total = balance.total("pixel", gradients, {"other": 0.5})
+    torch.testing.assert_close(total, torch.full((100,), 1.5))
+
+
+def test_critics_see_frames_changes_and_slices():
+    clips, plain = torch.rand(2, 4, 3, 32, 32), torch.rand(2, 4, 3, 32, 32)
+    seen = changes(clips, plain)
+    assert seen.shape == (4, 12, 32, 32)
+    torch.testing.assert_close(seen[0, 3:6], 3 * (clips[0, 1] - clips[0, 0]))
+    rows, columns = torch.tensor([5, 9]), torch.tensor([1])
+    along_time = slices(clips, rows, columns)
+    assert along_time.shape == (2 * 3, 3, 4, 32)
+    torch.testing.assert_close(along_time[1], clips[0, :, :, 9].transpose(0, 1))
+    torch.testing.assert_close(along_time[4], clips[0, ..., 1].transpose(0, 1))
+
+
+def test_critics_learn_what_is_made():
+    torch.manual_seed(0)
+    critic = Critic(8)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
+    real, fake = torch.rand(2, 3, 3, 32, 32), torch.full((2, 3, 3, 32, 32), 0.5)
+    places = torch.arange(4)
+    losses = []
+    for _ in range(30):
+        loss = critic_loss(critic(real, fake, places, places), critic(fake, fake, places, places))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    assert realism_loss(critic(fake, fake, places, places)) > realism_loss(
+        critic(real, fake, places, places)
+    )
+
+
+def test_the_perceptual_network_survives_packing(tmp_path):
+    torch.manual_seed(0)
+    network = perceptual.Perceptual()
+    save_file(perceptual.packed(network.state_dict()), str(tmp_path / "f.safetensors"))
+    again = perceptual.load(tmp_path / "f.safetensors", torch.device("cpu"))
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(again(a, b), network(a, b), rtol=0.05, atol=1e-4)
+    assert float(again(a, a).max()) < 1e-6
+    a.requires_grad_()
+    again(a, b).sum().backward()
+    assert a.grad.abs().max() > 0
+
+
+def test_missing_media_and_features_are_said(tmp_path, media, capsys):
+    words = ["--output", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"]
+    assert distill.main(["--data", str(tmp_path / "nowhere"), *words]) == 1
+    assert "no photographs below" in capsys.readouterr().err
+    sizes = [
+        "--clip-side",
+        "16",
+        "--sides",
+        "16",
+        "16",
+        "--batches",
+        "2",
+        "2",
+        "--frames",
+        "3",
+        "--pool",
+        "8",
+    ]
+    assert distill.main(["--data", str(media), *words, *sizes, "--fidelity", "0.001"]) == 1
+    assert "give --features" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MPL-2.0
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from starsr.data.resize import bicubic
+from starsr.export.student import export
+from starsr.models.nano import student as networks
+from starsr.models.nano.student import (
+    Student,
+    StudentConfig,
+    bicubic_kernel,
+    blend,
+    neighbourhood,
+    operations,
+)
+
+SMALL = StudentConfig(widths=(8, 8, 16), blocks=(1, 2, 1))
+
+
+def lively(seed: int = 0, config: StudentConfig = SMALL) -> Student:
+    """A student with weights that are nowhere zero."""
+    torch.manual_seed(seed)
+    student = Student(config)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.normal_(0, 0.1)
+    return student.eval()
+
+
+def test_an_untrained_student_is_bicubic():
+    low = torch.rand(2, 3, 3, 8, 12)
+    torch.testing.assert_close(Student(SMALL)(low), bicubic(low), atol=1e-6, rtol=0)
+
+
+def test_the_kernel_is_the_bicubic_upscale_also_at_edges():
+    low = torch.rand(1, 3, 5, 7)
+    padded = torch.nn.functional.pad(low, (2, 2, 2, 2), mode="replicate")
+    made = torch.nn.functional.pixel_shuffle(
+        torch.nn.functional.conv2d(padded, bicubic_kernel()), 4
+    )
+    torch.testing.assert_close(made, bicubic(low), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frames_beyond_the_ends_are_those_at_the_ends(layout):
+    frames = torch.arange(8.0)[:, None, None, None] + torch.tensor([0.0, 100.0])[:, None, None]
+    around = neighbourhood(frames.expand(8, 2, 3, 5).contiguous(memory_format=layout), 2, 2)
+    assert around.shape == (8, 10, 3, 5)
+    assert around[0, :, 1, 1].tolist() == [0, 100, 0, 100, 0, 100, 1, 101, 2, 102]
+    assert around[3, ::2, 0, 4].tolist() == [1, 2, 3, 3, 3]
+    assert around[4, ::2, 0, 0].tolist() == [4, 4, 4, 5, 6]
+
+
+def test_clips_of_a_batch_do_not_mix():
+    student, clips = lively(), torch.rand(2, 4, 3, 8, 8)
+    alone = torch.cat([student(clip[None]) for clip in clips])
+    torch.testing.assert_close(student(clips), alone, atol=1e-5, rtol=0)
+
+
+def test_the_layout_of_memory_does_not_matter():
+    student, clips = lively(), torch.rand(2, 4, 3, 8, 8)
+    expected = student(clips)
+    torch.testing.assert_close(
+        student.to(memory_format=torch.channels_last)(clips), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_frames_of_a_clip_do():
+    student, clip = lively(), torch.rand(1, 5, 3, 8, 8)
+    other = clip.clone()
+    other[:, 3] = 0
+    assert (student(clip) - student(other))[:, 2].abs().max() > 1e-4
+
+
+def test_work_and_size_of_the_default():
+    config = StudentConfig()
+    assert operations(config, 120, 160) < 12e9
+    assert 1e6 < sum(p.numel() for p in Student(config).parameters()) < 4e6
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_graph_is_the_network_at_any_size(tmp_path, frames):
+    student = lively()
+    export(student, tmp_path / "student.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "student.onnx"), providers=["CPUExecutionProvider"]
+    )
+    low = np.random.default_rng(0).random((frames, 3, 12, 20), np.float32)
+    made = session.run(None, {"low": low})[0]
+    assert made.shape == (frames, 3, 48, 80)
+    expected = student(torch.from_numpy(low)[None])[0].clamp(0, 1).detach().numpy()
+    np.testing.assert_allclose(made, expected, atol=2e-5)
+
+
+def test_weights_are_kept_in_half_precision(tmp_path):
+    student = lively()
+    networks.save(tmp_path / "a.safetensors", student, {"note": "a test"})
+    again = networks.load(tmp_path / "a.safetensors")
+    assert again.config == SMALL
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name].half().float())
+
+
+def test_a_file_without_a_student_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match="holds no weights of a student"):
+        networks.load(tmp_path / "a.safetensors")
+
+
+def test_blends_lie_between():
+    first, second = lively(0), lively(1)
+    half = blend(first, second, 0.5).state_dict()
+    for name, value in half.items():
+        torch.testing.assert_close(
+            value, (first.state_dict()[name] + second.state_dict()[name]) / 2
+        )
+    low = torch.rand(1, 2, 3, 8, 8)
+    torch.testing.assert_close(blend(first, second, 0.0)(low), first(low))
+    with pytest.raises(ValueError, match="differ in their configuration"):
+        blend(first, Student(StudentConfig(widths=(8, 8, 8))), 0.5)
