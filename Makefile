@@ -9,6 +9,8 @@ SHELL := /bin/bash
 override INPUT := $(value INPUT)
 override OUTPUT := $(value OUTPUT)
 export INPUT OUTPUT
+# Where Python keeps no bytecode, each of its processes compiles PyTorch anew, for a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 CACHE := .cache
 VENV := .venv

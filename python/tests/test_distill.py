@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
+"""The student of nano: its clips, its losses and its training."""
 
+import csv
+import shlex
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from starsr.models.nano import student as networks
 from starsr.training import distill, perceptual
 from starsr.training.critic import Critic, changes, critic_loss, realism_loss, slices
 from starsr.training.moving import MovingClips, Reel, crop_frame, free_film, panned, shrink, warped
@@ -177,23 +181,71 @@ def test_the_perceptual_network_survives_packing(tmp_path):
     assert a.grad.abs().max() > 0
 
 
+class Ticks:
+    """A clock by which each step of training takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+SIZES = shlex.split(
+    "--clip-side 16 --sides 16 16 --batches 2 2 --frames 3 --pool 8 --workers 0 --device cpu"
+)
+
+
+def test_a_stopped_run_goes_on_through_both_stages(tmp_path, media, monkeypatch):
+    torch.manual_seed(0)
+    features, run = tmp_path / "features.safetensors", tmp_path / "run"
+    save_file(perceptual.packed(perceptual.Perceptual().state_dict()), str(features))
+    words = ["--data", str(media), "--output", str(run), "--features", str(features), *SIZES]
+    words += ["--fidelity", str(3 / 60), "--detail", str(2 / 60), "--save-every", "1"]
+    monkeypatch.setattr(distill, "time", Ticks())
+    taken_steps = []
+
+    def stopped_in_the_second_step(*arguments):
+        taken_steps.append(0)
+        if len(taken_steps) == 2:
+            raise KeyboardInterrupt
+        return fidelity_step(*arguments)
+
+    def state():
+        return torch.load(run / "student.pt", weights_only=True)
+
+    fidelity_step = distill.fidelity_step
+    monkeypatch.setattr(distill, "fidelity_step", stopped_in_the_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        distill.main(words)
+    assert (state()["stage"], state()["iteration"], state()["seconds"]) == (0, 1, 1)
+    early = networks.load(run / "fidelity.safetensors").state_dict()
+
+    # The steps that are left, and no more.
+    assert distill.main(words) == 0
+    assert len(taken_steps) == 2 + 2
+    first, second = (
+        networks.load(run / f"{name}.safetensors").state_dict() for name in ("fidelity", "detail")
+    )
+    for before, after in ((early, first), (first, second)):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    for stage, iterations in ((0, 3), (1, 2)):
+        with (run / f"log-{stage}.csv").open(encoding="utf-8") as file:
+            assert [int(row["iteration"]) for row in csv.DictReader(file)] == [iterations]
+
+    # A run that is over stays as it is.
+    over = state()
+    assert (over["stage"], over["iteration"]) == (1, 2)
+    assert distill.main(words) == 0
+    assert len(taken_steps) == 2 + 2 and state()["iteration"] == 2
+    for name, weight in over["student"].items():
+        assert torch.equal(state()["student"][name], weight)
+
+
 def test_missing_media_and_features_are_said(tmp_path, media, capsys):
-    words = ["--output", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"]
+    words = ["--output", str(tmp_path / "run"), *SIZES]
     assert distill.main(["--data", str(tmp_path / "nowhere"), *words]) == 1
     assert "no photographs below" in capsys.readouterr().err
-    sizes = [
-        "--clip-side",
-        "16",
-        "--sides",
-        "16",
-        "16",
-        "--batches",
-        "2",
-        "2",
-        "--frames",
-        "3",
-        "--pool",
-        "8",
-    ]
-    assert distill.main(["--data", str(media), *words, *sizes, "--fidelity", "0.001"]) == 1
+    assert distill.main(["--data", str(media), *words, "--fidelity", "0.001"]) == 1
     assert "give --features" in capsys.readouterr().err
