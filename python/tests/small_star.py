@@ -36,11 +36,11 @@ INDEX = "index.json"
 CLIPS = {"one_window": 18, "four_windows": 39}
 #: Their settings: shorter windows and fewer evaluations than the official ones.
 SAMPLING = Sampling("normal", 3, length=16)
-#: In 14 evaluations a random network amplifies rounding to the whole range, unless its last layer
-#: is scaled down.
+#: A random network amplifies rounding from one evaluation to the next, unless its last layer is
+#: scaled down.
 TAME = 1 / 1024
 #: Largest difference of a pixel in [0,1] from the authors' program, and from the pipeline here.
-#: Rounding stays near 1e-6, and the wrong prompt gives 1e-3.
+#: Rounding stays below 1e-5, and the wrong prompt gives 1e-3 or more.
 LIMITS = {"official": 1e-3, "pipeline": 1e-4}
 
 
