@@ -91,12 +91,8 @@ fn what_becomes_impossible_ends_with_an_error_after_the_frames_inside() {
     before_frame(&p, "s", 21, |p| {
         p.by_name("c").unwrap().set_property("caps", "audio/x-raw".parse::<gst::Caps>().unwrap());
     });
-    let bus = p.bus().unwrap();
     p.set_state(gst::State::Playing).unwrap();
-    let ends = [gst::MessageType::Error, gst::MessageType::Eos];
-    let end = bus
-        .timed_pop_filtered(gst::ClockTime::from_seconds(300), &ends)
-        .expect("the pipeline hangs");
+    let end = message(&p, &[gst::MessageType::Error, gst::MessageType::Eos]);
     let gst::MessageView::Error(error) = end.view() else { panic!("no error") };
     assert!(error.debug().unwrap().contains("not-negotiated"), "{:?}", error.debug());
     p.set_state(gst::State::Null).unwrap();
@@ -116,12 +112,12 @@ fn a_file_plays_backwards() {
     ));
     let (entered, left) = (watch(&p, "s", "sink"), watch(&p, "f", "sink"));
     p.set_state(gst::State::Paused).unwrap();
-    p.state(gst::ClockTime::from_seconds(300)).0.unwrap();
+    settle(&p);
 
     let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE;
     let set = gst::SeekType::Set;
     p.seek(-1.0, flags, set, gst::ClockTime::ZERO, set, FRAME * 60).unwrap();
-    p.state(gst::ClockTime::from_seconds(300)).0.unwrap();
+    settle(&p);
     // The frames of before the seek are gone.
     p.set_state(gst::State::Playing).unwrap();
     wait_for_end(&p);

@@ -28,13 +28,9 @@ pub fn run_with(pipeline: &gst::Pipeline, look: impl FnOnce()) {
 /// gst-launch and playbin do.
 #[track_caller]
 pub fn wait_for_end(pipeline: &gst::Pipeline) {
-    let bus = pipeline.bus().unwrap();
     let awaited = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Latency];
     loop {
-        let message = bus
-            .timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited)
-            .expect("the pipeline hangs");
-        match message.view() {
+        match message(pipeline, &awaited).view() {
             gst::MessageView::Latency(_) => {
                 let _ = pipeline.recalculate_latency();
             }
@@ -174,13 +170,13 @@ fn seeks_land_and_then_everything_plays() {
     let seen = watch(&p, "f", "sink");
     let bus = p.bus().unwrap();
     p.set_state(gst::State::Paused).unwrap();
-    p.state(gst::ClockTime::from_seconds(300)).0.unwrap();
+    settle(&p);
     p.set_state(gst::State::Playing).unwrap();
     for i in 0..30u64 {
         let to = gst::ClockTime::from_mseconds(i * 613 % 2300);
         p.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, to).unwrap();
     }
-    p.state(gst::ClockTime::from_seconds(300)).0.unwrap();
+    settle(&p);
     // After the last one, from frame 12, nothing may be missing.
     seen.lock().unwrap().clear();
     p.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, FRAME * 12).unwrap();
@@ -241,15 +237,9 @@ fn a_failing_sink_ends_the_pipeline() {
         "videotestsrc num-buffers=100 ! video/x-raw,width=16,height=8,framerate=25/1 ! starsr ! \
          identity error-after=5 ! fakesink",
     );
-    let bus = p.bus().unwrap();
     p.set_state(gst::State::Playing).unwrap();
-    let message = bus
-        .timed_pop_filtered(
-            gst::ClockTime::from_seconds(300),
-            &[gst::MessageType::Eos, gst::MessageType::Error],
-        )
-        .expect("the pipeline hangs");
-    assert_eq!(message.type_(), gst::MessageType::Error);
-    assert_ne!(message.src(), p.by_name("s").as_ref().map(|s| s.upcast_ref()));
+    let end = message(&p, &[gst::MessageType::Eos, gst::MessageType::Error]);
+    assert_eq!(end.type_(), gst::MessageType::Error);
+    assert_ne!(end.src(), p.by_name("s").as_ref().map(|s| s.upcast_ref()));
     p.set_state(gst::State::Null).unwrap();
 }

@@ -69,10 +69,7 @@ impl Player {
 
     #[track_caller]
     fn wait_for(&self, kind: gst::MessageType) {
-        let bus = self.pipeline.bus().unwrap();
-        let message = bus
-            .timed_pop_filtered(gst::ClockTime::from_seconds(300), &[kind, gst::MessageType::Error])
-            .expect("the pipeline hangs");
+        let message = message(&self.pipeline, &[kind, gst::MessageType::Error]);
         assert_eq!(message.type_(), kind, "{message:?}");
     }
 

@@ -11,6 +11,7 @@ use gst::prelude::*;
 use super::live::{of_the_documentation, replaced};
 use super::rig::*;
 use starsr_testkit::fixtures;
+use starsr_testkit::patience::patiently;
 
 const FRAMES: u32 = 250;
 /// Without any movement for this long a pipeline whose queue is full is taken to stand.
@@ -41,12 +42,13 @@ fn play(folder: &Path, starsr: &str, encoder: &str, queue: &str) -> (End, gst::P
     let (element, sound) = (pipeline.by_name("s").unwrap(), pipeline.by_name("sound").unwrap());
     pipeline.set_state(gst::State::Playing).unwrap();
     let bus = pipeline.bus().unwrap();
-    let (started, mut last, mut since) = (Instant::now(), None, Instant::now());
-    let end = loop {
-        assert!(started.elapsed() < PATIENCE, "neither an end nor a stall");
+    let (mut last, mut since) = (None, Instant::now());
+    let end = patiently("neither an end nor a stall", || {
         let awaited = [gst::MessageType::Eos, gst::MessageType::Error];
         match bus.timed_pop_filtered(gst::ClockTime::from_mseconds(50), &awaited) {
-            Some(message) if message.type_() == gst::MessageType::Eos => break End::Complete,
+            Some(message) if message.type_() == gst::MessageType::Eos => {
+                return Some(End::Complete);
+            }
             Some(message) => panic!("{message:?}"),
             None => (),
         }
@@ -55,10 +57,9 @@ fn play(folder: &Path, starsr: &str, encoder: &str, queue: &str) -> (End, gst::P
         if state != last {
             (last, since) = (state, Instant::now());
         }
-        if since.elapsed() > STILL && level >= sound.property::<u64>("max-size-time") {
-            break End::Stalled;
-        }
-    };
+        let full = level >= sound.property::<u64>("max-size-time");
+        (since.elapsed() > STILL && full).then_some(End::Stalled)
+    });
     (end, pipeline)
 }
 

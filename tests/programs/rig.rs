@@ -5,14 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Once;
-use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 
 use starsr_testkit::fixtures;
-
-/// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(4);
+use starsr_testkit::patience::patiently;
 
 pub fn init() {
     static INIT: Once = Once::new();
@@ -112,13 +109,13 @@ pub fn run(pipeline: &gst::Pipeline) -> Vec<gst::Structure> {
 #[track_caller]
 pub fn wait(pipeline: &gst::Pipeline, done: impl Fn() -> bool) -> Vec<gst::Structure> {
     let bus = pipeline.bus().unwrap();
-    let started = Instant::now();
     let mut posted = Vec::new();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "the pipeline hangs");
-        let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) else { continue };
-        match message.view() {
-            gst::MessageView::Eos(_) => break,
+    patiently("the pipeline hangs", || {
+        if done() {
+            return Some(());
+        }
+        match bus.timed_pop(gst::ClockTime::from_mseconds(50))?.view() {
+            gst::MessageView::Eos(_) => return Some(()),
             gst::MessageView::Error(error) => panic!("{}: {:?}", error.error(), error.debug()),
             gst::MessageView::Latency(_) => {
                 let _ = pipeline.recalculate_latency();
@@ -133,7 +130,8 @@ pub fn wait(pipeline: &gst::Pipeline, done: impl Fn() -> bool) -> Vec<gst::Struc
             }
             _ => (),
         }
-    }
+        None
+    });
     posted
 }
 

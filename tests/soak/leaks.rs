@@ -24,14 +24,9 @@ fn pipeline(frames: u32, options: &str, rest: &str) -> gst::Pipeline {
     .unwrap()
 }
 
-fn wait(pipeline: &gst::Pipeline, kinds: &[gst::MessageType]) -> gst::Message {
-    let bus = pipeline.bus().unwrap();
-    bus.timed_pop_filtered(gst::ClockTime::from_seconds(300), kinds).expect("the pipeline hangs")
-}
-
 fn play(pipeline: &gst::Pipeline) {
     pipeline.set_state(gst::State::Playing).unwrap();
-    let kind = wait(pipeline, &[gst::MessageType::Eos, gst::MessageType::Error]);
+    let kind = rig::message(pipeline, &[gst::MessageType::Eos, gst::MessageType::Error]);
     assert_eq!(kind.type_(), gst::MessageType::Eos, "{kind:?}");
 }
 
@@ -49,23 +44,23 @@ fn end() {
 fn error() {
     let downstream = pipeline(30, "", "identity error-after=5 ! fakesink");
     downstream.set_state(gst::State::Playing).unwrap();
-    wait(&downstream, &[gst::MessageType::Error]);
+    rig::message(&downstream, &[gst::MessageType::Error]);
     stop(downstream);
     let failing = fixtures::tiny_with(&[("denoiser", "denoiser_nan.onnx")]);
     let model = pipeline(30, "", "fakesink");
     model.by_name("s").unwrap().set_property("model-path", failing.path().to_str().unwrap());
     model.set_state(gst::State::Playing).unwrap();
-    wait(&model, &[gst::MessageType::Error]);
+    rig::message(&model, &[gst::MessageType::Error]);
     stop(model);
 }
 
 fn flush() {
     let pipeline = pipeline(3000, "", "fakesink");
     pipeline.set_state(gst::State::Paused).unwrap();
-    wait(&pipeline, &[gst::MessageType::AsyncDone]);
+    rig::message(&pipeline, &[gst::MessageType::AsyncDone]);
     for k in 0..10 {
         pipeline.seek_simple(gst::SeekFlags::FLUSH, rig::FRAME * k * 7).unwrap();
-        wait(&pipeline, &[gst::MessageType::AsyncDone]);
+        rig::message(&pipeline, &[gst::MessageType::AsyncDone]);
     }
     stop(pipeline);
 }

@@ -10,11 +10,14 @@ use gst::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use starsr_testkit::patience::patiently;
 use starsr_testkit::rig;
 
 use super::child;
 
 const FRAMES: &str = "STARSR_SOAK_FRAMES";
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Frames on their way through the element.
 #[derive(Debug, Default)]
@@ -84,10 +87,12 @@ fn watch_events(element: &gst::Element) -> Passing {
 /// and the segment again.
 fn flush(element: &gst::Element, passing: &Passing) {
     let [sink, src] = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
-    let held = passing.0.lock().unwrap();
-    let (_held, waited) =
-        passing.1.wait_timeout_while(held, Duration::from_mins(5), |passing| *passing).unwrap();
-    assert!(!waited.timed_out(), "no frame follows an event");
+    let _held = patiently("no frame follows an event", || {
+        let held = passing.0.lock().unwrap();
+        let waiting = passing.1.wait_timeout_while(held, SECOND, |passing| *passing);
+        let (held, waited) = waiting.unwrap();
+        (!waited.timed_out()).then_some(held)
+    });
     src.push_event(gst::event::FlushStart::new());
     // Nothing passes until the segment is back.
     let _streaming = sink.stream_lock();
@@ -144,15 +149,13 @@ fn play(frames: u64, seed: u64) {
         assert!(error.is_none(), "{error:?}");
     };
     let wait_for = |given: u64| {
-        let mut guard = account.0.lock().unwrap();
-        for _ in 0..300 {
-            if guard.given >= given {
-                return guard.given;
-            }
-            guard = account.1.wait_timeout(guard, Duration::from_secs(1)).unwrap().0;
+        patiently("nothing comes out any more", || {
             check_bus();
-        }
-        panic!("nothing comes out any more: {guard:?}");
+            let guard = account.0.lock().unwrap();
+            let waiting = account.1.wait_timeout_while(guard, SECOND, |a| a.given < given);
+            let (guard, waited) = waiting.unwrap();
+            (!waited.timed_out()).then_some(guard.given)
+        })
     };
     let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE;
     let (mut given, mut seeks, mut flushes, mut changes, mut memory) = (0, 0, 0, 0, Vec::new());
@@ -189,10 +192,7 @@ fn play(frames: u64, seed: u64) {
 
     let end = gst::SeekType::Set;
     source.seek(1.0, flags, end, gst::ClockTime::ZERO, end, rig::FRAME * 50).unwrap();
-    let awaited = [gst::MessageType::Eos, gst::MessageType::Error];
-    let message = bus
-        .timed_pop_filtered(gst::ClockTime::from_seconds(300), &awaited)
-        .expect("the pipeline hangs");
+    let message = rig::message(&pipeline, &[gst::MessageType::Eos, gst::MessageType::Error]);
     assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
     pipeline.set_state(gst::State::Null).unwrap();
 

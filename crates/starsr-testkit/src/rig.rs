@@ -8,6 +8,7 @@ use gst::glib;
 use gst::prelude::*;
 
 use crate::fixtures;
+use crate::patience::patiently;
 
 /// Frame duration at 25 frames a second.
 pub const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
@@ -49,6 +50,22 @@ pub fn endless_starsr(role: &str) -> (tempfile::TempDir, gst::Element) {
     element.set_property("model-path", bundle.path().to_str().unwrap());
     element.set_property("strength", 1.0f32);
     (bundle, element)
+}
+
+/// The next message on `pipeline`'s bus of one of these `kinds`.
+#[track_caller]
+pub fn message(pipeline: &gst::Pipeline, kinds: &[gst::MessageType]) -> gst::Message {
+    let bus = pipeline.bus().unwrap();
+    patiently("the pipeline hangs", || bus.timed_pop_filtered(gst::ClockTime::SECOND, kinds))
+}
+
+/// Waits until `pipeline` is in the state that was asked for.
+#[track_caller]
+pub fn settle(pipeline: &gst::Pipeline) {
+    patiently("the pipeline hangs", || {
+        let change = pipeline.state(gst::ClockTime::SECOND).0.unwrap();
+        (change != gst::StateChangeSuccess::Async).then_some(())
+    });
 }
 
 /// The brightness of frame `k`.

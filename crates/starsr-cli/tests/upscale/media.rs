@@ -9,6 +9,8 @@ use std::sync::Arc;
 use gst::prelude::*;
 use parking_lot::Mutex;
 
+use starsr_testkit::patience::patiently;
+
 /// Input frames are this large and come out four times larger.
 pub const SIZE: (u32, u32) = (48, 32);
 
@@ -16,12 +18,9 @@ pub const SIZE: (u32, u32) = (48, 32);
 pub fn play(pipeline: &gst::Pipeline) {
     pipeline.set_state(gst::State::Playing).unwrap();
     let bus = pipeline.bus().unwrap();
-    let message = bus
-        .timed_pop_filtered(
-            gst::ClockTime::from_seconds(120),
-            &[gst::MessageType::Eos, gst::MessageType::Error],
-        )
-        .expect("the pipeline ends");
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let message =
+        patiently("the pipeline hangs", || bus.timed_pop_filtered(gst::ClockTime::SECOND, &ends));
     pipeline.set_state(gst::State::Null).unwrap();
     if let gst::MessageView::Error(error) = message.view() {
         panic!("{} ({:?})", error.error(), error.debug());
