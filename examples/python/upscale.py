@@ -39,6 +39,10 @@ class Upscale:
         bus = self.pipeline.get_bus()
         bus.add_signal_watch()
         bus.connect("message", self.on_message)
+        if self.prompts:
+            # In the thread that runs the model, so that a change always falls between the same windows.
+            bus.enable_sync_message_emission()
+            bus.connect("sync-message::element", self.change_prompt)
 
     def run(self) -> None:
         """Plays to the end. Raises RuntimeError with the first error's text."""
@@ -78,12 +82,18 @@ class Upscale:
                 print(f"{frames} frames come out as the plain upscale: {reason}", file=sys.stderr)
 
     def on_progress(self, structure: Gst.Structure) -> None:
-        """Says how far the file is, and changes the prompt where it is time for that: it holds from the next window on."""
+        """Says how far the file is."""
         seconds = (structure.get_value("running-time") or 0) / Gst.SECOND
         took = structure.get_value("time") / Gst.SECOND
         known, duration = self.pipeline.query_duration(Gst.Format.TIME)
         of = f" of {duration / Gst.SECOND:.1f}" if known else ""
         print(f"{seconds:.1f}{of} s: {structure.get_value('evaluations')} evaluations in {took:.2f} s")
+
+    def change_prompt(self, bus: Gst.Bus, message: Gst.Message) -> None:
+        """Sets the next prompt after a window that begins at its time or later: it holds from the next window on."""
+        if not message.has_name("starsr-progress"):
+            return
+        seconds = (message.get_structure().get_value("running-time") or 0) / Gst.SECOND
         while self.prompts and self.prompts[0][0] <= seconds:
             _, text = self.prompts.pop(0)
             self.starsr.set_property("prompt", text)

@@ -236,6 +236,10 @@ fn bypassed_windows_are_announced_with_their_times() {
         messages(&rig),
         [(gst::ClockTime::ZERO, 3, "error".to_string()), (FRAME * 3, 3, "error".to_string())]
     );
+    // The last frame waits for a further window to be cross-faded with.
+    rig.eos();
+    assert_eq!(messages(&rig), [(FRAME * 6, 1, "error".to_string())]);
+    assert_eq!(rig.stat("bypassed"), 7);
 }
 
 #[test]

@@ -114,6 +114,8 @@ pub(super) struct Session {
     interrupted: Option<Formats>,
     /// Whether a failure of the model was reported in this stream.
     failure_reported: bool,
+    /// Why the last window was bypassed.
+    bypass_reason: &'static str,
     notices: Vec<Notice>,
 }
 
@@ -141,6 +143,7 @@ impl Session {
             refused: Refused::default(),
             interrupted: None,
             failure_reported: false,
+            bypass_reason: "",
             notices: Vec::new(),
         }
     }
@@ -313,6 +316,7 @@ impl Session {
         let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let (before, started) = (worker.upscaler.evaluations(), Instant::now());
+        let bypassed = worker.upscaler.stats().bypassed;
         let error = match worker.upscaler.receive_frame() {
             Ok(received) => {
                 let evaluations = worker.upscaler.evaluations() - before;
@@ -322,6 +326,12 @@ impl Session {
                     let notice =
                         Notice::Restored { running_time, evaluations, time, frames_in, frames_out };
                     self.notices.push(notice);
+                }
+                // At the end of a clip, what a bypassed window has kept for cross-fading leaves too.
+                let frames = (worker.upscaler.stats().bypassed - bypassed) as usize;
+                if frames > 0 {
+                    let reason = self.bypass_reason;
+                    self.notices.push(Notice::Bypassed { running_time, frames, reason });
                 }
                 return Ok(received);
             }
@@ -344,6 +354,7 @@ impl Session {
         let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let frames = worker.upscaler.bypass()?;
+        self.bypass_reason = reason;
         self.notices.push(Notice::Bypassed { running_time, frames, reason });
         Ok(())
     }
