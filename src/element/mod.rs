@@ -51,12 +51,11 @@
  *
  * With `overload=bypass`, windows that would leave later than the latency allows come out as the
  * plain upscale, so that no frame is late or lost. The element judges by how long the last windows
- * took. Set
- * `processing-latency` to the time that a window may take; it is zero by default. For each bypassed
- * window the element posts an element message `starsr-bypass` with the fields `running-time`
- * (#GstClockTime of its first frame), `frames` (guint64) and `reason` (string: overload, or error
- * with
- * `on-error=bypass`).
+ * took. Set `processing-latency` to the time that a window may take; it is zero by default. For each
+ * bypassed window the element posts an element message `starsr-bypass` with the fields
+ * `running-time` (#GstClockTime of its first frame), `frames` (guint64) and `reason` (string:
+ * overload, or error with `on-error=bypass`). If a clip ends with a bypassed window, another message
+ * follows for the frames that the window kept for cross-fading.
  *
  * |[
  * gst-launch-1.0 v4l2src ! queue ! starsr window-length=4 overload=bypass processing-latency=500000000 ! queue ! autovideosink
