@@ -20,6 +20,8 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 STARSR := $(RELEASE)/starsr
 SAMPLE := $(CACHE)/sample.mp4
 FUZZ := $(CACHE)/cargo-fuzz/bin/cargo-fuzz
+# uv unpacks the 6 GB of Python packages several times faster than pip.
+UV := 0.13.9
 
 PREFIX ?= /usr/local
 PLUGIN_DIR = $(DESTDIR)$(shell pkg-config --variable=pluginsdir gstreamer-1.0)
@@ -48,6 +50,10 @@ test-rust: build small-reference ## run the Rust tests, with cargo's arguments i
 
 test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
 	$(PYTHON) -m pytest python/tests $(ARGS)
+
+# What Python frees stays with its process: in a virtual machine, new pages cost a quarter of the time.
+test-python small-reference: export MALLOC_MMAP_MAX_ := 0
+test-python small-reference: export MALLOC_TRIM_THRESHOLD_ := -1
 
 small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE
 	@$(PYTHON) python/tests/small_star.py --output $(CACHE)/small
@@ -170,6 +176,7 @@ $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.lock: 6 GB, mostly PyTorch for NVIDIA GPUs, as the registry has no other wheel"
 	@python3 -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --requirement python/requirements.lock
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --requirement python/requirements.lock
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable python
 	@touch $@

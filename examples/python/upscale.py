@@ -83,18 +83,16 @@ class Upscale:
 
     def on_progress(self, structure: Gst.Structure) -> None:
         """Says how far the file is."""
-        seconds = (structure.get_value("running-time") or 0) / Gst.SECOND
         took = structure.get_value("time") / Gst.SECOND
         known, duration = self.pipeline.query_duration(Gst.Format.TIME)
         of = f" of {duration / Gst.SECOND:.1f}" if known else ""
-        print(f"{seconds:.1f}{of} s: {structure.get_value('evaluations')} evaluations in {took:.2f} s")
+        print(f"{begin(structure):.1f}{of} s: {structure.get_value('evaluations')} evaluations in {took:.2f} s")
 
     def change_prompt(self, bus: Gst.Bus, message: Gst.Message) -> None:
         """Sets the next prompt after a window that begins at its time or later: it holds from the next window on."""
         if not message.has_name("starsr-progress"):
             return
-        seconds = (message.get_structure().get_value("running-time") or 0) / Gst.SECOND
-        while self.prompts and self.prompts[0][0] <= seconds:
+        while self.prompts and self.prompts[0][0] <= begin(message.get_structure()):
             _, text = self.prompts.pop(0)
             self.starsr.set_property("prompt", text)
             print(f"the prompt is now: {text}")
@@ -105,6 +103,11 @@ class Upscale:
         for field in fields:
             value = stats.get_value(field)
             print(f"{field}: {value / Gst.SECOND:.3f} s" if field.startswith("time-") else f"{field}: {value}")
+
+
+def begin(progress: Gst.Structure) -> float:
+    """The running time of a window's first frame, in seconds."""
+    return (progress.get_value("running-time") or 0) / Gst.SECOND
 
 
 def prompt_at(text: str) -> tuple[float, str]:

@@ -114,8 +114,8 @@ pub(super) struct Session {
     interrupted: Option<Formats>,
     /// Whether a failure of the model was reported in this stream.
     failure_reported: bool,
-    /// Why the last window was bypassed.
-    bypass_reason: &'static str,
+    /// Why the last bypassed window was bypassed.
+    bypass_reason: Option<&'static str>,
     notices: Vec<Notice>,
 }
 
@@ -143,7 +143,7 @@ impl Session {
             refused: Refused::default(),
             interrupted: None,
             failure_reported: false,
-            bypass_reason: "",
+            bypass_reason: None,
             notices: Vec::new(),
         }
     }
@@ -280,7 +280,14 @@ impl Session {
     pub(super) fn pull(&mut self, facts: &Facts) -> Result<Option<Outgoing>, Failure> {
         let started = Instant::now();
         self.update_prompts(&facts.prompts)?;
+        let (running_time, bypassed) = (self.next_running_time(), self.bypassed());
         let received = self.receive(facts.timing.as_ref());
+        // A bypassed window's frames leave at once, and those that it has kept for cross-fading at
+        // the end of a clip.
+        let frames = (self.bypassed() - bypassed) as usize;
+        if let (1.., Some(reason)) = (frames, self.bypass_reason) {
+            self.notices.push(Notice::Bypassed { running_time, frames, reason });
+        }
         self.update_stats(started)?;
         match received? {
             Received::Frame(pixels) => self.outgoing(pixels).map(Some),
@@ -316,7 +323,6 @@ impl Session {
         let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let (before, started) = (worker.upscaler.evaluations(), Instant::now());
-        let bypassed = worker.upscaler.stats().bypassed;
         let error = match worker.upscaler.receive_frame() {
             Ok(received) => {
                 let evaluations = worker.upscaler.evaluations() - before;
@@ -326,12 +332,6 @@ impl Session {
                     let notice =
                         Notice::Restored { running_time, evaluations, time, frames_in, frames_out };
                     self.notices.push(notice);
-                }
-                // At the end of a clip, what a bypassed window has kept for cross-fading leaves too.
-                let frames = (worker.upscaler.stats().bypassed - bypassed) as usize;
-                if frames > 0 {
-                    let reason = self.bypass_reason;
-                    self.notices.push(Notice::Bypassed { running_time, frames, reason });
                 }
                 return Ok(received);
             }
@@ -351,11 +351,9 @@ impl Session {
 
     /// Lets the next window out as the plain upscale.
     fn bypass(&mut self, reason: &'static str) -> Result<(), Failure> {
-        let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
-        let frames = worker.upscaler.bypass()?;
-        self.bypass_reason = reason;
-        self.notices.push(Notice::Bypassed { running_time, frames, reason });
+        worker.upscaler.bypass()?;
+        self.bypass_reason = Some(reason);
         Ok(())
     }
 
@@ -549,6 +547,11 @@ impl Session {
             self.notices.push(Notice::TilesReduced { size });
         }
         Ok(())
+    }
+
+    /// The number of bypassed frames that have left the upscaler.
+    fn bypassed(&self) -> u64 {
+        self.worker.as_ref().map_or(0, |worker| worker.upscaler.stats().bypassed)
     }
 
     /// Running time of the next frame to leave.
