@@ -86,6 +86,9 @@ pub struct Args {
     /// Deinterlace first; each field becomes a frame
     #[arg(long, help_heading = "Streams")]
     pub deinterlace: bool,
+    /// End the output when the input has delivered nothing for this time; 0 waits for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 25, help_heading = "Streams")]
+    pub stall_timeout: u64,
     /// Drop audio and subtitles that OUTPUT cannot hold, instead of stopping
     #[arg(long, help_heading = "Streams")]
     pub drop_unsupported: bool,

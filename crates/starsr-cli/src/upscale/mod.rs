@@ -13,15 +13,18 @@ use gst::prelude::*;
 
 mod args;
 mod elements;
+mod input;
 mod output;
 mod pipeline;
 mod progress;
+mod stall;
 mod streams;
 
 pub use args::Args;
-use output::Output;
+use output::{Finished, Output};
 use pipeline::{Pipeline, STREAMS_KNOWN};
 use progress::Progress;
+use stall::Watchdog;
 use streams::Container;
 
 /// Interval at which the clock and Ctrl-C are checked.
@@ -32,6 +35,7 @@ const UNREAD: Duration = Duration::from_secs(3);
 const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 /// How long to wait for a better explanation after an error that explains nothing.
 const AFTERMATH: Duration = Duration::from_millis(300);
+
 /// Why there is no output.
 pub enum Stop {
     /// A sentence for the user.
@@ -48,7 +52,7 @@ impl From<String> for Stop {
 
 /// Upscales `args.input` to `args.output`.
 pub fn run(args: &Args) -> Result<(), Stop> {
-    check_input(&args.input)?;
+    input::check(&args.input)?;
     let container = Container::from_path(&args.output)?;
     gst::init().map_err(|error| error.to_string())?;
     gststarsr::plugin_register_static().map_err(|error| error.to_string())?;
@@ -56,23 +60,13 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     let output = Output::create(&args.input, &args.output, args.force)?;
     let interrupts = catch_interrupts(output.part())?;
     let summary = upscale(args, container, output.part(), &interrupts)?;
-    output.finish()?;
+    let Finished { path, displaced } = output.finish()?;
+    if let Some(reason) = displaced {
+        let output = args.output.display();
+        eprintln!("starsr: {output}: {reason}; the finished video is {}", path.display());
+    }
     if !args.quiet {
-        println!("{}: {summary}", args.output.display());
-    }
-    Ok(())
-}
-
-/// Fails, in the operating system's words, where the input cannot be read.
-fn check_input(input: &Path) -> Result<(), String> {
-    let shown = input.display();
-    let failed = |error| format!("{shown}: {}", output::reason(&error));
-    let metadata = fs::File::open(input).and_then(|file| file.metadata()).map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(format!("{shown}: is a folder"));
-    }
-    if metadata.is_file() && metadata.len() == 0 {
-        return Err(format!("{shown}: is empty"));
+        println!("{}: {summary}", path.display());
     }
     Ok(())
 }
@@ -100,7 +94,17 @@ fn upscale(
 ) -> Result<String, Stop> {
     let pipeline = Pipeline::open(&args.input)?;
     let bus = pipeline.pipeline.bus();
-    let mut run = Run { args, container, bus, known: false, missing: None, said: Vec::new() };
+    let watchdog = Watchdog::new(Duration::from_secs(args.stall_timeout));
+    let mut run = Run {
+        args,
+        container,
+        bus,
+        watchdog,
+        known: false,
+        ended: false,
+        missing: None,
+        said: Vec::new(),
+    };
     let mut progress = Progress::new(args.quiet, None, None);
     let mut duration = None;
     while let Event::StreamsKnown = run.next(&pipeline, &mut progress, interrupts)? {
@@ -159,8 +163,11 @@ struct Run<'a> {
     args: &'a Args,
     container: Container,
     bus: Option<gst::Bus>,
+    watchdog: Watchdog,
     /// Whether the input's streams are known.
     known: bool,
+    /// Whether the streams were ended here, after a stall.
+    ended: bool,
     /// Description of a plugin that GStreamer lacks.
     missing: Option<String>,
     said: Vec<String>,
@@ -182,6 +189,9 @@ impl Run<'_> {
             }
             let counts = &pipeline.counts;
             progress.update(counts.taken(), counts.done(), counts.position());
+            if self.watchdog.is_stalled(counts.moved()) && pipeline.is_starving() {
+                self.end_stalled(pipeline, progress)?;
+            }
             let Some(message) = bus.timed_pop(TICK) else {
                 if self.known || pipeline.is_reading() {
                     read = Instant::now();
@@ -207,6 +217,27 @@ impl Run<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Ends the streams of an input that delivers nothing any more, so that what there is becomes a
+    /// complete file. Fails where nothing came at all, or where even that does not help.
+    fn end_stalled(&mut self, pipeline: &Pipeline, progress: &Progress) -> Result<(), Stop> {
+        let (input, seconds) = (self.args.input.display(), self.args.stall_timeout);
+        if !self.known || self.ended {
+            Err(format!(
+                "{input}: nothing has come from it for {seconds} s (see --stall-timeout)"
+            ))?;
+        }
+        self.say(
+            progress,
+            &format!(
+                "warning: {input}: nothing has come from it for {seconds} s, and it did not end; the output ends here"
+            ),
+        );
+        self.ended = true;
+        self.watchdog.reset();
+        pipeline.end();
+        Ok(())
     }
 
     /// Shows the user warnings and losses, and remembers what may explain a later error.

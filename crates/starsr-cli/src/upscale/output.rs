@@ -2,24 +2,38 @@
 
 //! The file written: hidden and temporary until it is complete.
 
-use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::TempPath;
+use tempfile::{PathPersistError, TempPath};
+
+/// File systems allow 255 bytes for a name; what is added to the target's here must fit.
+const NAME_BYTES: usize = 230;
 
 /// An output that has been started. Dropped without [`Output::finish`] it leaves nothing behind.
 pub struct Output {
     part: TempPath,
+    /// Holds the lock that tells other runs, until this process ends in any way, to let the part be.
+    _lock: File,
     target: PathBuf,
     force: bool,
 }
 
+/// A file that has got its final name.
+pub struct Finished {
+    /// Where it is: the target, or a name beside it.
+    pub path: PathBuf,
+    /// Why it is not at the target, in the operating system's words.
+    pub displaced: Option<String>,
+}
+
 impl Output {
-    /// Checks that `target` may be written and makes the hidden file beside it.
+    /// Checks that `target` may be written and makes the hidden file beside it. What killed runs
+    /// have left for the same target is removed.
     pub fn create(input: &Path, target: &Path, force: bool) -> Result<Self, String> {
         let shown = target.display();
         if let Ok(old) = fs::metadata(target) {
@@ -31,22 +45,37 @@ impl Output {
             if !old.is_file() {
                 return Err(format!("{shown}: exists and is not a regular file"));
             }
-            if !force {
-                return Err(format!("{shown}: exists already; use --force to replace it"));
-            }
+        }
+        if !force && let Ok(old) = fs::symlink_metadata(target) {
+            let what = match fs::metadata(target) {
+                Err(_) if old.is_symlink() => {
+                    "is a symbolic link to a file that does not exist; use --force to replace it"
+                }
+                _ => "exists already; use --force to replace it",
+            };
+            return Err(format!("{shown}: {what}"));
         }
         let name = target.file_name().ok_or_else(|| format!("{shown}: not a file name"))?;
-        // File systems allow 255 bytes for a name; what is added here must fit.
         let mut prefix = vec![b'.'];
-        prefix.extend(name.as_bytes().iter().take(230));
+        prefix.extend(name.as_bytes().iter().take(NAME_BYTES));
         prefix.extend(b".part-");
-        let part = tempfile::Builder::new()
-            .prefix(&OsString::from_vec(prefix))
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder(target))
-            .map_err(|error| format!("{shown}: cannot be created: {}", reason(&error)))?
-            .into_temp_path();
-        Ok(Self { part, target: target.to_owned(), force })
+        let prefix = OsString::from_vec(prefix);
+        remove_leftovers(folder(target), &prefix);
+        let failed = |error: io::Error| format!("{shown}: cannot be created: {}", reason(&error));
+        loop {
+            let (file, part) = tempfile::Builder::new()
+                .prefix(&prefix)
+                .permissions(Permissions::from_mode(0o666))
+                .tempfile_in(folder(target))
+                .map_err(failed)?
+                .into_parts();
+            // Where a file system knows no locks, no run finds anything to remove.
+            let _ = file.try_lock();
+            // Before it was locked, a run beside this one may have taken it for a leftover.
+            if file.metadata().map_err(failed)?.nlink() > 0 {
+                return Ok(Self { part, _lock: file, target: target.to_owned(), force });
+            }
+        }
     }
 
     /// The file to write to.
@@ -54,15 +83,67 @@ impl Output {
         &self.part
     }
 
-    /// Gives the complete file its final name, once its bytes are on the disk.
-    pub fn finish(self) -> Result<(), String> {
-        let Self { part, target, force } = self;
-        let failed = |error: io::Error| format!("{}: {}", target.display(), reason(&error));
-        File::open(&part).and_then(|file| file.sync_all()).map_err(failed)?;
-        if force { part.persist(&target) } else { part.persist_noclobber(&target) }
-            .map_err(|error| failed(error.error))?;
+    /// Gives the complete file its final name, once its bytes are on the disk. Where it cannot have
+    /// that name, for example because another program has written such a file meanwhile, it gets a
+    /// free one beside it.
+    pub fn finish(self) -> Result<Finished, String> {
+        let Self { part, target, force, .. } = self;
+        let failed = |error: &io::Error| format!("{}: {}", target.display(), reason(error));
+        let synced = File::open(&part).and_then(|file| file.sync_all());
+        synced.map_err(|error| failed(&error))?;
+        let persisted = if force { part.persist(&target) } else { part.persist_noclobber(&target) };
+        let finished = match persisted {
+            Ok(()) => Finished { path: target.clone(), displaced: None },
+            Err(PathPersistError { error, path }) => {
+                let displaced = Some(reason(&error));
+                Finished { path: persist_beside(path, &target).map_err(|e| failed(&e))?, displaced }
+            }
+        };
         // The name is in the folder, which has bytes of its own.
-        File::open(folder(&target)).and_then(|folder| folder.sync_all()).map_err(failed)
+        let synced = File::open(folder(&target)).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| failed(&error))?;
+        Ok(finished)
+    }
+}
+
+/// Gives `part` the first free name of `video-2.mp4`, `video-3.mp4` and so on for `video.mp4`.
+fn persist_beside(mut part: TempPath, target: &Path) -> io::Result<PathBuf> {
+    for number in 2..=u16::MAX {
+        let mut name = target.file_stem().unwrap_or_default().as_bytes().to_vec();
+        name.truncate(NAME_BYTES);
+        let mut name = OsString::from_vec(name);
+        name.push(format!("-{number}"));
+        if let Some(extension) = target.extension() {
+            name.push(".");
+            name.push(extension);
+        }
+        let path = target.with_file_name(name);
+        match part.persist_noclobber(&path) {
+            Ok(()) => return Ok(path),
+            Err(PathPersistError { error, path })
+                if error.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                part = path;
+            }
+            // The work is not thrown away, even under a name that nobody would choose.
+            Err(PathPersistError { path, .. }) => return Ok(path.keep()?),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Removes the files in `folder` that begin with `prefix` and that no process is writing.
+fn remove_leftovers(folder: &Path, prefix: &OsStr) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_part = entry.file_name().as_bytes().starts_with(prefix.as_bytes())
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_part
+            && let Ok(file) = OpenOptions::new().write(true).open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            // One that cannot be removed does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

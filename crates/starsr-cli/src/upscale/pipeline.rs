@@ -3,15 +3,17 @@
 //! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
 //! muxer.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gst::prelude::*;
 use parking_lot::Mutex;
 
 use super::args::{Args, set_property};
 use super::elements::make;
+use super::input;
 use super::streams::{Container, Kind, always_pad, passage};
 
 /// Name of the message posted once all streams of the input are known.
@@ -26,9 +28,10 @@ const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
 
-/// The frames that have passed starsr.
+/// The frames that have passed starsr, and all that moves.
 #[derive(Default)]
 pub struct Counts {
+    moved: AtomicU64,
     taken: AtomicU64,
     done: AtomicU64,
     /// Times of the first frame and of the last finished one, in ns plus one; 0 before that frame.
@@ -37,6 +40,11 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Buffers that have entered or left the pipeline, or passed starsr.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
     /// Frames that went in.
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
@@ -51,6 +59,15 @@ impl Counts {
     pub fn position(&self) -> Option<gst::ClockTime> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
         (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
+    }
+
+    /// Counts what passes `pad`.
+    fn watch_pad(self: &Arc<Self>, pad: &gst::Pad) {
+        let counts = self.clone();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            counts.moved.fetch_add(1, Ordering::Relaxed);
+            gst::PadProbeReturn::Ok
+        });
     }
 
     fn watch(self: &Arc<Self>, starsr: &gst::Element) -> Result<(), String> {
@@ -86,54 +103,134 @@ pub struct Input {
     pub left_out: Vec<String>,
 }
 
+/// What is seen of the streams before they are connected.
+#[derive(Default)]
+struct Prelude {
+    /// Whether the parser has said which streams there are, and a video is none of them.
+    lacks_video: bool,
+    /// Whether there is a video stream, and whether the first one's data has come.
+    video: Option<bool>,
+    /// Whether the data of any stream has come.
+    data: bool,
+    /// Whether [`STREAMS_KNOWN`] was posted.
+    known: bool,
+}
+
+impl Prelude {
+    /// Notes what `change` does. Posts [`STREAMS_KNOWN`], once, when everything is known: all tags
+    /// of the video come before its data.
+    fn note(this: &Mutex<Self>, element: &gst::Element, change: impl FnOnce(&mut Self)) {
+        let mut prelude = this.lock();
+        change(&mut prelude);
+        let is_known = match prelude.video {
+            Some(data) => data,
+            None => prelude.lacks_video && prelude.data,
+        };
+        if is_known && !std::mem::replace(&mut prelude.known, true) {
+            drop(prelude);
+            let known = gst::Structure::new_empty(STREAMS_KNOWN);
+            // It fails where the pipeline is being stopped, and then nobody waits for it.
+            let _ = element
+                .post_message(gst::message::Application::builder(known).src(element).build());
+        }
+    }
+}
+
 /// A stream at the end of the read-ahead queue, held back until it is linked.
 struct Stream {
+    /// Where it enters the queue, and where it leaves.
+    inlet: gst::Pad,
     pad: gst::Pad,
-    caps: gst::Caps,
+    /// What the parser announced.
+    announced: gst::Caps,
     block: gst::PadProbeId,
 }
 
 impl Stream {
-    /// Leads `pad` of the parser into `queue` and holds it back at the other end. The first data to
-    /// get there sets
-    /// `complete`: parsebin exposes all pads before it lets data through.
+    /// Leads `pad` of the parser into `queue` and holds it back at the other end. What is said about
+    /// the stream in front of its data gets through.
     fn hold(
         pad: &gst::Pad,
         queue: &gst::Element,
-        complete: &Arc<AtomicBool>,
+        prelude: &Arc<Mutex<Prelude>>,
     ) -> Result<Self, String> {
         let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue refuses another pad")?;
         let outlet = always_pad(queue, &inlet.name().replace("sink", "src"))?;
-        let (complete, queue) = (complete.clone(), queue.downgrade());
+        let announced = pad
+            .current_caps()
+            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+            .unwrap_or_else(|| pad.query_caps(None));
+        let mut is_video = Kind::of(&announced) == Kind::Video;
+        Prelude::note(prelude, queue, |prelude| {
+            is_video &= prelude.video.is_none();
+            if is_video {
+                prelude.video = Some(false);
+            }
+        });
+        let (prelude, queue) = (prelude.clone(), queue.downgrade());
         let block = outlet
-            .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |_, _| {
-                if !complete.swap(true, Ordering::SeqCst)
-                    && let Some(queue) = queue.upgrade()
-                {
-                    let known = gst::Structure::new_empty(STREAMS_KNOWN);
-                    // It fails where the pipeline is being stopped, and then nobody waits for it.
-                    let _ = queue.post_message(
-                        gst::message::Application::builder(known).src(&queue).build(),
-                    );
+            .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |outlet, info| {
+                let Some(queue) = queue.upgrade() else { return gst::PadProbeReturn::Ok };
+                match info.event().map(|event| event.view()) {
+                    None | Some(gst::EventView::Eos(_) | gst::EventView::Gap(_)) => {}
+                    Some(gst::EventView::StreamCollection(event)) => {
+                        let lacks_video = !has_video(&event.stream_collection());
+                        Prelude::note(&prelude, &queue, |prelude| {
+                            prelude.lacks_video = lacks_video;
+                        });
+                        return gst::PadProbeReturn::Pass;
+                    }
+                    Some(_) => return gst::PadProbeReturn::Pass,
                 }
+                // Some parsers announce a stream before its caps are known.
+                let turns_out =
+                    outlet.current_caps().is_some_and(|caps| Kind::of(&caps) == Kind::Video);
+                Prelude::note(&prelude, &queue, |prelude| {
+                    prelude.data = true;
+                    if is_video || turns_out && prelude.video.is_none() {
+                        prelude.video = Some(true);
+                    }
+                });
                 gst::PadProbeReturn::Ok
             })
             .ok_or("a pad cannot be held back")?;
         pad.link(&inlet).map_err(text)?;
-        let caps = pad
-            .current_caps()
-            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
-            .unwrap_or_else(|| pad.query_caps(None));
-        Ok(Self { pad: outlet, caps, block })
+        Ok(Self { inlet, pad: outlet, announced, block })
+    }
+
+    /// What the stream is, in the words nearest to its data.
+    fn caps(&self) -> gst::Caps {
+        self.pad.current_caps().unwrap_or_else(|| self.announced.clone())
+    }
+
+    /// Whether a player has to rotate the video.
+    fn is_rotated(&self) -> bool {
+        let mut rotated = false;
+        self.pad.sticky_events_foreach(|event| {
+            if let gst::EventView::Tag(tag) = event.view()
+                && let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>()
+            {
+                rotated = orientation.get() != "rotate-0";
+            }
+            std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
+        });
+        rotated
     }
 }
 
 /// The pipeline; stopped when dropped.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
+    source: gst::Element,
     parser: gst::Element,
     pub counts: Arc<Counts>,
-    streams: Arc<Mutex<Vec<Stream>>>,
+    /// `None` once they are connected.
+    streams: Arc<Mutex<Option<Vec<Stream>>>>,
+    /// Where the streams enter the read-ahead queue, the video first. Empty before
+    /// [`Self::connect`].
+    inlets: Mutex<Vec<gst::Pad>>,
+    /// What the source reads, where the source did not open it.
+    _input: Option<File>,
     size: Arc<Mutex<Option<(u32, u32)>>>,
 }
 
@@ -149,8 +246,7 @@ impl Pipeline {
     /// called.
     pub fn open(input: &Path) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let (source, parser) = (make("filesrc")?, make("parsebin")?);
-        source.set_property("location", input);
+        let ((source, input), parser) = (input::source(input)?, make("parsebin")?);
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
         // only hard limit.
@@ -160,27 +256,39 @@ impl Pipeline {
         queue.set_property("max-size-buffers", READ_AHEAD_BUFFERS);
         pipeline.add_many([&source, &parser, &queue]).map_err(text)?;
         source.link(&parser).map_err(text)?;
+        let counts: Arc<Counts> = Arc::default();
+        counts.watch_pad(&always_pad(&source, "src")?);
 
-        let streams = Arc::new(Mutex::new(Vec::new()));
-        let complete = Arc::new(AtomicBool::new(false));
+        let streams = Arc::new(Mutex::new(Some(Vec::new())));
+        let prelude: Arc<Mutex<Prelude>> = Arc::default();
         parser.connect_pad_added({
             let streams = streams.clone();
             move |parser, pad| {
-                let stream = if complete.load(Ordering::SeqCst) {
-                    Err("the input starts new streams midway; split it there and upscale the parts"
-                        .to_owned())
-                } else {
-                    Stream::hold(pad, &queue, &complete)
-                };
-                match stream {
-                    Ok(stream) => streams.lock().push(stream),
-                    Err(reason) => {
-                        gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
+                let mut streams = streams.lock();
+                let held = match &mut *streams {
+                    Some(streams) => {
+                        Stream::hold(pad, &queue, &prelude).map(|stream| streams.push(stream))
                     }
+                    None => Err(
+                        "the input starts new streams midway; split it there and upscale the parts"
+                            .to_owned(),
+                    ),
+                };
+                if let Err(reason) = held {
+                    gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
                 }
             }
         });
-        let this = Self { pipeline, parser, counts: Arc::default(), streams, size: Arc::default() };
+        let this = Self {
+            pipeline,
+            source,
+            parser,
+            counts,
+            streams,
+            inlets: Mutex::default(),
+            _input: input,
+            size: Arc::default(),
+        };
         this.set_state(gst::State::Paused)?;
         Ok(this)
     }
@@ -194,9 +302,24 @@ impl Pipeline {
     /// the demuxer is still starting; then this is the only sign of it.
     pub fn is_reading(&self) -> bool {
         let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
-        let pads =
-            parser.iterate_recurse().into_iter().flatten().flat_map(|element| element.pads());
-        pads.into_iter().any(|pad| pad.task_state() == gst::TaskState::Started)
+        let elements = parser.iterate_recurse().into_iter().flatten().chain([self.source.clone()]);
+        elements
+            .flat_map(|element| element.pads())
+            .any(|pad| pad.task_state() == gst::TaskState::Started)
+    }
+
+    /// Whether the video waits for the input, and not the input for what is behind it.
+    pub fn is_starving(&self) -> bool {
+        let inlets = self.inlets.lock();
+        inlets.first().is_none_or(|inlet| inlet.property::<u32>("current-level-buffers") == 0)
+    }
+
+    /// Ends all streams of the input here.
+    pub fn end(&self) {
+        for inlet in self.inlets.lock().clone() {
+            // A stream that has ended refuses another end.
+            inlet.send_event(gst::event::Eos::new());
+        }
     }
 
     /// Changes the state; the reason of a failure is on the bus.
@@ -206,23 +329,25 @@ impl Pipeline {
 
     /// Connects the streams of the input with `part`, the file to write, and lets them run.
     pub fn connect(&self, args: &Args, container: Container, part: &Path) -> Result<Input, String> {
-        let streams = std::mem::take(&mut *self.streams.lock());
+        let streams = self.streams.lock().take().unwrap_or_default();
         let video = streams
             .iter()
-            .position(|stream| Kind::of(&stream.caps) == Kind::Video)
+            .position(|stream| Kind::of(&stream.caps()) == Kind::Video)
             .ok_or_else(|| format!("{}: has no video stream", args.input.display()))?;
 
         let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
         sink.set_property("location", part);
         sink.set_property("sync", false);
+        self.counts.watch_pad(&always_pad(&sink, "sink")?);
         self.pipeline.add_many([&muxer, &sink]).map_err(text)?;
         muxer.link(&sink).map_err(text)?;
         sync([&sink, &muxer])?;
 
         let mut left_out = Vec::new();
-        for (index, Stream { pad, caps, .. }) in streams.iter().enumerate() {
+        for (index, stream) in streams.iter().enumerate() {
+            let (pad, caps) = (&stream.pad, &stream.caps());
             let target = if index == video {
-                self.video_branch(args, &muxer, is_rotated(pad))?
+                self.video_branch(args, &muxer, stream.is_rotated())?
             } else {
                 let kind = Kind::of(caps);
                 match passage(&muxer, caps) {
@@ -255,10 +380,13 @@ impl Pipeline {
             pad.link(&target).map_err(text)?;
         }
 
+        let mut inlets: Vec<_> = streams.iter().map(|stream| stream.inlet.clone()).collect();
+        inlets.swap(0, video);
+        *self.inlets.lock() = inlets;
         let video = &streams[video];
         let duration = video.pad.query_duration::<gst::ClockTime>();
         let rate = video
-            .caps
+            .caps()
             .structure(0)
             .and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
         let frames = duration
@@ -295,7 +423,7 @@ impl Pipeline {
         if args.deinterlace {
             chain.extend([make("videoconvert")?, make("deinterlace")?]);
         }
-        chain.extend([starsr.clone(), queue, make("videoconvert")?]);
+        chain.extend([starsr, queue, make("videoconvert")?]);
         // Not every muxer can store a rotation, so the frames are rotated.
         if rotate {
             let flip = make("videoflip")?;
@@ -313,7 +441,7 @@ impl Pipeline {
             "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
                 .to_owned()
         })?;
-        self.watch_caps(&starsr, inlet)?;
+        self.watch_caps(&format, inlet)?;
         sync(chain.iter().rev())?;
 
         let decoder = make("decodebin")?;
@@ -338,24 +466,21 @@ impl Pipeline {
         always_pad(&decoder, "sink")
     }
 
-    /// Notes the size of the upscaled frames, and gives a variable frame rate a fine enough
+    /// Notes the size of the frames that leave `last`, and gives a variable frame rate a fine enough
     /// timescale.
-    fn watch_caps(&self, starsr: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
+    fn watch_caps(&self, last: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
         let size = self.size.clone();
-        always_pad(starsr, "src")?.add_probe(
-            gst::PadProbeType::EVENT_DOWNSTREAM,
-            move |_, info| {
-                if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
-                    && let Ok(caps) = gst_video::VideoInfo::from_caps(caps.caps())
-                {
-                    *size.lock() = Some((caps.width(), caps.height()));
-                    if caps.fps().numer() == 0 && muxer_pad.has_property("trak-timescale") {
-                        muxer_pad.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
-                    }
+        always_pad(last, "src")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
+                && let Ok(caps) = gst_video::VideoInfo::from_caps(caps.caps())
+            {
+                *size.lock() = Some((caps.width(), caps.height()));
+                if caps.fps().numer() == 0 && muxer_pad.has_property("trak-timescale") {
+                    muxer_pad.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
                 }
-                gst::PadProbeReturn::Ok
-            },
-        );
+            }
+            gst::PadProbeReturn::Ok
+        });
         Ok(())
     }
 
@@ -368,6 +493,14 @@ impl Pipeline {
         sync([&sink])?;
         always_pad(&sink, "sink")
     }
+}
+
+/// Whether a parser's list of streams names a video.
+fn has_video(collection: &gst::StreamCollection) -> bool {
+    collection.iter().any(|stream| {
+        stream.stream_type().contains(gst::StreamType::VIDEO)
+            || stream.caps().is_some_and(|caps| Kind::of(&caps) == Kind::Video)
+    })
 }
 
 /// The encoder asked for, with constant quality where it is x264.
@@ -398,14 +531,6 @@ fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     let deep = format.depth().iter().any(|depth| *depth > 8);
     let format = if deep { gst_video::VideoFormat::I42010le } else { gst_video::VideoFormat::I420 };
     Some(gst_video::VideoCapsBuilder::new().format(format).build())
-}
-
-/// Whether a player has to rotate the video.
-fn is_rotated(pad: &gst::Pad) -> bool {
-    let tags = pad.stream().and_then(|stream| stream.tags());
-    tags.as_ref()
-        .and_then(|tags| tags.get::<gst::tags::ImageOrientation>())
-        .is_some_and(|orientation| orientation.get() != "rotate-0")
 }
 
 fn remedy(container: Container) -> &'static str {

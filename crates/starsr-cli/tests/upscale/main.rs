@@ -7,13 +7,16 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use gst::prelude::*;
+use starsr_testkit::patience::patiently;
 use tempfile::TempDir;
 
+mod inputs;
 mod media;
+mod outputs;
 
 use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
 
@@ -49,6 +52,12 @@ fn assert_refused(result: &Output, words: &[&str]) {
     for word in words {
         assert!(error.contains(word), "{word:?} is not in: {error}");
     }
+}
+
+/// Presses Ctrl-C.
+fn interrupt(child: &Child) {
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
 /// Names in a folder, hidden ones included.
@@ -386,14 +395,7 @@ fn interrupting_leaves_nothing() {
     }
     // Into the inference, most likely; wherever it is met, the result must be the same.
     std::thread::sleep(Duration::from_secs(2));
-    assert!(
-        Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -INT {}", child.id()))
-            .status()
-            .unwrap()
-            .success()
-    );
+    interrupt(&child);
     let result = child.wait_with_output().unwrap();
     let error = String::from_utf8_lossy(&result.stderr);
     assert_eq!(result.status.code(), Some(130), "{error}");

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Inputs that are no ordinary files, or do not behave like them.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+
+use super::*;
+
+fn pipe(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+#[test]
+fn a_pipe_is_read_to_its_end() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mkv"));
+    clip(&input, 6);
+    let pipe = pipe(&folder);
+    let content = fs::read(&input).unwrap();
+    let writer = thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, content).unwrap()
+    });
+    assert_done(&convert(&[], &pipe, &output));
+    writer.join().unwrap();
+    assert_upscaled(&input, &output);
+}
+
+#[test]
+fn a_pipe_that_stops_without_an_end_makes_a_complete_file() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mkv"));
+    clip(&input, 6);
+    let pipe = pipe(&folder);
+    let content = fs::read(&input).unwrap();
+    let (done, finished) = mpsc::channel();
+    let writer = thread::spawn({
+        let pipe = pipe.clone();
+        move || {
+            let mut pipe = OpenOptions::new().write(true).open(pipe).unwrap();
+            pipe.write_all(&content).unwrap();
+            // The pipe stays open until the program has ended.
+            let () = finished.recv().unwrap();
+        }
+    });
+    let result = convert(&["--stall-timeout", "2"], &pipe, &output);
+    done.send(()).unwrap();
+    writer.join().unwrap();
+    assert_done(&result);
+    let error = String::from_utf8_lossy(&result.stderr);
+    assert!(error.contains("nothing has come from it for 2 s, and it did not end"), "{error}");
+    assert_upscaled(&input, &output);
+}
+
+#[test]
+fn a_pipe_that_nobody_writes_to_is_given_up() {
+    let folder = TempDir::new().unwrap();
+    let (pipe, output) = (pipe(&folder), folder.path().join("out.mkv"));
+    let result = convert(&["--stall-timeout", "1"], &pipe, &output);
+    assert_refused(&result, &["pipe: nothing has come from it for 1 s", "--stall-timeout"]);
+    let child = upscale().args([&pipe, &output]).stderr(Stdio::piped()).spawn().unwrap();
+    patiently("the hidden file does not appear", || {
+        thread::sleep(Duration::from_millis(20));
+        (names(&folder).len() > 1).then_some(())
+    });
+    interrupt(&child);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert_eq!(names(&folder), ["pipe"]);
+}
+
+/// Lets an MP4 with one track ask players to rotate it by 90 degrees: GStreamer's muxer cannot.
+fn rotate(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let header = bytes.windows(4).position(|name| name == b"tkhd").unwrap();
+    // The matrix of version 0, ISO/IEC 14496-12, section 8.3.2: fixed point, 16.16 and 2.30.
+    let matrix = [0, 1 << 16, 0, -1 << 16, 0, 0, (SIZE.1 as i32) << 16, 0, 1 << 30];
+    for (number, value) in matrix.into_iter().enumerate() {
+        let start = header + 44 + 4 * number;
+        bytes[start..start + 4].copy_from_slice(&i32::to_be_bytes(value));
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn rotated_video_is_upright_every_time() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mp4"), folder.path().join("out.mkv"));
+    clip(&input, 3);
+    rotate(&input);
+    let (times, _) = frames(&input);
+    for _ in 0..4 {
+        assert_done(&convert(&["--force", "--strength", "0"], &input, &output));
+        assert_eq!(frames(&output), (times.clone(), (SIZE.1 * 4, SIZE.0 * 4)));
+    }
+}
