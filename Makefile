@@ -51,6 +51,8 @@ test-rust: build small-reference ## run the Rust tests, with cargo's arguments i
 test-python: $(VENV)/requirements ## run the Python tests, with pytest's arguments in ARGS
 	$(PYTHON) -m pytest python/tests $(ARGS)
 
+# PyTorch's threads spin while they wait for each other: beside other work, two take ten times as long as one.
+test-python small-reference: export OMP_NUM_THREADS := 1
 # What Python frees stays with its process: in a virtual machine, new pages cost a quarter of the time.
 test-python small-reference: export MALLOC_MMAP_MAX_ := 0
 test-python small-reference: export MALLOC_TRIM_THRESHOLD_ := -1
