@@ -7,7 +7,6 @@ beside it the figures, and a folder beside it sample pictures.
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from starsr.export.sources import TEXT_ENCODER, VAE, load_text_encoder, load_vae
 from starsr.models import weights
 from starsr.models.liem import POSITIONS
-from starsr.models.nano.network import NANO, NanoConfig
+from starsr.models.nano.network import NANO, Nano, NanoConfig
 from starsr.models.nano.weights import load, read
 from starsr.models.star.network import STAR, StarConfig
 from starsr.models.weights import WeightsError
@@ -78,7 +77,12 @@ def parser() -> argparse.ArgumentParser:
         help="iterations between sample pictures, 0: no pictures (%(default)s)",
     )
     add("--workers", type=int, default=1, help="processes that prepare clips (%(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), help="threads for computing (%(default)s)")
+    add(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="threads for computing (%(default)s)",
+    )
     add(
         "--precision",
         choices=["no", "fp16", "bf16"],
@@ -166,7 +170,10 @@ def nano_task(
         flicker_weight=options.flicker,
     )
     init = None
-    if options.init is not None:
+    if options.checkpoint.is_file():
+        # What it begins with does not matter: `run` loads the checkpoint.
+        init = Nano(config)
+    elif options.init is not None:
         if config != NANO:
             raise TrainingError(
                 "the network that --init names has LIEM at position i in both transformers: leave "
@@ -200,7 +207,7 @@ def main(arguments: list[str] | None = None, star_config: StarConfig = STAR) -> 
     # Imported late because it looks for GPUs.
     from accelerate import Accelerator
 
-    torch.set_num_threads(options.threads or 1)
+    torch.set_num_threads(max(options.threads, 1))
     torch.manual_seed(options.seed)
     nano = options.network == "nano"
     rate = options.rate or (8e-4 if nano else 5e-5)

@@ -72,8 +72,15 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
         """Read the media now, so that processes forked from this one share them."""
         _ = self._media
 
+    def high(self, index: int) -> Tensor:
+        """Return the second of the pair `index`, without the work of degrading it."""
+        return torch.from_numpy(self._clip(*self._media, self._random(index)))
+
+    def _random(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, index))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, index))
+        rng = self._random(index)
         high = self._clip(*self._media, rng)
         low = self._degrade(from_bytes(high), rng)
         return torch.from_numpy(low.copy()), torch.from_numpy(high)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ class NanoTask:
     `pool` latest clips, with a preference for flat ones.
     """
 
-    module: nn.Module
+    module: Nano
 
     def __init__(
         self,
@@ -238,14 +239,18 @@ class NanoTask:
         self.options, self.seed, self.device = options, seed, device
         if init is None:
             init = Nano(config)
-            init.deviation.copy_(coefficient_std(self.clips[index][1] for index in range(32)))
-        self.std = init.std()
+            init.deviation.copy_(coefficient_std(self.clips.high(index) for index in range(32)))
         # This format is faster on the CPU, above all in bfloat16.
         self.module = init.to(device=device, memory_format=torch.channels_last)
         self.alphas, self.sigmas = (
             torch.as_tensor(v, dtype=torch.float32, device=device) for v in alphas_sigmas()
         )
         self._shown: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def std(self) -> np.ndarray:
+        """Standard deviations of the coefficients, `[48]`, from a checkpoint if there is one."""
+        return self.module.std()
 
     def batches(self, start: int, end: int) -> Iterator[Batch]:
         """Yield low and clean crops `[B,F,3,h,w]` in [0,1] of the iterations."""
