@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Stop::Interrupted) => {
-            eprintln!("starsr: interrupted, nothing was written");
+            eprintln!("starsr: interrupted; no unfinished file is left");
             ExitCode::from(INTERRUPTED)
         }
     }

@@ -14,6 +14,8 @@ Examples:
   starsr upscale --model ~/models/star-light --prompt 'a panda plays the guitar' old.mp4 new.mp4
   starsr upscale --deinterlace --model ~/models/star-light --provider cuda tape.mpg tape.mkv
   starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
+  starsr upscale --output-dir restored/ tape1.avi tape2.mov more-tapes/
+  starsr upscale --width 1920 old.mp4 new.mp4
   starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
 
 OUTPUT appears under its name only when it is complete; until then it is a hidden file beside it.
@@ -25,11 +27,14 @@ All properties of the element are listed by `gst-inspect-1.0 starsr`.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Any file that GStreamer can read
-    pub input: PathBuf,
-    /// The file to write: .mp4, .m4v, .mov or .mkv
-    pub output: PathBuf,
+    /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv; with
+    /// --output-dir any number of files and folders to read
+    #[arg(required = true, value_names = ["INPUT", "OUTPUT"], num_args = 1..)]
+    pub files: Vec<PathBuf>,
 
+    /// Write the outputs to this folder, under the names of the inputs
+    #[arg(short, long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
     /// Replace OUTPUT if it exists
     #[arg(short, long)]
     pub force: bool,
@@ -49,6 +54,12 @@ pub struct Args {
     /// Upscaling factor
     #[arg(long, value_name = "N", help_heading = "Model")]
     scale: Option<String>,
+    /// Width of the output in pixels; the height follows, unless it is given too
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i32).range(1..=32768), help_heading = "Model")]
+    pub width: Option<i32>,
+    /// Height of the output in pixels; the width follows, unless it is given too
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i32).range(1..=32768), help_heading = "Model")]
+    pub height: Option<i32>,
     /// Model evaluations: more give more detail and take longer
     #[arg(long, value_name = "N", help_heading = "Model")]
     steps: Option<String>,
@@ -89,6 +100,9 @@ pub struct Args {
     /// End the output when the input has delivered nothing for this time; 0 waits for ever
     #[arg(long, value_name = "SECONDS", default_value_t = 25, help_heading = "Streams")]
     pub stall_timeout: u64,
+    /// Carry streams and tags with GStreamer alone, even where FFmpeg is installed
+    #[arg(long, help_heading = "Streams")]
+    pub no_ffmpeg: bool,
     /// Drop audio and subtitles that OUTPUT cannot hold, instead of stopping
     #[arg(long, help_heading = "Streams")]
     pub drop_unsupported: bool,
@@ -197,7 +211,14 @@ fn expected(pspec: &glib::ParamSpec) -> String {
     }
     numeric!(pspec, |spec, Number| {
         let _: Number = spec.minimum();
-        format!("a number from {} to {}", spec.minimum(), spec.maximum())
+        let whole = if pspec.value_type() == f32::static_type()
+            || pspec.value_type() == f64::static_type()
+        {
+            ""
+        } else {
+            "whole "
+        };
+        format!("a {whole}number from {} to {}", spec.minimum(), spec.maximum())
     })
     .unwrap_or_else(|| format!("a {}", pspec.value_type()))
 }

@@ -14,11 +14,42 @@ use tempfile::{PathPersistError, TempPath};
 /// File systems allow 255 bytes for a name; what is added to the target's here must fit.
 const NAME_BYTES: usize = 230;
 
-/// An output that has been started. Dropped without [`Output::finish`] it leaves nothing behind.
-pub struct Output {
-    part: TempPath,
+/// A hidden file, removed when dropped.
+pub struct Part {
+    path: TempPath,
     /// Holds the lock that tells other runs, until this process ends in any way, to let the part be.
     _lock: File,
+}
+
+impl Part {
+    /// Makes a file in `folder` whose name begins with `prefix`.
+    fn create(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
+        loop {
+            let (file, path) = tempfile::Builder::new()
+                .prefix(prefix)
+                .permissions(Permissions::from_mode(0o666))
+                .tempfile_in(folder)?
+                .into_parts();
+            // Where a file system knows no locks, no run finds anything to remove.
+            let _ = file.try_lock();
+            // Before it was locked, a run beside this one may have taken it for a leftover.
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Self { path, _lock: file });
+            }
+        }
+    }
+
+    /// The file to write to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// An output that has been started. Dropped without [`Output::finish`] it leaves nothing behind.
+pub struct Output {
+    part: Part,
+    /// What the names of hidden files for `target` begin with.
+    prefix: OsString,
     target: PathBuf,
     force: bool,
 }
@@ -61,37 +92,37 @@ impl Output {
         prefix.extend(b".part-");
         let prefix = OsString::from_vec(prefix);
         remove_leftovers(folder(target), &prefix);
-        let failed = |error: io::Error| format!("{shown}: cannot be created: {}", reason(&error));
-        loop {
-            let (file, part) = tempfile::Builder::new()
-                .prefix(&prefix)
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(folder(target))
-                .map_err(failed)?
-                .into_parts();
-            // Where a file system knows no locks, no run finds anything to remove.
-            let _ = file.try_lock();
-            // Before it was locked, a run beside this one may have taken it for a leftover.
-            if file.metadata().map_err(failed)?.nlink() > 0 {
-                return Ok(Self { part, _lock: file, target: target.to_owned(), force });
-            }
-        }
+        let part = Part::create(folder(target), &prefix)
+            .map_err(|error| format!("{shown}: cannot be created: {}", reason(&error)))?;
+        Ok(Self { part, prefix, target: target.to_owned(), force })
     }
 
     /// The file to write to.
     pub fn part(&self) -> &Path {
-        &self.part
+        self.part.path()
+    }
+
+    /// A second hidden file beside the first, for [`Output::replace`].
+    pub fn another(&self) -> Result<Part, String> {
+        Part::create(folder(&self.target), &self.prefix).map_err(|error| {
+            format!("{}: cannot be created: {}", self.target.display(), reason(&error))
+        })
+    }
+
+    /// Puts `part`, which is complete, in the place of the file written so far.
+    pub fn replace(&mut self, part: Part) {
+        self.part = part;
     }
 
     /// Gives the complete file its final name, once its bytes are on the disk. Where it cannot have
     /// that name, for example because another program has written such a file meanwhile, it gets a
     /// free one beside it.
     pub fn finish(self) -> Result<Finished, String> {
-        let Self { part, target, force, .. } = self;
+        let Self { part: Part { path: part, _lock }, target, force, .. } = self;
         let failed = |error: &io::Error| format!("{}: {}", target.display(), reason(error));
         let synced = File::open(&part).and_then(|file| file.sync_all());
         synced.map_err(|error| failed(&error))?;
-        let persisted = if force { part.persist(&target) } else { part.persist_noclobber(&target) };
+        let persisted = if force { part.persist(&target) } else { rename(part, &target) };
         let finished = match persisted {
             Ok(()) => Finished { path: target.clone(), displaced: None },
             Err(PathPersistError { error, path }) => {
@@ -118,7 +149,7 @@ fn persist_beside(mut part: TempPath, target: &Path) -> io::Result<PathBuf> {
             name.push(extension);
         }
         let path = target.with_file_name(name);
-        match part.persist_noclobber(&path) {
+        match rename(part, &path) {
             Ok(()) => return Ok(path),
             Err(PathPersistError { error, path })
                 if error.kind() == io::ErrorKind::AlreadyExists =>
@@ -130,6 +161,20 @@ fn persist_beside(mut part: TempPath, target: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Renames `part` to `path`, where nothing may be.
+fn rename(part: TempPath, path: &Path) -> Result<(), PathPersistError> {
+    match part.persist_noclobber(path) {
+        // Some network file systems cannot do both in one step.
+        Err(PathPersistError { error, path: part })
+            if error.kind() != io::ErrorKind::AlreadyExists
+                && fs::symlink_metadata(path).is_err() =>
+        {
+            part.persist(path)
+        }
+        result => result,
+    }
 }
 
 /// Removes the files in `folder` that begin with `prefix` and that no process is writing.

@@ -3,7 +3,6 @@
 //! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
 //! muxer.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +11,11 @@ use gst::prelude::*;
 use parking_lot::Mutex;
 
 use super::args::{Args, set_property};
+use super::batch::Job;
 use super::elements::make;
 use super::input;
+use super::mending::{ContainerColors, mend_demuxers};
+use super::steady::Steady;
 use super::streams::{Container, Kind, always_pad, passage};
 
 /// Name of the message posted once all streams of the input are known.
@@ -34,9 +36,12 @@ pub struct Counts {
     moved: AtomicU64,
     taken: AtomicU64,
     done: AtomicU64,
-    /// Times of the first frame and of the last finished one, in ns plus one; 0 before that frame.
+    /// Times of the first frame and of the end of the last finished one, in ns plus one; 0 before
+    /// that frame.
     first: AtomicU64,
     last: AtomicU64,
+    /// What the input calls the moment at which the output begins, in ns.
+    start: AtomicU64,
 }
 
 impl Counts {
@@ -55,7 +60,12 @@ impl Counts {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Time between the first frame and the last finished one.
+    /// What the input calls the moment that is 0 in the output.
+    pub fn start(&self) -> gst::ClockTime {
+        gst::ClockTime::from_nseconds(self.start.load(Ordering::Relaxed))
+    }
+
+    /// Time from the first frame to the end of the last finished one.
     pub fn position(&self) -> Option<gst::ClockTime> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
         (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
@@ -71,26 +81,34 @@ impl Counts {
     }
 
     fn watch(self: &Arc<Self>, starsr: &gst::Element) -> Result<(), String> {
-        let time = |info: &gst::PadProbeInfo| {
-            info.buffer()
-                .and_then(|buffer| buffer.pts())
-                .map_or(0, |pts| pts.nseconds().saturating_add(1))
-        };
+        let pts = |info: &gst::PadProbeInfo| info.buffer().and_then(|buffer| buffer.pts());
         let counts = self.clone();
-        always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            counts.taken.fetch_add(1, Ordering::Relaxed);
-            let _ =
-                counts.first.compare_exchange(0, time(info), Ordering::Relaxed, Ordering::Relaxed);
+        always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            if counts.taken.fetch_add(1, Ordering::Relaxed) == 0
+                && let Some(pts) = pts(info)
+            {
+                counts.first.store(pts.nseconds().saturating_add(1), Ordering::Relaxed);
+                let start = pts.saturating_sub(running_time(pad, pts).unwrap_or(pts));
+                counts.start.store(start.nseconds(), Ordering::Relaxed);
+            }
             gst::PadProbeReturn::Ok
         });
         let counts = self.clone();
         always_pad(starsr, "src")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             counts.done.fetch_add(1, Ordering::Relaxed);
-            counts.last.store(time(info), Ordering::Relaxed);
+            let duration = info.buffer().and_then(|buffer| buffer.duration()).unwrap_or_default();
+            let end = pts(info).map_or(0, |pts| (pts + duration).nseconds().saturating_add(1));
+            counts.last.store(end, Ordering::Relaxed);
             gst::PadProbeReturn::Ok
         });
         Ok(())
     }
+}
+
+/// The running time of `pts` on `pad`, which is its time in the output.
+fn running_time(pad: &gst::Pad, pts: gst::ClockTime) -> Option<gst::ClockTime> {
+    let segment = pad.sticky_event::<gst::event::Segment>(0)?;
+    segment.segment().downcast_ref::<gst::ClockTime>()?.to_running_time(pts)
 }
 
 /// What is known of the input before its first frame.
@@ -229,8 +247,10 @@ pub struct Pipeline {
     /// Where the streams enter the read-ahead queue, the video first. Empty before
     /// [`Self::connect`].
     inlets: Mutex<Vec<gst::Pad>>,
+    /// What the container says about the video's colours.
+    colors: ContainerColors,
     /// What the source reads, where the source did not open it.
-    _input: Option<File>,
+    _input: input::Kept,
     size: Arc<Mutex<Option<(u32, u32)>>>,
 }
 
@@ -259,6 +279,7 @@ impl Pipeline {
         let counts: Arc<Counts> = Arc::default();
         counts.watch_pad(&always_pad(&source, "src")?);
 
+        let colors = mend_demuxers(&parser);
         let streams = Arc::new(Mutex::new(Some(Vec::new())));
         let prelude: Arc<Mutex<Prelude>> = Arc::default();
         parser.connect_pad_added({
@@ -269,10 +290,8 @@ impl Pipeline {
                     Some(streams) => {
                         Stream::hold(pad, &queue, &prelude).map(|stream| streams.push(stream))
                     }
-                    None => Err(
-                        "the input starts new streams midway; split it there and upscale the parts"
-                            .to_owned(),
-                    ),
+                    // The end of the streams so far completes the output.
+                    None => leave_out(parser, pad),
                 };
                 if let Err(reason) = held {
                     gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
@@ -286,6 +305,7 @@ impl Pipeline {
             counts,
             streams,
             inlets: Mutex::default(),
+            colors,
             _input: input,
             size: Arc::default(),
         };
@@ -311,7 +331,10 @@ impl Pipeline {
     /// Whether the video waits for the input, and not the input for what is behind it.
     pub fn is_starving(&self) -> bool {
         let inlets = self.inlets.lock();
-        inlets.first().is_none_or(|inlet| inlet.property::<u32>("current-level-buffers") == 0)
+        inlets.first().is_none_or(|inlet| {
+            inlet.property::<u32>("current-level-buffers") == 0
+                && !inlet.pad_flags().contains(gst::PadFlags::EOS)
+        })
     }
 
     /// Ends all streams of the input here.
@@ -327,13 +350,21 @@ impl Pipeline {
         self.pipeline.set_state(state).map(|_| ()).map_err(text)
     }
 
-    /// Connects the streams of the input with `part`, the file to write, and lets them run.
-    pub fn connect(&self, args: &Args, container: Container, part: &Path) -> Result<Input, String> {
+    /// Connects the streams of the input with `part`, the file to write, and lets them run. With
+    /// `video_only` all others are read to nowhere.
+    pub fn connect(
+        &self,
+        args: &Args,
+        job: &Job,
+        container: Container,
+        part: &Path,
+        video_only: bool,
+    ) -> Result<Input, String> {
         let streams = self.streams.lock().take().unwrap_or_default();
         let video = streams
             .iter()
             .position(|stream| Kind::of(&stream.caps()) == Kind::Video)
-            .ok_or_else(|| format!("{}: has no video stream", args.input.display()))?;
+            .ok_or_else(|| format!("{}: has no video stream", job.input.display()))?;
 
         let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
         sink.set_property("location", part);
@@ -348,6 +379,8 @@ impl Pipeline {
             let (pad, caps) = (&stream.pad, &stream.caps());
             let target = if index == video {
                 self.video_branch(args, &muxer, stream.is_rotated())?
+            } else if video_only {
+                self.nowhere()?
             } else {
                 let kind = Kind::of(caps);
                 match passage(&muxer, caps) {
@@ -419,11 +452,17 @@ impl Pipeline {
         queue.set_property("max-size-buffers", 0u32);
         queue.set_property("max-size-time", 0u64);
         let format = make("capsfilter")?;
+        let steady = Steady::new()?;
         let mut chain = Vec::new();
         if args.deinterlace {
             chain.extend([make("videoconvert")?, make("deinterlace")?]);
         }
-        chain.extend([starsr, queue, make("videoconvert")?]);
+        chain.extend(steady.elements.clone());
+        chain.push(starsr);
+        if args.width.is_some() || args.height.is_some() {
+            chain.push(size_filter(args)?);
+        }
+        chain.extend([queue, make("videoconvert")?]);
         // Not every muxer can store a rotation, so the frames are rotated.
         if rotate {
             let flip = make("videoflip")?;
@@ -446,11 +485,14 @@ impl Pipeline {
 
         let decoder = make("decodebin")?;
         let own_format = args.encoder.is_some();
+        let colors = self.colors.clone();
         decoder.connect_pad_added(move |decoder, pad| {
-            if !own_format
-                && let Some(caps) = pad.current_caps().and_then(|caps| encoder_caps(&caps))
-            {
-                format.set_property("caps", caps);
+            steady.watch(pad, colors.clone());
+            if !own_format && let Some(caps) = pad.current_caps() {
+                if let Some(caps) = encoder_caps(&caps) {
+                    format.set_property("caps", caps);
+                }
+                warn_of_alpha(decoder, &caps);
             }
             let linked = always_pad(&first, "sink").and_then(|sink| pad.link(&sink).map_err(text));
             if let Err(reason) = linked {
@@ -486,13 +528,40 @@ impl Pipeline {
 
     /// A pad that swallows a stream.
     fn nowhere(&self) -> Result<gst::Pad, String> {
-        let sink = make("fakesink")?;
-        sink.set_property("sync", false);
-        sink.set_property("async", false);
-        self.pipeline.add(&sink).map_err(text)?;
-        sync([&sink])?;
-        always_pad(&sink, "sink")
+        nowhere(self.pipeline.upcast_ref())
     }
+}
+
+/// A pad in `bin` that swallows a stream.
+fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
+    let sink = make("fakesink")?;
+    sink.set_property("sync", false);
+    sink.set_property("async", false);
+    bin.add(&sink).map_err(text)?;
+    sync([&sink])?;
+    always_pad(&sink, "sink")
+}
+
+/// Swallows a stream that begins midway, and says so.
+fn leave_out(parser: &gst::Element, pad: &gst::Pad) -> Result<(), String> {
+    let bin = parser.parent().and_downcast::<gst::Bin>().ok_or("the pipeline is gone")?;
+    pad.link(&nowhere(&bin)?).map_err(text)?;
+    gst::element_warning!(
+        parser,
+        gst::StreamError::Format,
+        ("the input starts new streams midway, which are not in the output; split it there")
+    );
+    Ok(())
+}
+
+/// Leaves only the size asked for to what is in front of it.
+fn size_filter(args: &Args) -> Result<gst::Element, String> {
+    let filter = make("capsfilter")?;
+    let mut caps = gst_video::VideoCapsBuilder::new();
+    caps = if let Some(width) = args.width { caps.width(width) } else { caps };
+    caps = if let Some(height) = args.height { caps.height(height) } else { caps };
+    filter.set_property("caps", caps.build());
+    Ok(filter)
 }
 
 /// Whether a parser's list of streams names a video.
@@ -533,7 +602,19 @@ fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
     Some(gst_video::VideoCapsBuilder::new().format(format).build())
 }
 
-fn remedy(container: Container) -> &'static str {
+/// Says that x264 encodes no transparency, where there is one.
+fn warn_of_alpha(element: &gst::Element, decoded: &gst::Caps) {
+    if gst_video::VideoInfo::from_caps(decoded).is_ok_and(|info| info.has_alpha()) {
+        gst::element_warning!(
+            element,
+            gst::StreamError::Format,
+            ("the transparency of the video is lost: H.264 has none (here: --encoder avenc_ffv1 and an .mkv output keep it)")
+        );
+    }
+}
+
+/// What to do about a stream that `container` cannot hold.
+pub fn remedy(container: Container) -> &'static str {
     if container == Container::Matroska {
         "--drop-unsupported leaves it out"
     } else {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Waiting and showing the progress take less than this, and a model that runs takes more.
+/// Waiting and showing the progress take less processor time than this, with a share of the time
+/// that passes, and a model that runs takes more.
 const WORK: Duration = Duration::from_millis(300);
+const SHARE: u32 = 20;
 
 /// Notices that nothing happens.
 pub struct Watchdog {
-    /// How long nothing may happen; zero for any time.
-    limit: Duration,
     /// What had moved and what had been worked when `since` was set.
     moved: u64,
     worked: Duration,
@@ -20,8 +20,8 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, moved: 0, worked: processor_time(), since: Instant::now() }
+    pub fn new() -> Self {
+        Self { moved: 0, worked: processor_time(), since: Instant::now() }
     }
 
     /// Begins to wait anew.
@@ -29,14 +29,15 @@ impl Watchdog {
         (self.worked, self.since) = (processor_time(), Instant::now());
     }
 
-    /// Whether in all the time that is allowed no buffer was added to those `moved`, and this
-    /// process has hardly used a processor: a window may take hours, but not idly.
-    pub fn is_stalled(&mut self, moved: u64) -> bool {
-        if moved != self.moved || processor_time() > self.worked + WORK {
+    /// How long no buffer was added to those `moved`, and this process has hardly used a processor:
+    /// a window may take hours, but not idly.
+    pub fn idle_time(&mut self, moved: u64) -> Duration {
+        let idle = self.since.elapsed();
+        if moved != self.moved || processor_time() > self.worked + WORK + idle / SHARE {
             self.moved = moved;
             self.reset();
         }
-        !self.limit.is_zero() && self.since.elapsed() > self.limit
+        self.since.elapsed()
     }
 }
 

@@ -64,11 +64,7 @@ fn a_pipe_that_nobody_writes_to_is_given_up() {
     let (pipe, output) = (pipe(&folder), folder.path().join("out.mkv"));
     let result = convert(&["--stall-timeout", "1"], &pipe, &output);
     assert_refused(&result, &["pipe: nothing has come from it for 1 s", "--stall-timeout"]);
-    let child = upscale().args([&pipe, &output]).stderr(Stdio::piped()).spawn().unwrap();
-    patiently("the hidden file does not appear", || {
-        thread::sleep(Duration::from_millis(20));
-        (names(&folder).len() > 1).then_some(())
-    });
+    let child = outputs::begin(&folder, &pipe, &output);
     interrupt(&child);
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
     assert_eq!(names(&folder), ["pipe"]);
@@ -98,4 +94,14 @@ fn rotated_video_is_upright_every_time() {
         assert_done(&convert(&["--force", "--strength", "0"], &input, &output));
         assert_eq!(frames(&output), (times.clone(), (SIZE.1 * 4, SIZE.0 * 4)));
     }
+}
+
+#[test]
+fn an_animated_gif_is_a_video() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.gif"), folder.path().join("out.mkv"));
+    carrying::ffmpeg(&folder, "-f lavfi -i testsrc2=size=48x32:rate=10 -t 0.5 in.gif");
+    assert_done(&convert(&["--strength", "0"], &input, &output));
+    let times = [0, 100, 200, 300, 400].map(gst::ClockTime::from_mseconds);
+    assert_eq!(frames(&output), (times.to_vec(), (SIZE.0 * 4, SIZE.1 * 4)));
 }

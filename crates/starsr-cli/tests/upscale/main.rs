@@ -14,8 +14,11 @@ use gst::prelude::*;
 use starsr_testkit::patience::patiently;
 use tempfile::TempDir;
 
+mod batch;
+mod carrying;
 mod inputs;
 mod media;
+mod midway;
 mod outputs;
 
 use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
@@ -308,7 +311,7 @@ fn bad_settings_are_refused_in_one_line() {
     let cases: [(&[&str], &[&str]); 7] = [
         (&["--set", "colour=red"], &["no property colour"]),
         (&["--set", "stats=1"], &["stats"]),
-        (&["--steps", "many"], &["steps", "many", "number from 0 to 1000"]),
+        (&["--steps", "many"], &["steps", "many", "whole number from 0 to 1000"]),
         (&["--strength", "2"], &["strength", "number from -1 to 1"]),
         (&["--color-fix", "sepia"], &["color-fix", "adain", "wavelet"]),
         (&["--provider", "abacus"], &["execution-provider", "cuda"]),
@@ -337,11 +340,11 @@ fn streams_that_the_container_cannot_hold_are_named() {
         ),
     );
     assert_refused(
-        &convert(&[], &input, &output),
+        &convert(&["--no-ffmpeg"], &input, &output),
         &["MP4", "audio/x-vorbis", ".mkv", "--drop-unsupported"],
     );
     assert_eq!(names(&folder), ["in.mkv"]);
-    let result = convert(&["--drop-unsupported"], &input, &output);
+    let result = convert(&["--no-ffmpeg", "--drop-unsupported"], &input, &output);
     assert_done(&result);
     assert!(String::from_utf8_lossy(&result.stderr).contains("audio/x-vorbis"));
     assert_upscaled(&input, &output);
@@ -386,13 +389,7 @@ fn interrupting_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     let (input, output) = (folder.path().join("in.mp4"), folder.path().join("out.mp4"));
     clip(&input, 3000);
-    let mut child = upscale().args([&input, &output]).stderr(Stdio::piped()).spawn().unwrap();
-    let started =
-        |folder: &TempDir| names(folder).iter().any(|name| name.starts_with(".out.mp4.part-"));
-    while !started(&folder) {
-        assert!(child.try_wait().unwrap().is_none(), "the program ended early");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let child = outputs::begin(&folder, &input, &output);
     // Into the inference, most likely; wherever it is met, the result must be the same.
     std::thread::sleep(Duration::from_secs(2));
     interrupt(&child);

@@ -80,10 +80,9 @@ pub fn packets(path: &Path) -> Vec<(String, Vec<Packet>)> {
             queue.set_property("max-size-time", 0u64);
             pipeline.add_many([&queue, &sink]).unwrap();
             queue.link(&sink).unwrap();
-            let stream: Stream = (
-                pad.current_caps().unwrap().structure(0).unwrap().name().to_string(),
-                Arc::default(),
-            );
+            // Some parsers announce a stream before its caps are known.
+            let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+            let stream: Stream = (caps.structure(0).unwrap().name().to_string(), Arc::default());
             let collected = stream.1.clone();
             streams.lock().push(stream);
             sink.static_pad("sink").unwrap().add_probe(

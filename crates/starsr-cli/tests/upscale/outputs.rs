@@ -7,11 +7,11 @@ use std::os::unix::fs::symlink;
 use super::*;
 
 fn parts(folder: &TempDir) -> Vec<String> {
-    names(folder).into_iter().filter(|name| name.starts_with(".out.mp4.part-")).collect()
+    names(folder).into_iter().filter(|name| name.contains(".part-")).collect()
 }
 
 /// Starts a run and waits until it has begun its hidden file.
-fn begin(folder: &TempDir, input: &Path, output: &Path) -> Child {
+pub fn begin(folder: &TempDir, input: &Path, output: &Path) -> Child {
     let before = parts(folder);
     let mut child = upscale()
         .args(["--preset", "ultrafast"])

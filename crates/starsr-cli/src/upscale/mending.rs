@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Where GStreamer's demuxers state half of the truth: times and colours.
+
+use std::sync::Arc;
+
+use gst::prelude::*;
+use gst_video::{VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoTransferFunction};
+use parking_lot::Mutex;
+
+/// How much earlier than the first block of a Matroska file a later one may be, such as the
+/// beginning of the sound.
+const EARLIER: gst::ClockTime = gst::ClockTime::SECOND;
+
+/// What the containers say about the colours of the video.
+pub type ContainerColors = Arc<Mutex<Option<gst_video::VideoColorimetry>>>;
+
+/// Sees to the demuxers that `parser` will plug.
+pub fn mend_demuxers(parser: &gst::Element) -> ContainerColors {
+    let colors = ContainerColors::default();
+    let start: Arc<Mutex<Option<gst::ClockTime>>> = Arc::default();
+    let Some(parser) = parser.downcast_ref::<gst::Bin>() else { return colors };
+    let (found, first) = (colors.clone(), start);
+    parser.connect_deep_element_added(move |_, _, element| {
+        let factory = element.factory().map(|factory| factory.name());
+        match factory.as_deref() {
+            Some("qtdemux") => {
+                let found = found.clone();
+                element.connect_pad_added(move |_, pad| prefer_bitstream(pad, found.clone()));
+            }
+            Some("matroskademux") => {
+                let first = first.clone();
+                element.connect_pad_added(move |_, pad| hold_start(pad, first.clone()));
+            }
+            _ => {}
+        }
+    });
+    colors
+}
+
+/// Takes the colours of H.264 and H.265 out of the caps on `pad` and keeps them in `found`: qtdemux
+/// drops the range, and parsers believe the caps rather than the bitstream.
+fn prefer_bitstream(pad: &gst::Pad, found: ContainerColors) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
+            && let Some(structure) = event.caps().structure(0)
+            && matches!(structure.name().as_str(), "video/x-h264" | "video/x-h265")
+            && let Ok(colors) = structure.get::<&str>("colorimetry")
+        {
+            *found.lock() = colors.parse().ok();
+            let mut caps = event.caps_owned();
+            for structure in caps.make_mut().iter_mut() {
+                structure.remove_field("colorimetry");
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Lets all segments begin where the first one of all streams does, or a little before it:
+/// matroskademux begins anew when a block turns out to be earlier, and then the first frame lies
+/// too early against all others.
+fn hold_start(pad: &gst::Pad, first: Arc<Mutex<Option<gst::ClockTime>>>) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::EventView::Segment(event)) = info.event().map(|event| event.view())
+            && let Some(segment) = event.segment().downcast_ref::<gst::ClockTime>()
+            && let Some(start) = segment.start()
+            && segment.time() == Some(gst::ClockTime::ZERO)
+        {
+            let start = *first.lock().get_or_insert(start.saturating_sub(EARLIER));
+            let mut segment = segment.clone();
+            segment.set_start(start);
+            segment.set_position(start);
+            info.data = Some(gst::PadProbeData::Event(gst::event::Segment::new(&segment)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// `caps` of decoded video with what they leave open about colours taken from the container.
+pub fn complete_colors(
+    caps: &gst::CapsRef,
+    container: &gst_video::VideoColorimetry,
+) -> Option<gst::Caps> {
+    let structure = caps.structure(0)?;
+    let stated = structure.get::<&str>("colorimetry").ok().and_then(|colors| colors.parse().ok());
+    let stated: gst_video::VideoColorimetry = stated.unwrap_or_else(|| {
+        gst_video::VideoColorimetry::new(
+            VideoColorRange::Unknown,
+            VideoColorMatrix::Unknown,
+            VideoTransferFunction::Unknown,
+            VideoColorPrimaries::Unknown,
+        )
+    });
+    fn known<T: PartialEq>(stated: T, unknown: T, other: T) -> T {
+        if stated == unknown { other } else { stated }
+    }
+    let complete = gst_video::VideoColorimetry::new(
+        known(stated.range(), VideoColorRange::Unknown, container.range()),
+        known(stated.matrix(), VideoColorMatrix::Unknown, container.matrix()),
+        known(stated.transfer(), VideoTransferFunction::Unknown, container.transfer()),
+        known(stated.primaries(), VideoColorPrimaries::Unknown, container.primaries()),
+    );
+    let mut caps = caps.to_owned();
+    caps.make_mut().structure_mut(0)?.set("colorimetry", complete.to_string());
+    Some(caps)
+}

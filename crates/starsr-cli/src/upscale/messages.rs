@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What the pipeline says on its bus, and what the user is to know of it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use gst::prelude::*;
+
+use super::Stop;
+use super::args::Args;
+use super::batch::Job;
+use super::pipeline::{Pipeline, STREAMS_KNOWN};
+use super::progress::Progress;
+use super::stall::Watchdog;
+
+/// Interval at which the clock and Ctrl-C are checked.
+const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
+/// An input whose streams are still unknown is given up after this time without any reading.
+const UNREAD: Duration = Duration::from_secs(3);
+/// How long to wait for a better explanation after an error that explains nothing.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// What the pipeline reports.
+pub enum Event {
+    StreamsKnown,
+    EndOfStream,
+}
+
+/// The listening side of a running pipeline.
+pub struct Listener<'a> {
+    args: &'a Args,
+    job: &'a Job,
+    loses_chapters: bool,
+    bus: Option<gst::Bus>,
+    watchdog: Watchdog,
+    /// Whether the input's streams are known.
+    known: bool,
+    /// Whether the streams were ended here, after a stall.
+    ended: bool,
+    /// Description of a plugin that GStreamer lacks.
+    missing: Option<String>,
+    said: Vec<String>,
+}
+
+impl<'a> Listener<'a> {
+    /// Listens to `pipeline`, from which the output does not get chapters if it `loses_chapters`.
+    pub fn new(args: &'a Args, job: &'a Job, pipeline: &Pipeline, loses_chapters: bool) -> Self {
+        Self {
+            args,
+            job,
+            loses_chapters,
+            bus: pipeline.pipeline.bus(),
+            watchdog: Watchdog::new(),
+            known: false,
+            ended: false,
+            missing: None,
+            said: Vec::new(),
+        }
+    }
+
+    /// Waits for the next event, keeping the progress up to date.
+    pub fn next(
+        &mut self,
+        pipeline: &Pipeline,
+        progress: &mut Progress,
+        interrupts: &AtomicU32,
+    ) -> Result<Event, Stop> {
+        let bus = self.bus.clone().ok_or_else(|| "the pipeline has no bus".to_owned())?;
+        let mut read = Instant::now();
+        loop {
+            if interrupts.load(Ordering::SeqCst) > 0 {
+                return Err(Stop::Interrupted);
+            }
+            let counts = &pipeline.counts;
+            progress.update(counts.taken(), counts.done(), counts.position());
+            let idle = self.watchdog.idle_time(counts.moved());
+            let patience = self.patience(idle, pipeline);
+            if idle > patience && pipeline.is_starving() {
+                self.end_stalled(pipeline, progress, patience)?;
+            }
+            let Some(message) = bus.timed_pop(TICK) else {
+                if self.known || pipeline.is_reading() {
+                    read = Instant::now();
+                } else if read.elapsed() > UNREAD {
+                    let input = self.job.input.display();
+                    Err(format!(
+                        "{input}: no stream could be found in it; it may be damaged or cut off"
+                    ))?;
+                }
+                continue;
+            };
+            self.note(&message, progress);
+            match message.view() {
+                gst::MessageView::Error(_) => return Err(self.worst(message).into()),
+                gst::MessageView::Eos(_) => return Ok(Event::EndOfStream),
+                gst::MessageView::Application(application)
+                    if application
+                        .structure()
+                        .is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
+                {
+                    self.known = true;
+                    return Ok(Event::StreamsKnown);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// How long nothing may happen.
+    fn patience(&self, idle: Duration, pipeline: &Pipeline) -> Duration {
+        match Duration::from_secs(self.args.stall_timeout) {
+            Duration::ZERO => Duration::MAX,
+            // Some demuxers stop at the end of the file without a word.
+            limit if self.known && idle > UNREAD && !pipeline.is_reading() => limit.min(UNREAD),
+            limit => limit,
+        }
+    }
+
+    /// Ends the streams of an input that delivers nothing any more, so that what there is becomes a
+    /// complete file. Fails where nothing came at all, or where even that does not help.
+    fn end_stalled(
+        &mut self,
+        pipeline: &Pipeline,
+        progress: &Progress,
+        patience: Duration,
+    ) -> Result<(), Stop> {
+        let (input, seconds) = (self.job.input.display(), patience.as_secs());
+        if !self.known || self.ended {
+            Err(format!(
+                "{input}: nothing has come from it for {seconds} s (see --stall-timeout)"
+            ))?;
+        }
+        self.say(
+            progress,
+            &format!(
+                "warning: {input}: nothing has come from it for {seconds} s, and it did not end; the output ends here"
+            ),
+        );
+        self.ended = true;
+        self.watchdog.reset();
+        pipeline.end();
+        Ok(())
+    }
+
+    /// Shows the user warnings and losses, and remembers what may explain a later error.
+    fn note(&mut self, message: &gst::Message, progress: &Progress) {
+        match message.view() {
+            gst::MessageView::Warning(warning) => {
+                let text = warning.error().message().to_owned();
+                self.say(progress, &format!("warning: {text}"));
+            }
+            gst::MessageView::Toc(_) if self.loses_chapters => {
+                self.say(progress, "not in the output: chapters (.mkv keeps them)");
+            }
+            gst::MessageView::Element(element) => {
+                let lacking =
+                    element.structure().filter(|structure| structure.name() == "missing-plugin");
+                if let Some(name) =
+                    lacking.and_then(|structure| structure.get::<String>("name").ok())
+                {
+                    self.missing = Some(name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Prints a line, once.
+    pub fn say(&mut self, progress: &Progress, line: &str) {
+        if !self.said.iter().any(|said| said == line) {
+            self.said.push(line.to_owned());
+            progress.say(&format!("starsr: {line}"));
+        }
+    }
+
+    /// The next error on the bus; other messages are dropped.
+    pub fn pop_error(&self, timeout: Duration) -> Option<gst::Message> {
+        let end = Instant::now() + timeout;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = gst::ClockTime::try_from(left).unwrap_or(gst::ClockTime::ZERO);
+            let message = self.bus.as_ref()?.timed_pop(left)?;
+            if message.type_() == gst::MessageType::Error {
+                return Some(message);
+            }
+        }
+    }
+
+    /// The error on the bus, which is more precise, or else `reason`.
+    pub fn explain(&self, reason: String) -> String {
+        match self.pop_error(Duration::ZERO) {
+            Some(message) => self.worst(message),
+            None => reason,
+        }
+    }
+
+    /// The sentence for `first`, or for an error after it where `first` only says that data stopped
+    /// flowing.
+    fn worst(&self, first: gst::Message) -> String {
+        if !is_aftermath(&first) {
+            return self.sentence(&first);
+        }
+        while let Some(message) = self.pop_error(AFTERMATH) {
+            if !is_aftermath(&message) {
+                return self.sentence(&message);
+            }
+        }
+        self.sentence(&first)
+    }
+
+    /// One sentence for the user.
+    pub fn sentence(&self, message: &gst::Message) -> String {
+        let gst::MessageView::Error(error) = message.view() else { return String::new() };
+        let (what, debug) = (error.error(), error.debug().unwrap_or_default());
+        let source = message.src().and_then(|source| source.downcast_ref::<gst::Element>());
+        let factory = source.and_then(|source| source.factory()).map(|factory| factory.name());
+        let (input, output) = (self.job.input.display(), self.job.output.display());
+        let mut text = match factory.as_deref() {
+            Some("filesink") if what.matches(gst::ResourceError::NoSpaceLeft) => {
+                format!("{output}: no space left on the device")
+            }
+            // The system's words stand at the end of the details.
+            Some("filesink") => match debug.trim_end().rsplit_once(": ") {
+                Some((_, reason)) => format!("{output}: cannot be written: {reason}"),
+                None => format!("{output}: cannot be written"),
+            },
+            Some("starsr") => what.message().to_owned(),
+            _ if what.matches(gst::StreamError::TypeNotFound)
+                || what.matches(gst::StreamError::WrongType) =>
+            {
+                format!("{input}: not a media file that GStreamer knows")
+            }
+            _ => match &self.missing {
+                Some(plugin) => {
+                    format!("{input}: GStreamer has no {plugin}; install the plugin for it")
+                }
+                None => format!("{input}: {}", what.message().trim_end_matches('.')),
+            },
+        };
+        if text.contains("deinterlace") && !self.args.deinterlace {
+            text += " (here: --deinterlace)";
+        }
+        if self.args.verbose && !debug.is_empty() {
+            text += &format!("\n{debug}");
+        }
+        text
+    }
+}
+
+/// Whether the error only says that data stopped flowing, as sources and demuxers do after another
+/// element's error.
+fn is_aftermath(message: &gst::Message) -> bool {
+    let gst::MessageView::Error(error) = message.view() else { return false };
+    error.error().matches(gst::StreamError::Failed)
+        && error.debug().is_some_and(|debug| debug.contains("streaming stopped, reason"))
+}
