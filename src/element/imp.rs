@@ -386,7 +386,7 @@ impl BaseTransformImpl for Starsr {
 
     fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
         // The base class fails without a message.
-        if gst_video::VideoInfo::from_caps(outcaps).is_err() {
+        if caps::video_info(outcaps).is_err() {
             self.refuse(incaps, outcaps, &Failure::TooLarge(outcaps.clone()));
         }
         self.parent_set_caps(incaps, outcaps)
@@ -433,14 +433,14 @@ impl BaseTransformImpl for Starsr {
                 return forwarded;
             }
             // Leads to set_info, which drains where the caps differ.
-            EventView::Caps(caps) => {
-                let caps = caps.caps_owned();
+            EventView::Caps(view) => {
+                let incaps = view.caps_owned();
                 // The base class fails without a message.
-                if gst_video::VideoInfo::from_caps(&caps).is_err() {
+                if caps::video_info(&incaps).is_err() {
                     self.refuse(
-                        &caps,
+                        &incaps,
                         &gst::Caps::new_empty(),
-                        &Failure::ImpossibleCaps(caps.clone()),
+                        &Failure::ImpossibleCaps(incaps.clone()),
                     );
                 }
                 return self.parent_sink_event(event);
@@ -495,9 +495,9 @@ impl VideoFilterImpl for Starsr {
     fn set_info(
         &self,
         incaps: &gst::Caps,
-        in_info: &gst_video::VideoInfo,
+        _in_info: &gst_video::VideoInfo,
         outcaps: &gst::Caps,
-        out_info: &gst_video::VideoInfo,
+        _out_info: &gst_video::VideoInfo,
     ) -> Result<(), gst::LoggableError> {
         // A flow result is no matter of negotiation.
         self.end_clip_for_event();
@@ -506,7 +506,11 @@ impl VideoFilterImpl for Starsr {
             return Err(refusal());
         }
         gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
-        let formats = Formats { input: in_info.clone(), output: out_info.clone() };
+        // The base class's infos have lost what the caps do not say in full.
+        let (Ok(input), Ok(output)) = (caps::video_info(incaps), caps::video_info(outcaps)) else {
+            return Err(refusal());
+        };
+        let formats = Formats { input, output };
         self.configure(formats).map(drop).map_err(|failure| {
             self.refuse(incaps, outcaps, &failure);
             refusal()

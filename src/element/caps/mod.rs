@@ -6,6 +6,10 @@
 use gst::glib;
 use gst::prelude::*;
 
+mod colors;
+
+pub(super) use colors::video_info;
+
 /// Which way a size is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Map {
@@ -141,6 +145,7 @@ pub(super) fn transform(caps: &gst::CapsRef, map: Map, scale: Option<u32>) -> gs
     if caps.is_any() {
         return gst::Caps::new_any();
     }
+    let caps = colors::said_in_full(caps);
     let mut out = gst::Caps::new_empty();
     let fields = of_fields();
     let mut add = |structure: Option<gst::Structure>, features: &gst::CapsFeaturesRef| {
@@ -361,9 +366,7 @@ pub(super) fn fixate(
     map: Map,
     scale: u32,
 ) -> gst::Caps {
-    let (Some(given), Ok(info)) = (caps.structure(0), gst_video::VideoInfo::from_caps(caps)) else {
-        return candidates.clone();
-    };
+    let Ok(info) = video_info(caps) else { return candidates.clone() };
     let (in_w, in_h) = (info.width() as i32, info.height() as i32);
     let in_par = match info.par() {
         par if par.numer() > 0 && par.denom() > 0 => par,
@@ -382,13 +385,8 @@ pub(super) fn fixate(
         if let Some(colorimetry) = colorimetry_for(&info, &format) {
             offer_string(&mut s, "colorimetry", &colorimetry.to_string());
         }
-        // Defaults depend on the size, so the larger output has to spell out what the input left
-        // open.
-        if !format.is_rgb()
-            && !info.is_rgb()
-            && let Ok(site) = given.get::<String>("chroma-site")
-        {
-            offer_string(&mut s, "chroma-site", &site);
+        if colors::is_subsampled(&format) && colors::is_subsampled(&info.format_info()) {
+            offer_string(&mut s, "chroma-site", &info.chroma_site().to_str());
         }
         s.fixate_field_nearest_fraction("framerate", info.fps());
         let rank = (!exact, loss);
@@ -400,7 +398,7 @@ pub(super) fn fixate(
     let mut fixed = gst::Caps::new_empty();
     fixed.make_mut().append_structure_full(s, Some(features));
     fixed.fixate();
-    fixed
+    colors::spelled_out(fixed)
 }
 
 #[cfg(test)]

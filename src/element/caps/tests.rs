@@ -226,11 +226,108 @@ fn colours_are_said_where_the_default_depends_on_the_size() {
     assert_eq!(of("format=I420,colorimetry=(string)1:4:0:0", "video/x-raw"), "1:4:0:0");
     assert_eq!(of("format=I420,colorimetry=(string)1:4:0:0", "video/x-raw,format=NV12"), "1:4:0:0");
     assert_eq!(of("format=RGB", "video/x-raw"), "sRGB");
-    let fixed = negotiated(
-        "video/x-raw,format=I420,width=426,height=240,framerate=15/1,chroma-site=mpeg2",
-        "video/x-raw,format=NV12",
-    );
-    assert_eq!(fixed.structure(0).unwrap().get::<&str>("chroma-site").unwrap(), "mpeg2");
+    // RGB leaves the matrix to the size that comes out.
+    assert_eq!(of("format=RGB", "video/x-raw,format=Y444"), "bt709");
+    // What is unknown is filled in, as far as the colours of pixels depend on it.
+    assert_eq!(of("format=I420,colorimetry=(string)1:0:0:0", "video/x-raw"), "1:4:0:0");
+    assert_eq!(of("format=I420,colorimetry=(string)2:0:0:0", "video/x-raw"), "2:4:0:0");
+    assert_eq!(of("format=RGB,colorimetry=(string)2:0:7:1", "video/x-raw"), "2:1:7:1");
+    assert_eq!(of("format=I420,colorimetry=nonsense", "video/x-raw"), "bt601");
+    // A caps filter has its way.
+    let filter = "video/x-raw,colorimetry=(string)2:0:0:0,chroma-site=jpeg";
+    assert_eq!(of("format=I420,colorimetry=bt709", filter), "2:0:0:0");
+}
+
+#[test]
+fn the_chroma_site_is_said_where_it_matters() {
+    let of = |input: &str, wanted: &str| {
+        let fixed =
+            negotiated(&format!("video/x-raw,width=426,height=240,framerate=15/1,{input}"), wanted);
+        fixed.structure(0).unwrap().get::<String>("chroma-site").ok()
+    };
+    let is = |site: &str| Some(site.to_string());
+    assert_eq!(of("format=I420,chroma-site=mpeg2", "video/x-raw,format=NV12"), is("mpeg2"));
+    assert_eq!(of("format=I420,chroma-site=jpeg", "video/x-raw,format=NV12"), is("jpeg"));
+    assert_eq!(of("format=I420,chroma-site=cosited", "video/x-raw"), is("cosited"));
+    assert_eq!(of("format=I420", "video/x-raw"), is("mpeg2"));
+    assert_eq!(of("format=I420,chroma-site=nonsense", "video/x-raw"), is("mpeg2"));
+    assert_eq!(of("format=I420", "video/x-raw,chroma-site=jpeg"), is("jpeg"));
+    assert_eq!(of("format=RGB", "video/x-raw,format=I420"), is("mpeg2"));
+    assert_eq!(of("format=Y444", "video/x-raw,format=Y42B"), is("mpeg2"));
+    assert_eq!(of("format=I420,chroma-site=jpeg", "video/x-raw,format=Y444"), None);
+    assert_eq!(of("format=I420,chroma-site=jpeg", "video/x-raw,format=RGB"), None);
+    assert_eq!(of("format=GRAY8", "video/x-raw"), None);
+}
+
+#[test]
+fn what_caps_say_of_colours_holds() {
+    let read = |more: &str| {
+        let info = video_info(&caps(&format!("video/x-raw,framerate=25/1,{more}"))).unwrap();
+        (info.colorimetry().to_string(), info.chroma_site())
+    };
+    let (mpeg2, jpeg) = (gst_video::VideoChromaSite::MPEG2, gst_video::VideoChromaSite::JPEG);
+    let none = gst_video::VideoChromaSite::empty();
+    let (sd, hd) = ("width=720,height=576", "width=3840,height=2160");
+    for (format, size, said, colorimetry, site) in [
+        // The chroma site without a colorimetry, and with one that is unusable.
+        ("I420", sd, ",chroma-site=mpeg2", "bt601", mpeg2),
+        ("I420", sd, ",chroma-site=jpeg", "bt601", jpeg),
+        ("I420", hd, ",chroma-site=jpeg", "bt709", jpeg),
+        ("I420", hd, ",chroma-site=jpeg,colorimetry=nonsense", "bt709", jpeg),
+        ("I420", sd, ",chroma-site=mpeg2,colorimetry=bt709", "bt709", mpeg2),
+        ("Y42B", sd, ",chroma-site=none", "bt601", jpeg),
+        // Neither.
+        ("I420", sd, "", "bt601", mpeg2),
+        ("NV12", hd, "", "bt709", mpeg2),
+        ("I420", sd, ",chroma-site=nonsense", "bt601", mpeg2),
+        ("I420", sd, ",chroma-site=none+h-cosited", "bt601", mpeg2),
+        ("Y42B", sd, ",colorimetry=bt709", "bt709", mpeg2),
+        ("I420", sd, ",colorimetry=(string)1:4:0:0", "1:4:0:0", jpeg),
+        ("Y444", sd, "", "bt601", none),
+        ("RGB", hd, "", "sRGB", none),
+        // What is unknown of a colorimetry.
+        ("I420", sd, ",colorimetry=(string)1:0:0:0,chroma-site=mpeg2", "1:4:0:0", mpeg2),
+        ("I420", hd, ",colorimetry=(string)1:0:0:0", "1:3:0:0", jpeg),
+        ("I420", hd, ",colorimetry=(string)2:0:0:0", "2:3:0:0", mpeg2),
+        ("I420", sd, ",colorimetry=(string)1:0:5:1", "1:4:5:1", jpeg),
+        ("I420", sd, ",colorimetry=(string)0:3:5:1", "bt709", mpeg2),
+        ("I420", sd, ",colorimetry=(string)0:0:0:0", "2:4:0:0", mpeg2),
+        ("I420", sd, ",colorimetry=(string)1:1:5:1", "1:4:5:1", jpeg),
+        ("I420", sd, ",colorimetry=(string)9:99:0:0", "2:4:0:0", mpeg2),
+        ("RGB", sd, ",colorimetry=(string)1:0:5:1", "1:1:5:1", none),
+        ("RGB", sd, ",colorimetry=(string)2:3:5:1", "2:1:5:1", none),
+        ("RGB", sd, ",colorimetry=(string)0:0:5:1,chroma-site=mpeg2", "1:1:5:1", none),
+        ("GRAY8", sd, "", "1:4:0:0", none),
+        ("GRAY8", sd, ",colorimetry=(string)2:1:0:0", "2:4:0:0", none),
+        ("GRAY8", sd, ",colorimetry=(string)0:3:5:1", "1:3:5:1", none),
+    ] {
+        let found = read(&format!("format={format},{size}{said}"));
+        assert_eq!(found, (colorimetry.to_string(), site), "{format} {size}{said}");
+    }
+}
+
+#[test]
+fn caps_that_describe_no_format_are_an_error() {
+    for text in [
+        "EMPTY",
+        "ANY",
+        "video/x-raw",
+        "video/x-raw,format=I420",
+        "video/x-raw,format=nothing,width=8,height=8",
+        "video/x-raw,format=I420,width=[1,8],height=8",
+        "video/x-raw,format=I420,width=2147483647,height=2147483647,chroma-site=mpeg2",
+        "audio/x-raw",
+    ] {
+        assert!(video_info(&caps(text)).is_err(), "{text}");
+    }
+    // As GStreamer has it, these describe one.
+    for text in ["video/x-h264", "image/png,width=8,height=8,colorimetry=(string)0:0:0:0"] {
+        let encoded = caps(text);
+        assert!(video_info(&encoded).is_ok(), "{text}");
+        assert_eq!(colors::spelled_out(encoded.clone()), encoded);
+    }
+    let odd = caps("video/x-raw,format=I420,width=8,height=8,colorimetry=1.5,chroma-site=(int)7");
+    assert_eq!(video_info(&odd).unwrap().colorimetry().to_string(), "bt601");
 }
 
 #[test]
