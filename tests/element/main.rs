@@ -7,6 +7,7 @@ mod allocation;
 mod bypass;
 mod cancelling;
 mod changes;
+mod chroma;
 mod documentation;
 mod errors;
 mod events;

@@ -14,6 +14,7 @@ use ndarray::Array3;
 
 use starsr::Size;
 
+mod cosited;
 mod layout;
 
 const BYTES_PER_PIXEL: usize = 8;
@@ -286,6 +287,9 @@ impl Reader {
         let (width, height) = (self.info.width() as usize, self.info.height() as usize);
         let mut pixels = Array3::<f32>::zeros((3, height, width));
         let stride = self.scratch.plane_stride()[0] as usize;
+        if let Some(step) = cosited::step(&self.info) {
+            cosited::interpolate(self.scratch.plane_data_mut(0)?, stride, step);
+        }
         let words = self.scratch.plane_data(0)?;
         let rows = words.chunks(stride);
         let Some(planes) = pixels.as_slice_mut() else {

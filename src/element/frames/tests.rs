@@ -313,3 +313,41 @@ fn nothing_outside_a_buffer_is_touched() {
         }
     }
 }
+
+/// Chroma that lies on lines of luma is read where it lies: a ramp stays a ramp.
+#[test]
+fn chroma_on_lines_is_read_where_it_lies() {
+    gst::init().unwrap();
+    for (format, height) in [("I420", 50), ("I420", 51), ("I420_10LE", 51), ("YUV9", 50)] {
+        let format = gst_video::VideoFormat::from_string(format);
+        let info = gst_video::VideoInfo::builder(format, SIZE.width as u32, height)
+            .chroma_site(gst_video::VideoChromaSite::COSITED)
+            .build()
+            .unwrap();
+        let step = 1 << info.format_info().h_sub()[1];
+        let (unit, bytes) = if info.comp_depth(0) == 8 { (1, 1) } else { (4, 2) };
+        let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+        let mut frame =
+            gst_video::VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &info).unwrap();
+        for plane in 0..3 {
+            let stride = info.stride()[plane as usize] as usize;
+            let lines = frame.plane_data_mut(plane).unwrap().chunks_mut(stride);
+            for (y, line) in lines.enumerate() {
+                let level = unit * if plane == 0 { 128 } else { 100 + (y * step) as u16 };
+                line.chunks_mut(bytes)
+                    .for_each(|s| s.copy_from_slice(&level.to_le_bytes()[..bytes]));
+            }
+        }
+        drop(frame);
+        let pixels = read(&info, &buffer);
+        // Blue minus luma is proportional to U, which grows by a level from line to line.
+        let blue = |y: usize| pixels[[2, y, 20]];
+        let level = (blue(8 * step) - blue(0)) / (8 * step) as f32;
+        let last = (height as usize - 1) / step * step;
+        assert!(level > 0.0);
+        for y in 0..height as usize {
+            let off = (blue(y) - blue(0)) / level - y.min(last) as f32;
+            assert!(off.abs() < 0.1, "{format}, line {y} of {height}: {off} lines off");
+        }
+    }
+}
