@@ -54,13 +54,14 @@ impl Drop for Kept {
 /// The element that reads `input`, and what has to stay for it.
 pub fn source(input: &Path) -> Result<(gst::Element, Kept), String> {
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
-    let kept = if fs::metadata(input).map_err(failed)?.file_type().is_fifo() {
+    let metadata = fs::metadata(input).map_err(failed)?;
+    let kept = if metadata.file_type().is_fifo() {
         // Without waiting for a program that writes to the pipe: the element waits, and can be
         // stopped.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let pipe = OpenOptions::new().read(true).custom_flags(flags).open(input).map_err(failed)?;
         Kept { pipe: Some(pipe), converter: None }
-    } else if is_gif(input) {
+    } else if metadata.is_file() && is_gif(input) {
         // GStreamer's demuxer of GIF never ends.
         converted(input).unwrap_or_default()
     } else {

@@ -3,6 +3,7 @@
 //! The input's other streams, tags, chapters and attachments, added to the finished video with the
 //! programs of FFmpeg: GStreamer's demuxers and muxers lose some of them.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::iter;
@@ -81,6 +82,10 @@ impl Remux {
         drops: bool,
         remedy: &str,
     ) -> Result<Option<Self>, String> {
+        // What is read from a pipe is gone.
+        if !input.is_file() || !is_installed("ffmpeg") {
+            return Ok(None);
+        }
         let Some(probe) = probe(input) else { return Ok(None) };
         let Some(format) = FORMATS.iter().find(|format| probe["format"]["format_name"] == **format)
         else {
@@ -93,7 +98,7 @@ impl Remux {
         let Some(main) = streams.iter().find(is_main) else { return Ok(None) };
         let tags = tags(&probe["format"]);
         let has_more =
-            tags.iter().any(|(name, _)| is_foreign(name)) || tags_of_stream(main).len() > 0;
+            tags.iter().any(|(name, _)| is_foreign(name)) || !tags_of_stream(main).is_empty();
         let has_chapters = probe["chapters"].as_array().is_some_and(|list| !list.is_empty());
         if streams.len() == 1 && !has_chapters && !has_more {
             return Ok(None);
@@ -305,6 +310,12 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
         return Ok(());
     }
     Err(failed(words.lines().next_back().unwrap_or("failed").trim().to_owned()))
+}
+
+/// Whether the search path has `program`.
+fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// FFmpeg, with the options of every call.

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Waiting and showing the progress take less processor time than this, with a share of the time
-/// that passes, and a model that runs takes more.
+/// Threads that wait take less processor time than this, and a model that runs takes more.
 const WORK: Duration = Duration::from_millis(300);
-const SHARE: u32 = 20;
 
 /// Notices that nothing happens.
 pub struct Watchdog {
@@ -29,11 +27,10 @@ impl Watchdog {
         (self.worked, self.since) = (processor_time(), Instant::now());
     }
 
-    /// How long no buffer was added to those `moved`, and this process has hardly used a processor:
-    /// a window may take hours, but not idly.
+    /// How long no buffer was added to those `moved`, and the other threads have hardly used a
+    /// processor: a window may take hours, but not idly.
     pub fn idle_time(&mut self, moved: u64) -> Duration {
-        let idle = self.since.elapsed();
-        if moved != self.moved || processor_time() > self.worked + WORK + idle / SHARE {
+        if moved != self.moved || processor_time() > self.worked + WORK {
             self.moved = moved;
             self.reset();
         }
@@ -41,8 +38,11 @@ impl Watchdog {
     }
 }
 
-/// The time that all threads of this process have spent on processors.
+/// The time that the threads of this process beside the calling one have spent on processors.
 fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    let [all, own] = [ClockId::ProcessCPUTime, ClockId::ThreadCPUTime].map(|clock| {
+        let time = clock_gettime(clock);
+        Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    });
+    all.saturating_sub(own)
 }

@@ -34,7 +34,7 @@ impl Steady {
                 return gst::PadProbeReturn::Ok;
             };
             let stated = event.caps_owned();
-            let colors = container.lock().clone();
+            let colors = *container.lock();
             let completed = colors.and_then(|colors| complete_colors(&stated, &colors));
             let caps = completed.as_ref().unwrap_or(&stated);
             let Some(new) = caps.structure(0) else { return gst::PadProbeReturn::Ok };

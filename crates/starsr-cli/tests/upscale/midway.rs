@@ -49,7 +49,7 @@ fn full_range_in_mp4_stays_full() {
     let (input, output) = (folder.path().join("in.mp4"), folder.path().join("out.mkv"));
     carrying::ffmpeg(
         &folder,
-        "-f lavfi -i color=white:size=48x32:rate=25,format=gray -frames:v 2 \
+        "-f lavfi -i color=black:size=48x32:rate=25,format=gray,geq=lum=255 -frames:v 2 \
          -vf scale=in_range=full:out_range=full,format=yuvj420p -c:v libx264 -crf 1 \
          -color_range pc -colorspace bt709 -color_primaries bt709 -color_trc bt709 in.mp4",
     );
