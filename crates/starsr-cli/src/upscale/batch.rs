@@ -44,8 +44,8 @@ pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
     }
     let mut taken = HashSet::new();
     let job = |input: PathBuf| {
-        let output = (1..=u32::MAX).map(|number| folder.join(name(&input, number)));
-        let output = output.into_iter().find(|output| taken.insert(output.clone()));
+        let mut outputs = (1..=u32::MAX).map(|number| folder.join(name(&input, number)));
+        let output = outputs.find(|output| taken.insert(output.clone()));
         Job { output: output.unwrap_or_default(), input }
     };
     Ok(files.into_iter().map(job).collect())

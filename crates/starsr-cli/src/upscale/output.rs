@@ -22,18 +22,22 @@ pub struct Part {
 }
 
 impl Part {
-    /// Makes a file in `folder` whose name begins with `prefix`.
-    fn create(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
+    /// Makes a file beside `target` whose name begins with `prefix`.
+    fn create(target: &Path, prefix: &OsStr) -> Result<Self, String> {
+        let failed = |error: io::Error| {
+            format!("{}: cannot be created: {}", target.display(), reason(&error))
+        };
         loop {
             let (file, path) = tempfile::Builder::new()
                 .prefix(prefix)
                 .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(folder)?
+                .tempfile_in(folder(target))
+                .map_err(failed)?
                 .into_parts();
             // Where a file system knows no locks, no run finds anything to remove.
             let _ = file.try_lock();
             // Before it was locked, a run beside this one may have taken it for a leftover.
-            if file.metadata()?.nlink() > 0 {
+            if file.metadata().map_err(failed)?.nlink() > 0 {
                 return Ok(Self { path, _lock: file });
             }
         }
@@ -92,8 +96,7 @@ impl Output {
         prefix.extend(b".part-");
         let prefix = OsString::from_vec(prefix);
         remove_leftovers(folder(target), &prefix);
-        let part = Part::create(folder(target), &prefix)
-            .map_err(|error| format!("{shown}: cannot be created: {}", reason(&error)))?;
+        let part = Part::create(target, &prefix)?;
         Ok(Self { part, prefix, target: target.to_owned(), force })
     }
 
@@ -104,9 +107,7 @@ impl Output {
 
     /// A second hidden file beside the first, for [`Output::replace`].
     pub fn another(&self) -> Result<Part, String> {
-        Part::create(folder(&self.target), &self.prefix).map_err(|error| {
-            format!("{}: cannot be created: {}", self.target.display(), reason(&error))
-        })
+        Part::create(&self.target, &self.prefix)
     }
 
     /// Puts `part`, which is complete, in the place of the file written so far.

@@ -84,7 +84,8 @@ impl Counts {
         let pts = |info: &gst::PadProbeInfo| info.buffer().and_then(|buffer| buffer.pts());
         let counts = self.clone();
         always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-            if counts.taken.fetch_add(1, Ordering::Relaxed) == 0
+            counts.taken.fetch_add(1, Ordering::Relaxed);
+            if counts.first.load(Ordering::Relaxed) == 0
                 && let Some(pts) = pts(info)
             {
                 counts.first.store(pts.nseconds().saturating_add(1), Ordering::Relaxed);
@@ -97,7 +98,8 @@ impl Counts {
         always_pad(starsr, "src")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             counts.done.fetch_add(1, Ordering::Relaxed);
             let duration = info.buffer().and_then(|buffer| buffer.duration()).unwrap_or_default();
-            let end = pts(info).map_or(0, |pts| (pts + duration).nseconds().saturating_add(1));
+            let end = pts(info)
+                .map_or(0, |pts| pts.saturating_add(duration).nseconds().saturating_add(1));
             counts.last.store(end, Ordering::Relaxed);
             gst::PadProbeReturn::Ok
         });

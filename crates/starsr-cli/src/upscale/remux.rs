@@ -64,8 +64,8 @@ struct Carried {
 
 impl Carried {
     fn new(stream: &Value, codec: &'static str) -> Self {
-        let start = stream["start_time"].as_str().and_then(|start| start.parse().ok());
-        Self { index: index(stream), codec, start, is_opus: word(stream, "codec_name") == "opus" }
+        let is_opus = word(stream, "codec_name") == "opus";
+        Self { index: index(stream), codec, start: start_of(stream), is_opus }
     }
 }
 
@@ -96,9 +96,8 @@ impl Remux {
             kind(stream) == Some(Kind::Video) && !has_flag(stream, "attached_pic")
         };
         let Some(main) = streams.iter().find(is_main) else { return Ok(None) };
-        let tags = tags(&probe["format"]);
-        let has_more =
-            tags.iter().any(|(name, _)| is_foreign(name)) || !tags_of_stream(main).is_empty();
+        let (tags, own) = (tags(&probe["format"]), tags_of_stream(main));
+        let has_more = tags.iter().any(|(name, _)| is_foreign(name)) || !own.is_empty();
         let has_chapters = probe["chapters"].as_array().is_some_and(|list| !list.is_empty());
         if streams.len() == 1 && !has_chapters && !has_more {
             return Ok(None);
@@ -108,7 +107,7 @@ impl Remux {
             container,
             is_rebased: *format == FORMATS[1],
             video: index(main),
-            tags: tags_of_stream(main),
+            tags: own,
             flags: flags(main),
             carried: Vec::new(),
             keeps_own_tags: tags.iter().any(|(name, _)| name.contains('.')),
@@ -260,12 +259,14 @@ impl Remux {
     /// Sets the `delays` of streams that are early or late in `target`, against its video.
     fn measure(&self, part: &Path, target: &Path, start: f64, delays: &mut [f64]) {
         let (Some(part), Some(target)) = (probe(part), probe(target)) else { return };
-        let Some(shift) = start_of(&target, 0).zip(start_of(&part, 0)).map(|(new, old)| new - old)
+        let Some(shift) = start_of(&target["streams"][0])
+            .zip(start_of(&part["streams"][0]))
+            .map(|(new, old)| new - old)
         else {
             return;
         };
         for (place, (stream, delay)) in (1..).zip(self.carried.iter().zip(delays)) {
-            if let (Some(old), Some(new)) = (stream.start, start_of(&target, place)) {
+            if let (Some(old), Some(new)) = (stream.start, start_of(&target["streams"][place])) {
                 let late = old - start + shift - new;
                 *delay = if late.abs() > EXACT { late } else { 0.0 };
             }
@@ -274,8 +275,8 @@ impl Remux {
 }
 
 /// When a stream begins, in seconds.
-fn start_of(probe: &Value, stream: usize) -> Option<f64> {
-    probe["streams"][stream]["start_time"].as_str()?.parse().ok()
+fn start_of(stream: &Value) -> Option<f64> {
+    stream["start_time"].as_str()?.parse().ok()
 }
 
 /// Runs `command` to its end.
