@@ -62,7 +62,7 @@ fn frames_come_back_upscaled_and_in_order() {
 }
 
 #[test]
-fn failures_are_told_in_a_line() {
+fn failures_are_reported_in_a_line() {
     let tiny = properties(&fixtures::tiny());
     let library = tiny[1].as_str();
     let mut part = frames(1);

@@ -74,7 +74,7 @@ fn a_file_is_upscaled_under_prompts_that_change() {
 }
 
 #[test]
-fn failures_are_told_in_a_line() {
+fn failures_are_reported_in_a_line() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
