@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use gst::glib;
 use gst::prelude::*;
 
+use super::encoder::Codec;
+
 const EXAMPLES: &str = "\
 Examples:
   starsr upscale old.mp4 new.mp4
@@ -16,6 +18,7 @@ Examples:
   starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
   starsr upscale --output-dir restored/ tape1.avi tape2.mov more-tapes/
   starsr upscale --width 1920 old.mp4 new.mp4
+  starsr upscale --codec ffv1 old.avi master.mkv
   starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
 
 OUTPUT appears under its name only when it is complete; until then it is a hidden file beside it.
@@ -24,7 +27,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 All properties of the element are listed by `gst-inspect-1.0 starsr`.";
 
 /// Upscale the video of a file; audio and subtitles pass through unchanged
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv; with
@@ -107,14 +110,18 @@ pub struct Args {
     #[arg(long, help_heading = "Streams")]
     pub drop_unsupported: bool,
 
-    /// Constant rate factor of x264: 0 is lossless, 50 the worst
-    #[arg(long, value_name = "CRF", default_value_t = 18, value_parser = clap::value_parser!(u32).range(0..=50), help_heading = "Encoder")]
-    pub quality: u32,
-    /// Speed preset of x264: ultrafast to placebo
-    #[arg(long, value_name = "NAME", default_value = "medium", help_heading = "Encoder")]
-    pub preset: String,
-    /// GStreamer description of another encoder, used in place of x264enc
-    #[arg(long, value_name = "DESCRIPTION", conflicts_with_all = ["quality", "preset"], help_heading = "Encoder")]
+    /// What the video is encoded as [default: h264, and h265 for HDR and for more than 8 bits]
+    #[arg(long, value_name = "NAME", value_enum, help_heading = "Encoder")]
+    pub codec: Option<Codec>,
+    /// Constant quality, 0 is the best: to 50 with h264 [default: 18], 51 with h265 [20], 63 with av1
+    /// and vp9 [24]
+    #[arg(long, value_name = "CRF", value_parser = clap::value_parser!(u32).range(0..=63), help_heading = "Encoder")]
+    pub quality: Option<u32>,
+    /// Speed of h264 and h265: ultrafast to placebo [default: medium]
+    #[arg(long, value_name = "NAME", help_heading = "Encoder")]
+    pub preset: Option<String>,
+    /// GStreamer description of another encoder
+    #[arg(long, value_name = "DESCRIPTION", conflicts_with_all = ["codec", "quality", "preset"], help_heading = "Encoder")]
     pub encoder: Option<String>,
 }
 

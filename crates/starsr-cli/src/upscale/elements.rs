@@ -2,14 +2,25 @@
 
 //! Elements of GStreamer by name.
 
+/// Whether GStreamer has the element.
+pub fn is_available(factory: &str) -> bool {
+    gst::ElementFactory::find(factory).is_some()
+}
+
 /// Creates an element, naming the package of a missing one.
 pub fn make(factory: &str) -> Result<gst::Element, String> {
     gst::ElementFactory::make(factory).build().map_err(|_| {
         let set = match factory {
             "x264enc" => "ugly",
+            "x265enc" | "av1enc" | "av1parse" | "h265parse" | "vp9parse" | "y4mdec" => "bad",
             "parsebin" | "decodebin" | "videoconvert" => "base",
             _ => "good",
         };
-        format!("GStreamer's element {factory} is missing; install gstreamer1.0-plugins-{set}")
+        let package = if factory.starts_with("avenc_") {
+            "gstreamer1.0-libav".to_owned()
+        } else {
+            format!("gstreamer1.0-plugins-{set}")
+        };
+        format!("GStreamer's element {factory} is missing; install {package}")
     })
 }

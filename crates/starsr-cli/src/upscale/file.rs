@@ -14,6 +14,7 @@ use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
 use super::output::{Finished, Output};
 use super::pipeline::{Pipeline, remedy};
+use super::probe::Probe;
 use super::progress::{self, Progress};
 use super::remux::Remux;
 use super::streams::Container;
@@ -25,15 +26,23 @@ const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<String, Stop> {
     input::check(&job.input)?;
     let container = Container::from_path(&job.output)?;
+    if let Some(codec) = args.codec {
+        codec.check(args, container)?;
+    }
     let mut output = Output::create(&job.input, &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
-    let remux = if args.no_ffmpeg {
-        None
-    } else {
-        Remux::plan(&job.input, container, args.drop_unsupported, remedy(container))?
+    let probe = if args.no_ffmpeg { None } else { Probe::new(&job.input) };
+    let remux = match &probe {
+        None => None,
+        Some(probe) => {
+            let drops = args.drop_unsupported;
+            Remux::plan(&job.input, probe, container, drops, remedy(container))?
+        }
     };
+    let pipeline = Pipeline::open(&job.input, probe.as_ref())?;
     let Upscaled { summary, start } =
-        upscale(args, job, container, output.part(), remux.as_ref(), &interrupts.count)?;
+        upscale(args, job, &pipeline, container, output.part(), remux.as_ref(), &interrupts.count)?;
+    drop(pipeline);
     let mut incomplete = None;
     if let Some(remux) = remux {
         let whole = output.another()?;
@@ -65,22 +74,22 @@ struct Upscaled {
     start: gst::ClockTime,
 }
 
-/// Runs the pipeline from the input of `job` to `part`. With `remux` only the video gets there.
+/// Runs `pipeline` from the input of `job` to `part`. With `remux` only the video gets there.
 fn upscale(
     args: &Args,
     job: &Job,
+    pipeline: &Pipeline,
     container: Container,
     part: &Path,
     remux: Option<&Remux>,
     interrupts: &AtomicU32,
 ) -> Result<Upscaled, Stop> {
-    let pipeline = Pipeline::open(&job.input)?;
     // The demuxer's chapters are lost unless something writes them.
     let loses_chapters = remux.is_none() && container != Container::Matroska;
-    let mut listener = Listener::new(args, job, &pipeline, loses_chapters);
+    let mut listener = Listener::new(args, job, pipeline, loses_chapters);
     let mut progress = Progress::new(args.quiet, None, None);
     let mut duration = None;
-    while let Event::StreamsKnown = listener.next(&pipeline, &mut progress, interrupts)? {
+    while let Event::StreamsKnown = listener.next(pipeline, &mut progress, interrupts)? {
         let input = pipeline.connect(args, job, container, part, remux.is_some());
         // An element that cannot start explains that on the bus.
         let input = input.map_err(|reason| listener.explain(reason))?;

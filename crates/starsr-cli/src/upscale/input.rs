@@ -3,7 +3,7 @@
 //! The file read: a regular one, a pipe, or standard input.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -11,10 +11,18 @@ use std::process::{Child, Stdio};
 
 use gst::prelude::*;
 use rustix::fs::OFlags;
+use serde_json::Value;
 
 use super::elements::make;
 use super::output::reason;
-use super::remux::{ffmpeg, file};
+use super::probe::{Probe, ffmpeg, file, index, seconds, word};
+
+/// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
+pub const QUICKTIME: &str = "mov,mp4,m4a,3gp,3g2,mj2";
+pub const MATROSKA: &str = "matroska,webm";
+/// Formats that FFmpeg decodes. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
+/// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.
+const CONVERTED: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng"];
 
 /// Fails, in the operating system's words, where `input` cannot be read.
 pub fn check(input: &Path) -> Result<(), String> {
@@ -51,8 +59,8 @@ impl Drop for Kept {
     }
 }
 
-/// The element that reads `input`, and what has to stay for it.
-pub fn source(input: &Path) -> Result<(gst::Element, Kept), String> {
+/// The element that reads `input`, which ffprobe describes so, and what has to stay for it.
+pub fn source(input: &Path, probe: Option<&Probe>) -> Result<(gst::Element, Kept), String> {
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     let kept = if metadata.file_type().is_fifo() {
@@ -61,11 +69,9 @@ pub fn source(input: &Path) -> Result<(gst::Element, Kept), String> {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let pipe = OpenOptions::new().read(true).custom_flags(flags).open(input).map_err(failed)?;
         Kept { pipe: Some(pipe), converter: None }
-    } else if metadata.is_file() && is_gif(input) {
-        // GStreamer's demuxer of GIF never ends.
-        converted(input).unwrap_or_default()
     } else {
-        Kept::default()
+        let video = probe.filter(|probe| is_converted(probe)).and_then(Probe::video);
+        video.and_then(|video| converted(input, video)).unwrap_or_default()
     };
     let source = if let Some(pipe) = &kept.pipe {
         let source = make("fdsrc")?;
@@ -79,15 +85,29 @@ pub fn source(input: &Path) -> Result<(gst::Element, Kept), String> {
     Ok((source, kept))
 }
 
-fn is_gif(input: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(input).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GIF8"
+/// Whether FFmpeg decodes the file, as GStreamer reads such files wrongly or not at all.
+pub fn is_converted(probe: &Probe) -> bool {
+    let Some(video) = probe.video() else { return false };
+    match probe.format() {
+        // GStreamer's demuxer leaves out tracks that are much shorter than the file.
+        QUICKTIME => {
+            let (own, all) = (seconds(&video["duration"]), probe.duration());
+            own.zip(all).is_some_and(|(own, all)| own < all / 4.0)
+        }
+        format => CONVERTED.contains(&format),
+    }
 }
 
-/// `input` as FFmpeg decodes it, without loss; `None` where FFmpeg is not installed.
-fn converted(input: &Path) -> Option<Kept> {
+/// The video of `input` as FFmpeg decodes it, without loss and at its times.
+fn converted(input: &Path, video: &Value) -> Option<Kept> {
     let mut command = ffmpeg();
-    command.arg("-i").arg(file(input)).args(["-c:v", "ffv1", "-f", "matroska", "-"]);
+    command.args(["-copyts", "-noautorotate", "-i"]).arg(file(input));
+    command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
+    if word(video, "pix_fmt").starts_with("yuvj") {
+        // Without this FFmpeg squeezes the levels of such formats.
+        command.args(["-vf", "scale=in_range=full:out_range=full", "-color_range", "pc"]);
+    }
+    command.args(["-c:v", "ffv1", "-f", "matroska", "-"]);
     let mut converter = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
     let pipe = File::from(OwnedFd::from(converter.stdout.take()?));
     Some(Kept { pipe: Some(pipe), converter: Some(converter) })

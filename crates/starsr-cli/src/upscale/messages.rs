@@ -10,7 +10,8 @@ use gst::prelude::*;
 use super::Stop;
 use super::args::Args;
 use super::batch::Job;
-use super::pipeline::{Pipeline, STREAMS_KNOWN};
+use super::held::STREAMS_KNOWN;
+use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::stall::Watchdog;
 
@@ -80,6 +81,9 @@ impl<'a> Listener<'a> {
                 self.end_stalled(pipeline, progress, patience)?;
             }
             let Some(message) = bus.timed_pop(TICK) else {
+                if !self.known {
+                    pipeline.settle();
+                }
                 if self.known || pipeline.is_reading() {
                     read = Instant::now();
                 } else if read.elapsed() > UNREAD {

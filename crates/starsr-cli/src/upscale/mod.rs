@@ -7,14 +7,18 @@ use clap::CommandFactory;
 
 mod args;
 mod batch;
+mod counts;
 mod elements;
+mod encoder;
 mod file;
+mod held;
 mod input;
 mod interrupts;
 mod mending;
 mod messages;
 mod output;
 mod pipeline;
+mod probe;
 mod progress;
 mod remux;
 mod stall;

@@ -3,23 +3,26 @@
 //! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
 //! muxer.
 
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use gst::prelude::*;
+use gst_video::VideoInfo;
 use parking_lot::Mutex;
 
-use super::args::{Args, set_property};
+use super::args::Args;
 use super::batch::Job;
+use super::counts::Counts;
 use super::elements::make;
+use super::encoder::{self, Codec};
+use super::held::{Held, Prelude};
 use super::input;
 use super::mending::{ContainerColors, mend_demuxers};
+use super::probe::Probe;
 use super::steady::Steady;
-use super::streams::{Container, Kind, always_pad, passage};
+use super::streams::{Container, Kind, always_pad, is_picture, passage};
 
-/// Name of the message posted once all streams of the input are known.
-pub const STREAMS_KNOWN: &str = "streams-known";
 /// The most bytes of one compressed stream that are read ahead.
 const READ_AHEAD_BYTES: u32 = 128 << 20;
 /// Buffers of one stream read ahead while no other stream starves.
@@ -29,89 +32,6 @@ const READ_AHEAD_BUFFERS: u32 = 32;
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
-
-/// The frames that have passed starsr, and all that moves.
-#[derive(Default)]
-pub struct Counts {
-    moved: AtomicU64,
-    taken: AtomicU64,
-    done: AtomicU64,
-    /// Times of the first frame and of the end of the last finished one, in ns plus one; 0 before
-    /// that frame.
-    first: AtomicU64,
-    last: AtomicU64,
-    /// What the input calls the moment at which the output begins, in ns.
-    start: AtomicU64,
-}
-
-impl Counts {
-    /// Buffers that have entered or left the pipeline, or passed starsr.
-    pub fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
-    }
-
-    /// Frames that went in.
-    pub fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Frames that came out.
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// What the input calls the moment that is 0 in the output.
-    pub fn start(&self) -> gst::ClockTime {
-        gst::ClockTime::from_nseconds(self.start.load(Ordering::Relaxed))
-    }
-
-    /// Time from the first frame to the end of the last finished one.
-    pub fn position(&self) -> Option<gst::ClockTime> {
-        let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
-        (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
-    }
-
-    /// Counts what passes `pad`.
-    fn watch_pad(self: &Arc<Self>, pad: &gst::Pad) {
-        let counts = self.clone();
-        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-            counts.moved.fetch_add(1, Ordering::Relaxed);
-            gst::PadProbeReturn::Ok
-        });
-    }
-
-    fn watch(self: &Arc<Self>, starsr: &gst::Element) -> Result<(), String> {
-        let pts = |info: &gst::PadProbeInfo| info.buffer().and_then(|buffer| buffer.pts());
-        let counts = self.clone();
-        always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-            counts.taken.fetch_add(1, Ordering::Relaxed);
-            if counts.first.load(Ordering::Relaxed) == 0
-                && let Some(pts) = pts(info)
-            {
-                counts.first.store(pts.nseconds().saturating_add(1), Ordering::Relaxed);
-                let start = pts.saturating_sub(running_time(pad, pts).unwrap_or(pts));
-                counts.start.store(start.nseconds(), Ordering::Relaxed);
-            }
-            gst::PadProbeReturn::Ok
-        });
-        let counts = self.clone();
-        always_pad(starsr, "src")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            counts.done.fetch_add(1, Ordering::Relaxed);
-            let duration = info.buffer().and_then(|buffer| buffer.duration()).unwrap_or_default();
-            let end = pts(info)
-                .map_or(0, |pts| pts.saturating_add(duration).nseconds().saturating_add(1));
-            counts.last.store(end, Ordering::Relaxed);
-            gst::PadProbeReturn::Ok
-        });
-        Ok(())
-    }
-}
-
-/// The running time of `pts` on `pad`, which is its time in the output.
-fn running_time(pad: &gst::Pad, pts: gst::ClockTime) -> Option<gst::ClockTime> {
-    let segment = pad.sticky_event::<gst::event::Segment>(0)?;
-    segment.segment().downcast_ref::<gst::ClockTime>()?.to_running_time(pts)
-}
 
 /// What is known of the input before its first frame.
 pub struct Input {
@@ -123,129 +43,15 @@ pub struct Input {
     pub left_out: Vec<String>,
 }
 
-/// What is seen of the streams before they are connected.
-#[derive(Default)]
-struct Prelude {
-    /// Whether the parser has said which streams there are, and a video is none of them.
-    lacks_video: bool,
-    /// Whether there is a video stream, and whether the first one's data has come.
-    video: Option<bool>,
-    /// Whether the data of any stream has come.
-    data: bool,
-    /// Whether [`STREAMS_KNOWN`] was posted.
-    known: bool,
-}
-
-impl Prelude {
-    /// Notes what `change` does. Posts [`STREAMS_KNOWN`], once, when everything is known: all tags
-    /// of the video come before its data.
-    fn note(this: &Mutex<Self>, element: &gst::Element, change: impl FnOnce(&mut Self)) {
-        let mut prelude = this.lock();
-        change(&mut prelude);
-        let is_known = match prelude.video {
-            Some(data) => data,
-            None => prelude.lacks_video && prelude.data,
-        };
-        if is_known && !std::mem::replace(&mut prelude.known, true) {
-            drop(prelude);
-            let known = gst::Structure::new_empty(STREAMS_KNOWN);
-            // It fails where the pipeline is being stopped, and then nobody waits for it.
-            let _ = element
-                .post_message(gst::message::Application::builder(known).src(element).build());
-        }
-    }
-}
-
-/// A stream at the end of the read-ahead queue, held back until it is linked.
-struct Stream {
-    /// Where it enters the queue, and where it leaves.
-    inlet: gst::Pad,
-    pad: gst::Pad,
-    /// What the parser announced.
-    announced: gst::Caps,
-    block: gst::PadProbeId,
-}
-
-impl Stream {
-    /// Leads `pad` of the parser into `queue` and holds it back at the other end. What is said about
-    /// the stream in front of its data gets through.
-    fn hold(
-        pad: &gst::Pad,
-        queue: &gst::Element,
-        prelude: &Arc<Mutex<Prelude>>,
-    ) -> Result<Self, String> {
-        let inlet = queue.request_pad_simple("sink_%u").ok_or("multiqueue refuses another pad")?;
-        let outlet = always_pad(queue, &inlet.name().replace("sink", "src"))?;
-        let announced = pad
-            .current_caps()
-            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
-            .unwrap_or_else(|| pad.query_caps(None));
-        let mut is_video = Kind::of(&announced) == Kind::Video;
-        Prelude::note(prelude, queue, |prelude| {
-            is_video &= prelude.video.is_none();
-            if is_video {
-                prelude.video = Some(false);
-            }
-        });
-        let (prelude, queue) = (prelude.clone(), queue.downgrade());
-        let block = outlet
-            .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |outlet, info| {
-                let Some(queue) = queue.upgrade() else { return gst::PadProbeReturn::Ok };
-                match info.event().map(|event| event.view()) {
-                    None | Some(gst::EventView::Eos(_) | gst::EventView::Gap(_)) => {}
-                    Some(gst::EventView::StreamCollection(event)) => {
-                        let lacks_video = !has_video(&event.stream_collection());
-                        Prelude::note(&prelude, &queue, |prelude| {
-                            prelude.lacks_video = lacks_video;
-                        });
-                        return gst::PadProbeReturn::Pass;
-                    }
-                    Some(_) => return gst::PadProbeReturn::Pass,
-                }
-                // Some parsers announce a stream before its caps are known.
-                let turns_out =
-                    outlet.current_caps().is_some_and(|caps| Kind::of(&caps) == Kind::Video);
-                Prelude::note(&prelude, &queue, |prelude| {
-                    prelude.data = true;
-                    if is_video || turns_out && prelude.video.is_none() {
-                        prelude.video = Some(true);
-                    }
-                });
-                gst::PadProbeReturn::Ok
-            })
-            .ok_or("a pad cannot be held back")?;
-        pad.link(&inlet).map_err(text)?;
-        Ok(Self { inlet, pad: outlet, announced, block })
-    }
-
-    /// What the stream is, in the words nearest to its data.
-    fn caps(&self) -> gst::Caps {
-        self.pad.current_caps().unwrap_or_else(|| self.announced.clone())
-    }
-
-    /// Whether a player has to rotate the video.
-    fn is_rotated(&self) -> bool {
-        let mut rotated = false;
-        self.pad.sticky_events_foreach(|event| {
-            if let gst::EventView::Tag(tag) = event.view()
-                && let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>()
-            {
-                rotated = orientation.get() != "rotate-0";
-            }
-            std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
-        });
-        rotated
-    }
-}
-
 /// The pipeline; stopped when dropped.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
     source: gst::Element,
     parser: gst::Element,
     pub counts: Arc<Counts>,
+    prelude: Arc<Mutex<Prelude>>,
     /// `None` once they are connected.
-    streams: Arc<Mutex<Option<Vec<Stream>>>>,
+    streams: Arc<Mutex<Option<Vec<Held>>>>,
     /// Where the streams enter the read-ahead queue, the video first. Empty before
     /// [`Self::connect`].
     inlets: Mutex<Vec<gst::Pad>>,
@@ -266,9 +72,9 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be
     /// called.
-    pub fn open(input: &Path) -> Result<Self, String> {
+    pub fn open(input: &Path, probe: Option<&Probe>) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let ((source, input), parser) = (input::source(input)?, make("parsebin")?);
+        let ((source, input), parser) = (input::source(input, probe)?, make("parsebin")?);
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
         // only hard limit.
@@ -284,13 +90,14 @@ impl Pipeline {
         let colors = mend_demuxers(&parser);
         let streams = Arc::new(Mutex::new(Some(Vec::new())));
         let prelude: Arc<Mutex<Prelude>> = Arc::default();
+        Prelude::watch(&prelude, &parser);
         parser.connect_pad_added({
-            let streams = streams.clone();
+            let (streams, prelude) = (streams.clone(), prelude.clone());
             move |parser, pad| {
                 let mut streams = streams.lock();
                 let held = match &mut *streams {
                     Some(streams) => {
-                        Stream::hold(pad, &queue, &prelude).map(|stream| streams.push(stream))
+                        Held::new(pad, &queue, &prelude).map(|stream| streams.push(stream))
                     }
                     // The end of the streams so far completes the output.
                     None => leave_out(parser, pad),
@@ -305,6 +112,7 @@ impl Pipeline {
             source,
             parser,
             counts,
+            prelude,
             streams,
             inlets: Mutex::default(),
             colors,
@@ -318,6 +126,11 @@ impl Pipeline {
     /// Size of the upscaled frames, once known.
     pub fn size(&self) -> Option<(u32, u32)> {
         *self.size.lock()
+    }
+
+    /// Does not wait for ever to know the streams.
+    pub fn settle(&self) {
+        Prelude::settle(&self.prelude, &self.pipeline);
     }
 
     /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while
@@ -363,9 +176,12 @@ impl Pipeline {
         video_only: bool,
     ) -> Result<Input, String> {
         let streams = self.streams.lock().take().unwrap_or_default();
+        let is_video = |stream: &Held| Kind::of(&stream.caps()) == Kind::Video;
+        let is_moving = |stream: &Held| is_video(stream) && !is_picture(&stream.caps());
         let video = streams
             .iter()
-            .position(|stream| Kind::of(&stream.caps()) == Kind::Video)
+            .position(is_moving)
+            .or_else(|| streams.iter().position(is_video))
             .ok_or_else(|| format!("{}: has no video stream", job.input.display()))?;
 
         let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
@@ -433,7 +249,7 @@ impl Pipeline {
                     .mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
             });
         for stream in streams {
-            stream.pad.remove_probe(stream.block);
+            stream.release();
         }
         self.set_state(gst::State::Playing)?;
         Ok(Input { duration, frames, left_out })
@@ -454,12 +270,8 @@ impl Pipeline {
         queue.set_property("max-size-buffers", 0u32);
         queue.set_property("max-size-time", 0u64);
         let format = make("capsfilter")?;
-        let steady = Steady::new()?;
-        let mut chain = Vec::new();
-        if args.deinterlace {
-            chain.extend([make("videoconvert")?, make("deinterlace")?]);
-        }
-        chain.extend(steady.elements.clone());
+        let steady = Steady::new(args.deinterlace)?;
+        let mut chain = steady.elements()?;
         chain.push(starsr);
         if args.width.is_some() || args.height.is_some() {
             chain.push(size_filter(args)?);
@@ -471,32 +283,29 @@ impl Pipeline {
             flip.set_property_from_str("video-direction", "auto");
             chain.push(flip);
         }
-        chain.extend([format.clone(), encoder(args)?]);
+        chain.push(format.clone());
         self.pipeline.add_many(&chain).map_err(text)?;
         gst::Element::link_many(&chain).map_err(text)?;
-        let (first, last) = (chain[0].clone(), chain[chain.len() - 1].clone());
-        let outlet = always_pad(&last, "src")?;
+        let first = always_pad(&chain[0], "sink")?;
         let template = muxer.pad_template("video_%u").ok_or("the muxer takes no video")?;
         let inlet = muxer.request_pad(&template, None, None).ok_or("the muxer takes no video")?;
-        outlet.link(&inlet).map_err(|_| {
-            "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
-                .to_owned()
-        })?;
-        self.watch_caps(&format, inlet)?;
+        let encoding = Encoding { args: args.clone(), format, inlet, decoded: Arc::default() };
+        encoding.watch(self.size.clone())?;
+        // The default depends on the video, which is unknown before it is decoded.
+        if args.encoder.is_some() || args.codec.is_some() {
+            encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
+        }
         sync(chain.iter().rev())?;
 
         let decoder = make("decodebin")?;
-        let own_format = args.encoder.is_some();
         let colors = self.colors.clone();
+        let pipeline = self.pipeline.downgrade();
         decoder.connect_pad_added(move |decoder, pad| {
+            let Some(pipeline) = pipeline.upgrade() else { return };
             steady.watch(pad, colors.clone());
-            if !own_format && let Some(caps) = pad.current_caps() {
-                if let Some(caps) = encoder_caps(&caps) {
-                    format.set_property("caps", caps);
-                }
-                warn_of_alpha(decoder, &caps);
-            }
-            let linked = always_pad(&first, "sink").and_then(|sink| pad.link(&sink).map_err(text));
+            let linked = encoding
+                .complete(&pipeline, pad)
+                .and_then(|()| pad.link(&first).map(|_| ()).map_err(text));
             if let Err(reason) = linked {
                 gst::element_error!(
                     decoder,
@@ -510,27 +319,81 @@ impl Pipeline {
         always_pad(&decoder, "sink")
     }
 
-    /// Notes the size of the frames that leave `last`, and gives a variable frame rate a fine enough
-    /// timescale.
-    fn watch_caps(&self, last: &gst::Element, muxer_pad: gst::Pad) -> Result<(), String> {
-        let size = self.size.clone();
-        always_pad(last, "src")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
-                && let Ok(caps) = gst_video::VideoInfo::from_caps(caps.caps())
-            {
-                *size.lock() = Some((caps.width(), caps.height()));
-                if caps.fps().numer() == 0 && muxer_pad.has_property("trak-timescale") {
-                    muxer_pad.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
-                }
-            }
-            gst::PadProbeReturn::Ok
-        });
-        Ok(())
-    }
-
     /// A pad that swallows a stream.
     fn nowhere(&self) -> Result<gst::Pad, String> {
         nowhere(self.pipeline.upcast_ref())
+    }
+}
+
+/// The end of the video's way: from the filter that holds the encoder's format to the muxer.
+struct Encoding {
+    args: Args,
+    format: gst::Element,
+    inlet: gst::Pad,
+    decoded: Arc<Mutex<Option<VideoInfo>>>,
+}
+
+impl Encoding {
+    /// Sets up the encoder for the frames that will leave `decoder`.
+    fn complete(&self, pipeline: &gst::Pipeline, decoder: &gst::Pad) -> Result<(), String> {
+        let caps = decoder.current_caps();
+        let Some(video) = caps.and_then(|caps| VideoInfo::from_caps(&caps).ok()) else {
+            // What is no raw video is refused where it is linked.
+            return Ok(());
+        };
+        let codec = self.args.codec.unwrap_or_else(|| Codec::for_video(&video));
+        if self.args.encoder.is_none() {
+            if let Some(caps) = encoder::format_caps(codec, &video) {
+                self.format.set_property("caps", caps);
+            }
+            if self.args.codec.is_none() {
+                self.plug(pipeline, codec)?;
+            }
+        }
+        *self.decoded.lock() = Some(video);
+        Ok(())
+    }
+
+    /// Puts the encoder of `codec` between the filter and the muxer.
+    fn plug(&self, pipeline: &gst::Pipeline, codec: Codec) -> Result<(), String> {
+        let encoder = encoder::build(&self.args, codec)?;
+        pipeline.add_many(&encoder).map_err(text)?;
+        gst::Element::link_many(iter::once(&self.format).chain(&encoder)).map_err(text)?;
+        let outlet = encoder.last().ok_or("there is no encoder")?;
+        always_pad(outlet, "src")?.link(&self.inlet).map_err(|_| {
+            "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
+                .to_owned()
+        })?;
+        sync(encoder.iter().rev())
+    }
+
+    /// Notes in `size` that of the frames for the encoder, says what they lose, and gives a variable
+    /// frame rate a fine enough timescale.
+    fn watch(&self, size: Arc<Mutex<Option<(u32, u32)>>>) -> Result<(), String> {
+        let (inlet, decoded) = (self.inlet.clone(), self.decoded.clone());
+        let filter = self.format.downgrade();
+        always_pad(&self.format, "src")?.add_probe(
+            gst::PadProbeType::EVENT_DOWNSTREAM,
+            move |_, info| {
+                if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
+                    && let Ok(video) = VideoInfo::from_caps(caps.caps())
+                {
+                    *size.lock() = Some((video.width(), video.height()));
+                    if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
+                        inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
+                    }
+                    let decoded = decoded.lock().take();
+                    if let Some(losses) =
+                        decoded.and_then(|decoded| encoder::losses(&decoded, &video))
+                        && let Some(filter) = filter.upgrade()
+                    {
+                        gst::element_warning!(filter, gst::StreamError::Format, ("{losses}"));
+                    }
+                }
+                gst::PadProbeReturn::Ok
+            },
+        );
+        Ok(())
     }
 }
 
@@ -564,55 +427,6 @@ fn size_filter(args: &Args) -> Result<gst::Element, String> {
     caps = if let Some(height) = args.height { caps.height(height) } else { caps };
     filter.set_property("caps", caps.build());
     Ok(filter)
-}
-
-/// Whether a parser's list of streams names a video.
-fn has_video(collection: &gst::StreamCollection) -> bool {
-    collection.iter().any(|stream| {
-        stream.stream_type().contains(gst::StreamType::VIDEO)
-            || stream.caps().is_some_and(|caps| Kind::of(&caps) == Kind::Video)
-    })
-}
-
-/// The encoder asked for, with constant quality where it is x264.
-fn encoder(args: &Args) -> Result<gst::Element, String> {
-    if let Some(description) = &args.encoder {
-        return gst::parse::bin_from_description(description, true)
-            .map(|bin| bin.upcast())
-            .map_err(|error| format!("--encoder: {}", error.message()));
-    }
-    let encoder = make("x264enc")?;
-    encoder.set_property_from_str("pass", "qual");
-    encoder.set_property("quantizer", args.quality);
-    // Without this x264enc caps the bit rate at its default of 2 Mbit/s even at constant quality.
-    encoder.set_property("vbv-buf-capacity", 0u32);
-    set_property(&encoder, "speed-preset", &args.preset)
-        .map_err(|error| error.replace("speed-preset", "--preset"))?;
-    Ok(encoder)
-}
-
-/// Caps for the encoder where players of H.264 do not know the decoded format: 4:2:0 of the same
-/// depth.
-fn encoder_caps(decoded: &gst::Caps) -> Option<gst::Caps> {
-    let info = gst_video::VideoInfo::from_caps(decoded).ok()?;
-    let format = info.format_info();
-    if !format.is_rgb() && !format.is_gray() {
-        return None;
-    }
-    let deep = format.depth().iter().any(|depth| *depth > 8);
-    let format = if deep { gst_video::VideoFormat::I42010le } else { gst_video::VideoFormat::I420 };
-    Some(gst_video::VideoCapsBuilder::new().format(format).build())
-}
-
-/// Says that x264 encodes no transparency, where there is one.
-fn warn_of_alpha(element: &gst::Element, decoded: &gst::Caps) {
-    if gst_video::VideoInfo::from_caps(decoded).is_ok_and(|info| info.has_alpha()) {
-        gst::element_warning!(
-            element,
-            gst::StreamError::Format,
-            ("the transparency of the video is lost: H.264 has none (here: --encoder avenc_ffv1 and an .mkv output keep it)")
-        );
-    }
 }
 
 /// What to do about a stream that `container` cannot hold.

@@ -3,8 +3,6 @@
 //! The input's other streams, tags, chapters and attachments, added to the finished video with the
 //! programs of FFmpeg: GStreamer's demuxers and muxers lose some of them.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -16,21 +14,18 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Stop;
+use super::input::{MATROSKA, QUICKTIME, is_converted};
+use super::probe::{
+    Probe, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
+    tags_of_stream, word,
+};
 use super::streams::{Container, Kind};
 
-/// Formats, in the words of ffprobe, whose time both GStreamer and FFmpeg count from the same
-/// moment, or whose beginning GStreamer calls 0.
-const FORMATS: [&str; 2] = ["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"];
-/// Tags that describe the file or the compressed stream which the input was.
-const OWN_TAGS: [&str; 7] = [
-    "major_brand",
-    "minor_version",
-    "compatible_brands",
-    "encoder",
-    "handler_name",
-    "vendor_id",
-    "duration",
-];
+/// Formats, in the words of ffprobe, whose streams FFmpeg reads as well as GStreamer does.
+const FORMATS: [&str; 9] =
+    [QUICKTIME, MATROSKA, "mpegts", "mpeg", "avi", "flv", "ogg", "asf", "dv"];
+/// Tags that only say what container the input is.
+const CONTAINER_TAGS: [&str; 3] = ["major_brand", "minor_version", "compatible_brands"];
 /// Seconds that are no difference; Matroska counts in thousandths.
 const EXACT: f64 = 0.0015;
 /// Interval at which a running program is looked at.
@@ -42,6 +37,9 @@ pub struct Remux {
     container: Container,
     /// Whether GStreamer counts the input's time from the beginning of its first stream.
     is_rebased: bool,
+    /// Whether picture and sound begin together: FFmpeg lets the pictures of AVI, which has no times,
+    /// be late by those that the decoder holds back.
+    is_timeless: bool,
     /// Index of the video in the input, its tags, and its flags as FFmpeg's option takes them.
     video: u64,
     tags: Vec<(String, String)>,
@@ -70,42 +68,33 @@ impl Carried {
 }
 
 impl Remux {
-    /// Looks at `input` and plans what to carry. `None` where FFmpeg is not installed or does not
-    /// read such a file as GStreamer does, and where there is nothing beside the video.
+    /// Plans what to carry of `input`, as ffprobe describes it. `None` where FFmpeg does not read
+    /// such a file as GStreamer does, and where there is nothing beside the video.
     ///
     /// # Errors
     ///
     /// A stream that `container` cannot hold, unless `drops` allows leaving it out.
     pub fn plan(
         input: &Path,
+        probe: &Probe,
         container: Container,
         drops: bool,
         remedy: &str,
     ) -> Result<Option<Self>, String> {
-        // What is read from a pipe is gone.
-        if !input.is_file() || !is_installed("ffmpeg") {
+        let (format, Some(main)) = (probe.format(), probe.video()) else { return Ok(None) };
+        if !FORMATS.contains(&format) {
             return Ok(None);
         }
-        let Some(probe) = probe(input) else { return Ok(None) };
-        let Some(format) = FORMATS.iter().find(|format| probe["format"]["format_name"] == **format)
-        else {
-            return Ok(None);
-        };
-        let streams = probe["streams"].as_array().map_or(&[][..], Vec::as_slice);
-        let is_main = |stream: &&Value| {
-            kind(stream) == Some(Kind::Video) && !has_flag(stream, "attached_pic")
-        };
-        let Some(main) = streams.iter().find(is_main) else { return Ok(None) };
-        let (tags, own) = (tags(&probe["format"]), tags_of_stream(main));
+        let (tags, own) = (probe.tags(), tags_of_stream(main));
         let has_more = tags.iter().any(|(name, _)| is_foreign(name)) || !own.is_empty();
-        let has_chapters = probe["chapters"].as_array().is_some_and(|list| !list.is_empty());
-        if streams.len() == 1 && !has_chapters && !has_more {
+        if probe.streams().len() == 1 && !probe.has_chapters() && !has_more {
             return Ok(None);
         }
         let mut this = Self {
             input: input.to_owned(),
             container,
-            is_rebased: *format == FORMATS[1],
+            is_rebased: format == MATROSKA || is_converted(probe),
+            is_timeless: format == "avi",
             video: index(main),
             tags: own,
             flags: flags(main),
@@ -113,8 +102,15 @@ impl Remux {
             keeps_own_tags: tags.iter().any(|(name, _)| name.contains('.')),
             left_out: Vec::new(),
         };
-        let others: Vec<_> = streams.iter().filter(|stream| index(stream) != this.video).collect();
-        this.choose(&others, drops, remedy)?;
+        let others: Vec<_> =
+            probe.streams().iter().filter(|stream| index(stream) != this.video).collect();
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|stream| !probe.is_elsewhere(stream, main));
+        if !elsewhere.is_empty() {
+            let streams = if elsewhere.len() == 1 { "stream" } else { "streams" };
+            this.left_out.push(format!("{} {streams} of other programmes", elsewhere.len()));
+        }
+        this.choose(&here, drops, remedy)?;
         Ok(Some(this))
     }
 
@@ -206,7 +202,13 @@ impl Remux {
         start: gst::ClockTime,
         interrupts: &AtomicU32,
     ) -> Result<(), Stop> {
-        let start = if self.is_rebased { start.nseconds() as f64 / 1e9 } else { 0.0 };
+        let start = if self.is_timeless {
+            0.0
+        } else if self.is_rebased {
+            start.nseconds() as f64 / 1e9
+        } else {
+            self.shift(part).filter(|shift| shift.abs() > EXACT).unwrap_or(0.0)
+        };
         let mut delays = vec![0.0; self.carried.len()];
         finish(self.command(part, target, start, &delays), interrupts)?;
         // FFmpeg 5 takes the delay of Opus away each time it copies such a stream to Matroska.
@@ -218,6 +220,11 @@ impl Remux {
             }
         }
         Ok(())
+    }
+
+    /// How much later the input shows its first frame than `part` does, in seconds.
+    fn shift(&self, part: &Path) -> Option<f64> {
+        Some(first_frame(&self.input, self.video)? - first_frame(part, 0)?)
     }
 
     /// The command that writes `target`, with each carried stream later by its delay in seconds.
@@ -248,6 +255,9 @@ impl Remux {
         // Nothing in the file may depend on the moment or the version.
         command.args(["-fflags", "+bitexact", "-flags", "+bitexact"]);
         if self.container == Container::Matroska {
+            for name in CONTAINER_TAGS {
+                command.args(["-metadata", &format!("{name}=")]);
+            }
             command.args(["-default_mode", "passthrough"]);
         } else if self.keeps_own_tags {
             command.args(["-movflags", "+use_metadata_tags"]);
@@ -258,25 +268,19 @@ impl Remux {
 
     /// Sets the `delays` of streams that are early or late in `target`, against its video.
     fn measure(&self, part: &Path, target: &Path, start: f64, delays: &mut [f64]) {
-        let (Some(part), Some(target)) = (probe(part), probe(target)) else { return };
-        let Some(shift) = start_of(&target["streams"][0])
-            .zip(start_of(&part["streams"][0]))
-            .map(|(new, old)| new - old)
+        let (Some(part), Some(target)) = (Probe::new(part), Probe::new(target)) else { return };
+        let start_at = |probe: &Probe, place| probe.streams().get(place).and_then(start_of);
+        let Some(shift) = start_at(&target, 0).zip(start_at(&part, 0)).map(|(new, old)| new - old)
         else {
             return;
         };
         for (place, (stream, delay)) in (1..).zip(self.carried.iter().zip(delays)) {
-            if let (Some(old), Some(new)) = (stream.start, start_of(&target["streams"][place])) {
+            if let (Some(old), Some(new)) = (stream.start, start_at(&target, place)) {
                 let late = old - start + shift - new;
                 *delay = if late.abs() > EXACT { late } else { 0.0 };
             }
         }
     }
-}
-
-/// When a stream begins, in seconds.
-fn start_of(stream: &Value) -> Option<f64> {
-    stream["start_time"].as_str()?.parse().ok()
 }
 
 /// Runs `command` to its end.
@@ -311,83 +315,4 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
         return Ok(());
     }
     Err(failed(words.lines().next_back().unwrap_or("failed").trim().to_owned()))
-}
-
-/// Whether the search path has `program`.
-fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).is_file())
-}
-
-/// FFmpeg, with the options of every call.
-pub fn ffmpeg() -> Command {
-    let mut command = Command::new("ffmpeg");
-    command.args(["-nostdin", "-v", "error", "-y"]).stdin(Stdio::null());
-    command
-}
-
-/// What ffprobe says about `input`; `None` where it says nothing.
-fn probe(input: &Path) -> Option<Value> {
-    let mut command = Command::new("ffprobe");
-    command.args(["-v", "error", "-of", "json"]);
-    command.args(["-show_streams", "-show_chapters", "-show_format"]).arg(file(input));
-    let output = command.stdin(Stdio::null()).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
-}
-
-/// A path that FFmpeg takes for nothing else.
-pub fn file(path: &Path) -> OsString {
-    let mut name = OsStr::new("file:").to_owned();
-    name.push(path);
-    name
-}
-
-fn index(stream: &Value) -> u64 {
-    stream["index"].as_u64().unwrap_or(u64::MAX)
-}
-
-fn word<'a>(object: &'a Value, name: &str) -> &'a str {
-    object[name].as_str().unwrap_or("unknown")
-}
-
-/// The kind of a stream; `None` for an attachment.
-fn kind(stream: &Value) -> Option<Kind> {
-    match word(stream, "codec_type") {
-        "video" => Some(Kind::Video),
-        "audio" => Some(Kind::Audio),
-        "subtitle" => Some(Kind::Subtitle),
-        "attachment" => None,
-        _ => Some(Kind::Data),
-    }
-}
-
-fn has_flag(stream: &Value, flag: &str) -> bool {
-    stream["disposition"][flag] == 1
-}
-
-/// The flags that are set, as FFmpeg's option takes them.
-fn flags(stream: &Value) -> String {
-    let flags = stream["disposition"].as_object().into_iter().flatten();
-    let set: Vec<_> =
-        flags.filter(|(_, value)| **value == 1).map(|(flag, _)| flag.as_str()).collect();
-    if set.is_empty() { "0".to_owned() } else { set.join("+") }
-}
-
-fn tags(object: &Value) -> Vec<(String, String)> {
-    let tags = object["tags"].as_object().into_iter().flatten();
-    tags.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
-}
-
-/// The tags of the video that hold for the upscaled one, too.
-fn tags_of_stream(stream: &Value) -> Vec<(String, String)> {
-    let mut tags = tags(stream);
-    tags.retain(|(name, value)| is_foreign(name) && !(name == "language" && value == "und"));
-    tags
-}
-
-/// Whether a tag says something about the content.
-fn is_foreign(name: &str) -> bool {
-    // mkvmerge's statistics count the packets of the stream that was.
-    let statistics = ["BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_", "ENCODER"];
-    !OWN_TAGS.contains(&name) && !statistics.iter().any(|start| name.starts_with(start))
 }

@@ -3,7 +3,10 @@
 //! One format from the first frame to the last: a muxer cannot change it midway, and a job must not
 //! end because a broadcast does.
 
+use std::sync::Arc;
+
 use gst::prelude::*;
+use gst_video::VideoBufferFlags;
 use parking_lot::Mutex;
 
 use super::elements::make;
@@ -13,53 +16,144 @@ use super::mending::{ContainerColors, complete_colors};
 const FIELDS: [&str; 6] =
     ["format", "width", "height", "pixel-aspect-ratio", "colorimetry", "chroma-site"];
 
+/// How long a still picture is shown in a video.
+const STILL: gst::ClockTime = gst::ClockTime::SECOND;
+
 /// Elements that convert what follows to the format of the first frame; they let everything through
 /// until it changes.
+#[derive(Clone)]
 pub struct Steady {
-    pub elements: [gst::Element; 3],
+    deinterlace: gst::Element,
+    scale: [gst::Element; 3],
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What has come from the decoder.
+#[derive(Default)]
+struct Seen {
+    /// The caps of the first frame.
+    first: Option<gst::Structure>,
+    /// Whether there was a frame.
+    frame: bool,
+    /// The interlace mode, where the frames contradict the caps.
+    mode: Option<&'static str>,
 }
 
 impl Steady {
-    pub fn new() -> Result<Self, String> {
-        Ok(Self { elements: [make("videoconvert")?, make("videoscale")?, make("capsfilter")?] })
+    /// With `deinterlaces`, interlaced video is deinterlaced from the first frame on.
+    pub fn new(deinterlaces: bool) -> Result<Self, String> {
+        let deinterlace = make("deinterlace")?;
+        if !deinterlaces {
+            // Interlaced video is refused, except where it becomes so midway.
+            deinterlace.set_property_from_str("mode", "disabled");
+        }
+        let scale = [make("videoconvert")?, make("videoscale")?, make("capsfilter")?];
+        Ok(Self { deinterlace, scale, seen: Arc::default() })
+    }
+
+    /// The elements, in their order.
+    pub fn elements(&self) -> Result<Vec<gst::Element>, String> {
+        Ok([vec![make("videoconvert")?, self.deinterlace.clone()], self.scale.to_vec()].concat())
     }
 
     /// Completes the colours of the frames that leave `decoder`, holds the format of the first, and
     /// warns when it changes.
     pub fn watch(&self, decoder: &gst::Pad, container: ContainerColors) {
-        let filter = self.elements[2].clone();
-        let first: Mutex<Option<gst::Structure>> = Mutex::default();
+        let this = self.clone();
         decoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view()) else {
-                return gst::PadProbeReturn::Ok;
-            };
-            let stated = event.caps_owned();
-            let colors = *container.lock();
-            let completed = colors.and_then(|colors| complete_colors(&stated, &colors));
-            let caps = completed.as_ref().unwrap_or(&stated);
-            let Some(new) = caps.structure(0) else { return gst::PadProbeReturn::Ok };
-            let mut first = first.lock();
-            match first.as_ref() {
-                None => {
-                    let mut wanted = gst::Structure::new_empty(new.name());
-                    for (field, value) in
-                        new.iter().filter(|(name, _)| FIELDS.contains(&name.as_str()))
-                    {
-                        wanted.set_value(field, value.clone());
-                    }
-                    let mut caps = gst::Caps::new_empty();
-                    caps.make_mut().append_structure(wanted);
-                    filter.set_property("caps", caps);
-                    *first = Some(new.to_owned());
-                }
-                Some(first) => warn_of_change(&filter, first, new),
-            }
-            if let Some(caps) = completed {
+            if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view()) {
+                let caps = this.hold(event.caps_owned(), *container.lock());
                 info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
             }
             gst::PadProbeReturn::Ok
         });
+        let this = self.clone();
+        decoder.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            if let Some(buffer) = info.buffer_mut() {
+                this.look(pad, buffer);
+                // A still picture; MP4 does not hold what is shown for no time.
+                if buffer.duration().is_none() && is_still(pad) {
+                    buffer.make_mut().set_duration(STILL);
+                }
+            }
+            gst::PadProbeReturn::Ok
+        });
     }
+
+    /// The caps that replace `caps`.
+    fn hold(
+        &self,
+        mut caps: gst::Caps,
+        colors: Option<gst_video::VideoColorimetry>,
+    ) -> gst::Caps {
+        if let Some(completed) = colors.and_then(|colors| complete_colors(&caps, &colors)) {
+            caps = completed;
+        }
+        let mut seen = self.seen.lock();
+        if let Some(structure) = caps.make_mut().structure_mut(0) {
+            if let Some(mode) = seen.mode {
+                structure.set("interlace-mode", mode);
+            }
+            // Frames have their times; muxers take no new rate.
+            if let Some(rate) = seen.first.as_ref().and_then(|first| first.value("framerate").ok())
+            {
+                structure.set_value("framerate", rate.clone());
+            }
+        }
+        let Some(new) = caps.structure(0) else { return caps };
+        let filter = &self.scale[2];
+        if let Some(first) = &seen.first {
+            warn_of_change(filter, first, new);
+        } else {
+            let mut held = gst::Structure::new_empty(new.name());
+            for (field, value) in new.iter().filter(|(name, _)| FIELDS.contains(&name.as_str())) {
+                held.set_value(field, value.clone());
+            }
+            let mut wanted = gst::Caps::new_empty();
+            wanted.make_mut().append_structure(held);
+            filter.set_property("caps", wanted);
+            seen.first = Some(new.to_owned());
+        }
+        caps
+    }
+
+    /// Notices that `buffer`, about to leave `decoder`, is interlaced where the caps do not say so:
+    /// decoders of MPEG-2 keep what the caps said first.
+    fn look(&self, decoder: &gst::Pad, buffer: &gst::BufferRef) {
+        let mut seen = self.seen.lock();
+        let is_first = !std::mem::replace(&mut seen.frame, true);
+        let flags = VideoBufferFlags::from_bits_truncate(buffer.flags().bits());
+        if seen.mode.is_some() || !flags.contains(VideoBufferFlags::INTERLACED) {
+            return;
+        }
+        let Some(caps) = decoder.current_caps() else { return };
+        let stated = caps.structure(0).and_then(|caps| caps.get::<&str>("interlace-mode").ok());
+        if stated.is_some_and(|mode| mode != "progressive") {
+            return;
+        }
+        seen.mode = Some(if is_first { "interleaved" } else { "mixed" });
+        drop(seen);
+        if !is_first {
+            // One frame from each, as before.
+            self.deinterlace.set_property_from_str("fields", "top");
+            self.deinterlace.set_property_from_str("mode", "auto");
+            gst::element_warning!(
+                self.deinterlace,
+                gst::StreamError::Format,
+                ("the video becomes interlaced midway: it is deinterlaced from there on")
+            );
+        }
+        // The probe above changes the mode in it.
+        decoder.push_event(gst::event::Caps::new(&caps));
+    }
+}
+
+/// Whether the frames that leave `decoder` have no rate.
+fn is_still(decoder: &gst::Pad) -> bool {
+    let rate = decoder.current_caps().and_then(|caps| {
+        caps.structure(0).and_then(|caps| caps.get::<gst::Fraction>("framerate").ok())
+    });
+    rate.is_none_or(|rate| rate.numer() == 0)
 }
 
 fn warn_of_change(filter: &gst::Element, first: &gst::Structure, new: &gst::StructureRef) {

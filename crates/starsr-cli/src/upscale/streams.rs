@@ -92,6 +92,11 @@ impl Kind {
     }
 }
 
+/// Whether the video is one of pictures, as cameras put beside the other.
+pub fn is_picture(caps: &gst::Caps) -> bool {
+    caps.structure(0).is_some_and(|structure| structure.name().starts_with("image/"))
+}
+
 /// How a stream gets into the muxer.
 pub struct Passage {
     template: gst::PadTemplate,

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How far the work has come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gst::prelude::*;
+
+use super::streams::always_pad;
+
+/// The frames that have passed starsr, and all that moves.
+#[derive(Default)]
+pub struct Counts {
+    moved: AtomicU64,
+    taken: AtomicU64,
+    done: AtomicU64,
+    /// Times of the first frame and of the end of the last finished one, in ns plus one; 0 before
+    /// that frame.
+    first: AtomicU64,
+    last: AtomicU64,
+    /// What the input calls the moment at which the output begins, in ns.
+    start: AtomicU64,
+}
+
+impl Counts {
+    /// Buffers that have entered or left the pipeline, or passed starsr.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Frames that went in.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Frames that came out.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// What the input calls the moment that is 0 in the output.
+    pub fn start(&self) -> gst::ClockTime {
+        gst::ClockTime::from_nseconds(self.start.load(Ordering::Relaxed))
+    }
+
+    /// Time from the first frame to the end of the last finished one.
+    pub fn position(&self) -> Option<gst::ClockTime> {
+        let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
+        (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
+    }
+
+    /// Counts what passes `pad`.
+    pub fn watch_pad(self: &Arc<Self>, pad: &gst::Pad) {
+        let counts = self.clone();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            counts.moved.fetch_add(1, Ordering::Relaxed);
+            gst::PadProbeReturn::Ok
+        });
+    }
+
+    pub fn watch(self: &Arc<Self>, starsr: &gst::Element) -> Result<(), String> {
+        let pts = |info: &gst::PadProbeInfo| info.buffer().and_then(|buffer| buffer.pts());
+        let counts = self.clone();
+        always_pad(starsr, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            counts.taken.fetch_add(1, Ordering::Relaxed);
+            if counts.first.load(Ordering::Relaxed) == 0
+                && let Some(pts) = pts(info)
+            {
+                counts.first.store(pts.nseconds().saturating_add(1), Ordering::Relaxed);
+                let start = pts.saturating_sub(running_time(pad, pts).unwrap_or(pts));
+                counts.start.store(start.nseconds(), Ordering::Relaxed);
+            }
+            gst::PadProbeReturn::Ok
+        });
+        let counts = self.clone();
+        always_pad(starsr, "src")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            counts.done.fetch_add(1, Ordering::Relaxed);
+            let duration = info.buffer().and_then(|buffer| buffer.duration()).unwrap_or_default();
+            let end = pts(info)
+                .map_or(0, |pts| pts.saturating_add(duration).nseconds().saturating_add(1));
+            counts.last.store(end, Ordering::Relaxed);
+            gst::PadProbeReturn::Ok
+        });
+        Ok(())
+    }
+}
+
+/// The running time of `pts` on `pad`, which is its time in the output.
+fn running_time(pad: &gst::Pad, pts: gst::ClockTime) -> Option<gst::ClockTime> {
+    let segment = pad.sticky_event::<gst::event::Segment>(0)?;
+    segment.segment().downcast_ref::<gst::ClockTime>()?.to_running_time(pts)
+}
