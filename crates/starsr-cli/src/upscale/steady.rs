@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use gst::prelude::*;
 use gst_video::VideoBufferFlags;
+use gst_video::prelude::*;
 use parking_lot::Mutex;
 
 use super::elements::make;
@@ -17,13 +18,15 @@ const FIELDS: [&str; 6] =
     ["format", "width", "height", "pixel-aspect-ratio", "colorimetry", "chroma-site"];
 
 /// How long a still picture is shown in a video.
-const STILL: gst::ClockTime = gst::ClockTime::SECOND;
+const STILL: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 
 /// Elements that convert what follows to the format of the first frame; they let everything through
 /// until it changes.
 #[derive(Clone)]
 pub struct Steady {
     deinterlace: gst::Element,
+    /// Whether interlaced video is wanted.
+    deinterlaces: bool,
     scale: [gst::Element; 3],
     seen: Arc<Mutex<Seen>>,
 }
@@ -35,20 +38,16 @@ struct Seen {
     first: Option<gst::Structure>,
     /// Whether there was a frame.
     frame: bool,
-    /// The interlace mode, where the frames contradict the caps.
-    mode: Option<&'static str>,
+    /// Whether frames are interlaced where the caps do not say so.
+    becomes_interlaced: bool,
 }
 
 impl Steady {
     /// With `deinterlaces`, interlaced video is deinterlaced from the first frame on.
     pub fn new(deinterlaces: bool) -> Result<Self, String> {
         let deinterlace = make("deinterlace")?;
-        if !deinterlaces {
-            // Interlaced video is refused, except where it becomes so midway.
-            deinterlace.set_property_from_str("mode", "disabled");
-        }
         let scale = [make("videoconvert")?, make("videoscale")?, make("capsfilter")?];
-        Ok(Self { deinterlace, scale, seen: Arc::default() })
+        Ok(Self { deinterlace, deinterlaces, scale, seen: Arc::default() })
     }
 
     /// The elements, in their order.
@@ -91,8 +90,8 @@ impl Steady {
         }
         let mut seen = self.seen.lock();
         if let Some(structure) = caps.make_mut().structure_mut(0) {
-            if let Some(mode) = seen.mode {
-                structure.set("interlace-mode", mode);
+            if seen.becomes_interlaced {
+                structure.set("interlace-mode", "mixed");
             }
             // Frames have their times; muxers take no new rate.
             if let Some(rate) = seen.first.as_ref().and_then(|first| first.value("framerate").ok())
@@ -105,6 +104,14 @@ impl Steady {
         if let Some(first) = &seen.first {
             warn_of_change(filter, first, new);
         } else {
+            // Set before the element has caps, as it takes no change in time later. One frame from
+            // each where the video becomes interlaced midway; starsr refuses what is so at first.
+            let is_progressive = !is_interlaced(new);
+            if !is_progressive && !self.deinterlaces {
+                self.deinterlace.set_property_from_str("mode", "disabled");
+            } else if is_progressive {
+                self.deinterlace.set_property_from_str("fields", "top");
+            }
             let mut held = gst::Structure::new_empty(new.name());
             for (field, value) in new.iter().filter(|(name, _)| FIELDS.contains(&name.as_str())) {
                 held.set_value(field, value.clone());
@@ -122,30 +129,37 @@ impl Steady {
     fn look(&self, decoder: &gst::Pad, buffer: &gst::BufferRef) {
         let mut seen = self.seen.lock();
         let is_first = !std::mem::replace(&mut seen.frame, true);
-        let flags = VideoBufferFlags::from_bits_truncate(buffer.flags().bits());
-        if seen.mode.is_some() || !flags.contains(VideoBufferFlags::INTERLACED) {
+        if seen.becomes_interlaced
+            || !buffer.video_flags().contains(VideoBufferFlags::INTERLACED)
+        {
             return;
         }
         let Some(caps) = decoder.current_caps() else { return };
-        let stated = caps.structure(0).and_then(|caps| caps.get::<&str>("interlace-mode").ok());
-        if stated.is_some_and(|mode| mode != "progressive") {
+        if caps.structure(0).is_none_or(is_interlaced) {
             return;
         }
-        seen.mode = Some(if is_first { "interleaved" } else { "mixed" });
+        seen.becomes_interlaced = true;
         drop(seen);
         if !is_first {
-            // One frame from each, as before.
-            self.deinterlace.set_property_from_str("fields", "top");
-            self.deinterlace.set_property_from_str("mode", "auto");
             gst::element_warning!(
                 self.deinterlace,
                 gst::StreamError::Format,
                 ("the video becomes interlaced midway: it is deinterlaced from there on")
             );
+        } else if !self.deinterlaces {
+            gst::element_error!(
+                self.deinterlace,
+                gst::StreamError::Format,
+                ("the video is interlaced, and has to be deinterlaced first")
+            );
         }
         // The probe above changes the mode in it.
         decoder.push_event(gst::event::Caps::new(&caps));
     }
+}
+
+fn is_interlaced(caps: &gst::StructureRef) -> bool {
+    caps.get::<&str>("interlace-mode").is_ok_and(|mode| mode != "progressive")
 }
 
 /// Whether the frames that leave `decoder` have no rate.

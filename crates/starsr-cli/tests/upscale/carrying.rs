@@ -16,7 +16,7 @@ pub fn ffmpeg(folder: &TempDir, arguments: &str) {
 }
 
 /// What ffprobe says about a file.
-fn probe(path: &Path) -> Value {
+pub fn probe(path: &Path) -> Value {
     let shown = ["-show_streams", "-show_chapters", "-show_format", "-show_packets"];
     let mut command = Command::new("ffprobe");
     command.args(["-v", "error", "-of", "json", "-show_data_hash", "md5"]).args(shown).arg(path);
@@ -42,8 +42,14 @@ fn streams(probe: &Value) -> Vec<Value> {
         .collect()
 }
 
+/// The codecs of all streams.
+pub fn codecs(probe: &Value) -> Vec<&str> {
+    let streams = probe["streams"].as_array().unwrap().iter();
+    streams.map(|stream| stream["codec_name"].as_str().unwrap()).collect()
+}
+
 /// The video, its flags and its tags.
-fn main_stream(probe: &Value) -> &Value {
+pub fn main_stream(probe: &Value) -> &Value {
     probe["streams"].as_array().unwrap().iter().find(|stream| is_video(stream)).unwrap()
 }
 
@@ -65,7 +71,7 @@ fn hashes(probe: &Value, stream: &Value) -> (Vec<String>, Vec<f64>) {
 
 /// The streams beside the video have the same packets at the same times.
 #[track_caller]
-fn assert_same_packets(before: &Value, after: &Value) {
+pub fn assert_same_packets(before: &Value, after: &Value) {
     let others = |probe: &Value| -> Vec<Value> {
         let streams = probe["streams"].as_array().unwrap().iter();
         let timed = |stream: &&Value| {

@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 mod batch;
 mod carrying;
+mod codecs;
+mod foreign;
 mod inputs;
 mod media;
 mod midway;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Files that GStreamer's demuxers read wrongly or in part.
+
+use super::carrying::{assert_same_packets, codecs, ffmpeg, probe};
+use super::*;
+
+const VIDEO: &str = "-f lavfi -i testsrc2=size=48x32:rate=25";
+const SOUND: &str = "-f lavfi -i sine=sample_rate=48000";
+const H264: &str = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p";
+
+/// Upscales `input` in `folder` to `output` there, plainly; gives the messages.
+#[track_caller]
+fn upscaled(folder: &TempDir, options: &[&str], input: &str, output: &str) -> String {
+    let options = [&["--strength", "0"], options].concat();
+    let paths = [input, output].map(|name| folder.path().join(name));
+    let result = convert(&options, &paths[0], &paths[1]);
+    assert_done(&result);
+    String::from_utf8_lossy(&result.stderr).into_owned()
+}
+
+/// The times of the frames of a file in `folder`, in ms after the first.
+fn times(folder: &TempDir, name: &str) -> Vec<u64> {
+    let (times, _) = frames(&folder.path().join(name));
+    times.iter().map(|time| (*time - times[0]).mseconds()).collect()
+}
+
+fn every_40_ms(frames: u64) -> Vec<u64> {
+    (0..frames).map(|frame| 40 * frame).collect()
+}
+
+#[test]
+fn avi_keeps_its_frames_at_their_times() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 30 -c:v mpeg4 -q:v 3 -bf 2 -vtag XVID in.avi"));
+    upscaled(&folder, &[], "in.avi", "out.mkv");
+    assert_eq!(times(&folder, "out.mkv"), every_40_ms(30));
+
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 3 -c:v rawvideo -pix_fmt bgr24 raw.avi"));
+    upscaled(&folder, &[], "raw.avi", "raw.mkv");
+    let (times, size) = frames(&folder.path().join("raw.mkv"));
+    assert_eq!((times.len(), size), (3, (SIZE.0 * 4, SIZE.1 * 4)));
+}
+
+#[test]
+fn full_range_in_avi_stays_full() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(
+        &folder,
+        "-f lavfi -i color=white:size=48x32:rate=25 -frames:v 2 -c:v mjpeg -pix_fmt yuvj420p -q:v 2 in.avi",
+    );
+    upscaled(&folder, &["--quality", "1"], "in.avi", "out.mkv");
+    let luma = decoded(&folder.path().join("out.mkv"))[0];
+    assert!(luma >= 253, "white became {luma}");
+}
+
+#[test]
+fn sound_that_is_found_after_the_video_is_kept() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} {SOUND} -t 0.4 {H264} -c:a aac in.flv"));
+    upscaled(&folder, &[], "in.flv", "out.mp4");
+    let [before, after] = ["in.flv", "out.mp4"].map(|name| probe(&folder.path().join(name)));
+    assert_same_packets(&before, &after);
+    upscaled(&folder, &["--no-ffmpeg"], "in.flv", "without.mkv");
+    let packets = packets(&folder.path().join("without.mkv"));
+    assert_eq!(packets.len(), 1);
+    assert_eq!(times(&folder, "without.mkv"), every_40_ms(10));
+}
+
+#[test]
+fn one_programme_of_a_broadcast_is_kept_whole() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(
+        &folder,
+        &format!(
+            "{VIDEO} {VIDEO} {SOUND} {SOUND} -map 0 -map 1 -map 2 -map 3 -t 0.4 {H264} -c:a mp2 \
+             -output_ts_offset 3600 -program title=one:st=0:st=2 -program title=two:st=1:st=3 in.ts"
+        ),
+    );
+    let said = upscaled(&folder, &[], "in.ts", "out.mkv");
+    assert!(said.contains("not in the output: 2 streams of other programmes"), "{said}");
+    let [mut before, after] = ["in.ts", "out.mkv"].map(|name| probe(&folder.path().join(name)));
+    // The first of each kind is the first programme's.
+    let streams = before["streams"].as_array_mut().unwrap();
+    streams.sort_by_key(|stream| stream["codec_name"].to_string());
+    streams.dedup_by_key(|stream| stream["codec_name"].clone());
+    assert_eq!(codecs(&before), ["h264", "mp2"]);
+    assert_eq!(codecs(&after), ["h264", "mp2"]);
+    assert_same_packets(&before, &after);
+}
+
+#[test]
+fn a_rate_that_changes_midway_ends_nothing() {
+    let folder = TempDir::new().unwrap();
+    for rate in [25, 50] {
+        let source = format!("-f lavfi -i testsrc2=size=48x32:rate={rate}");
+        ffmpeg(&folder, &format!("{source} -t 0.2 {H264} -g 5 {rate}.ts"));
+    }
+    ffmpeg(&folder, "-i concat:25.ts|50.ts -c copy in.ts");
+    upscaled(&folder, &[], "in.ts", "out.mkv");
+    assert_eq!(times(&folder, "out.mkv"), times(&folder, "in.ts"));
+}
+
+#[test]
+fn video_that_becomes_interlaced_midway_is_deinterlaced_from_there() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 8 -c:v mpeg2video -q:v 2 a.mpg"));
+    ffmpeg(
+        &folder,
+        "-f lavfi -i testsrc2=size=48x32:rate=50 -t 0.32 -vf tinterlace=interleave_top,fieldorder=tff \
+         -c:v mpeg2video -q:v 2 -flags +ilme+ildct -top 1 -r 25 b.mpg",
+    );
+    ffmpeg(&folder, "-i concat:a.mpg|b.mpg -c copy -f mpegts in.ts");
+    let said = upscaled(&folder, &[], "in.ts", "out.mkv");
+    assert!(said.contains("becomes interlaced midway"), "{said}");
+    assert_eq!(times(&folder, "out.mkv"), every_40_ms(16));
+}
+
+#[test]
+fn a_short_video_beside_long_sound_is_found() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 {H264} one.mp4"));
+    ffmpeg(&folder, &format!("-i one.mp4 {SOUND} -map 0:v -map 1:a -t 2 -c:v copy -c:a aac in.mp4"));
+    upscaled(&folder, &[], "in.mp4", "out.mp4");
+    let [before, after] = ["in.mp4", "out.mp4"].map(|name| probe(&folder.path().join(name)));
+    assert_same_packets(&before, &after);
+    assert_eq!(codecs(&after), ["h264", "aac"]);
+}
+
+#[test]
+fn the_video_is_not_the_picture_beside_it() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} {SOUND} -t 0.2 {H264} -c:a aac film.mp4"));
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=80x60 -frames:v 1 cover.jpg");
+    for name in ["in.mov", "in.mkv"] {
+        ffmpeg(&folder, &format!("-i cover.jpg -i film.mp4 -map 0 -map 1 -c copy {name}"));
+        let output = format!("out.{name}");
+        let said = upscaled(&folder, &[], name, &output);
+        assert!(said.contains("a further video stream (mjpeg)"), "{said}");
+        let (times, size) = frames(&folder.path().join(&output));
+        assert_eq!((times.len(), size), (5, (SIZE.0 * 4, SIZE.1 * 4)));
+    }
+}
+
+#[test]
+fn a_still_becomes_a_video_that_plays() {
+    let folder = TempDir::new().unwrap();
+    for name in ["still.png", "still.tiff", "still.bmp"] {
+        ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 {name}"));
+        upscaled(&folder, &["--force"], name, "out.mp4");
+        let after = probe(&folder.path().join("out.mp4"));
+        assert_eq!(after["packets"].as_array().unwrap().len(), 1, "{name}");
+        assert_eq!(after["streams"][0]["duration"], "0.040000", "{name}");
+    }
+}
