@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use gst::glib;
 use gst::prelude::*;
 
+use super::cut::Cut;
 use super::encoder::Codec;
 
 const EXAMPLES: &str = "\
@@ -18,6 +19,7 @@ Examples:
   starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
   starsr upscale --output-dir restored/ tape1.avi tape2.mov more-tapes/
   starsr upscale --width 1920 old.mp4 new.mp4
+  starsr upscale --start 1:30 --duration 10 old.mp4 part.mp4
   starsr upscale --codec ffv1 old.avi master.mkv
   starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
 
@@ -44,6 +46,9 @@ pub struct Args {
     /// Print no progress
     #[arg(short, long)]
     pub quiet: bool,
+    /// Print progress and results as JSON, one object a line
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
     /// Print GStreamer's details with an error
     #[arg(short, long)]
     pub verbose: bool,
@@ -97,9 +102,15 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value, help_heading = "Model")]
     set: Vec<(String, String)>,
 
-    /// Deinterlace first; each field becomes a frame
-    #[arg(long, help_heading = "Streams")]
-    pub deinterlace: bool,
+    /// Begin at this time of the input: seconds, or [H:]MM:SS
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
+    pub start: Option<f64>,
+    /// End after this time: seconds, or [H:]MM:SS
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
+    pub duration: Option<f64>,
+    /// Deinterlace first: each field becomes a frame (double), or each frame one (single)
+    #[arg(long, value_name = "RATE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "double", help_heading = "Streams")]
+    pub deinterlace: Option<Deinterlace>,
     /// End the output when the input has delivered nothing for this time; 0 waits for ever
     #[arg(long, value_name = "SECONDS", default_value_t = 25, help_heading = "Streams")]
     pub stall_timeout: u64,
@@ -132,7 +143,30 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "expected NAME=VALUE".to_owned())
 }
 
+/// How many frames become of two fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Deinterlace {
+    Single,
+    Double,
+}
+
+/// Seconds from `[[hours:]minutes:]seconds`.
+fn time(text: &str) -> Result<f64, String> {
+    let parts: Vec<_> = text.split(':').map(str::parse::<f64>).collect();
+    let valid = |part: &Result<f64, _>| part.as_ref().is_ok_and(|part| (0.0..1e9).contains(part));
+    if parts.len() > 3 || !parts.iter().all(valid) {
+        return Err("expected seconds or [H:]MM:SS".to_owned());
+    }
+    Ok(parts.into_iter().flatten().fold(0.0, |time, part| 60.0 * time + part))
+}
+
 impl Args {
+    /// The part of the input that is wanted, where it is not all of it.
+    pub fn cut(&self) -> Option<Cut> {
+        let whole = self.start.is_none() && self.duration.is_none();
+        (!whole).then(|| Cut { start: self.start.unwrap_or(0.0), duration: self.duration })
+    }
+
     /// Sets the properties of `starsr` that the options name.
     pub fn configure(&self, starsr: &gst::Element) -> Result<(), String> {
         let options = [

@@ -21,6 +21,8 @@ pub struct Counts {
     last: AtomicU64,
     /// What the input calls the moment at which the output begins, in ns.
     start: AtomicU64,
+    /// The latest end of a packet of any stream, in ns.
+    furthest: AtomicU64,
 }
 
 impl Counts {
@@ -48,6 +50,25 @@ impl Counts {
     pub fn position(&self) -> Option<gst::ClockTime> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
         (first > 0 && last > 0).then(|| gst::ClockTime::from_nseconds(last.saturating_sub(first)))
+    }
+
+    /// The latest time that any stream of the input reaches.
+    pub fn furthest(&self) -> gst::ClockTime {
+        gst::ClockTime::from_nseconds(self.furthest.load(Ordering::Relaxed))
+    }
+
+    /// Notes how far the stream at `pad` reaches.
+    pub fn watch_end(self: &Arc<Self>, pad: &gst::Pad) {
+        let counts = self.clone();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            if let Some(buffer) = info.buffer()
+                && let Some(pts) = buffer.pts()
+            {
+                let end = pts.saturating_add(buffer.duration().unwrap_or_default());
+                counts.furthest.fetch_max(end.nseconds(), Ordering::Relaxed);
+            }
+            gst::PadProbeReturn::Ok
+        });
     }
 
     /// Counts what passes `pad`.

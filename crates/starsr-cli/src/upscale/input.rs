@@ -13,6 +13,7 @@ use gst::prelude::*;
 use rustix::fs::OFlags;
 use serde_json::Value;
 
+use super::cut::Cut;
 use super::elements::make;
 use super::output::reason;
 use super::probe::{Probe, ffmpeg, file, index, seconds, word};
@@ -49,6 +50,13 @@ pub struct Kept {
     converter: Option<Child>,
 }
 
+impl Kept {
+    /// Whether FFmpeg decodes the input.
+    pub fn is_converted(&self) -> bool {
+        self.converter.is_some()
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Some(converter) = &mut self.converter {
@@ -60,7 +68,11 @@ impl Drop for Kept {
 }
 
 /// The element that reads `input`, which ffprobe describes so, and what has to stay for it.
-pub fn source(input: &Path, probe: Option<&Probe>) -> Result<(gst::Element, Kept), String> {
+pub fn source(
+    input: &Path,
+    probe: Option<&Probe>,
+    cut: Option<Cut>,
+) -> Result<(gst::Element, Kept), String> {
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     let kept = if metadata.file_type().is_fifo() {
@@ -70,8 +82,9 @@ pub fn source(input: &Path, probe: Option<&Probe>) -> Result<(gst::Element, Kept
         let pipe = OpenOptions::new().read(true).custom_flags(flags).open(input).map_err(failed)?;
         Kept { pipe: Some(pipe), converter: None }
     } else {
-        let video = probe.filter(|probe| is_converted(probe)).and_then(Probe::video);
-        video.and_then(|video| converted(input, video)).unwrap_or_default()
+        let video = probe.filter(|probe| is_converted(probe, cut)).and_then(Probe::video);
+        let origin = probe.map_or(0.0, Probe::start);
+        video.and_then(|video| converted(input, video, cut, origin)).unwrap_or_default()
     };
     let source = if let Some(pipe) = &kept.pipe {
         let source = make("fdsrc")?;
@@ -85,9 +98,13 @@ pub fn source(input: &Path, probe: Option<&Probe>) -> Result<(gst::Element, Kept
     Ok((source, kept))
 }
 
-/// Whether FFmpeg decodes the file, as GStreamer reads such files wrongly or not at all.
-pub fn is_converted(probe: &Probe) -> bool {
+/// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, or a `cut` has
+/// to be exact.
+pub fn is_converted(probe: &Probe, cut: Option<Cut>) -> bool {
     let Some(video) = probe.video() else { return false };
+    if cut.is_some() {
+        return true;
+    }
     match probe.format() {
         // GStreamer's demuxer leaves out tracks that are much shorter than the file.
         QUICKTIME => {
@@ -99,13 +116,21 @@ pub fn is_converted(probe: &Probe) -> bool {
 }
 
 /// The video of `input` as FFmpeg decodes it, without loss and at its times.
-fn converted(input: &Path, video: &Value) -> Option<Kept> {
+fn converted(input: &Path, video: &Value, cut: Option<Cut>, origin: f64) -> Option<Kept> {
     let mut command = ffmpeg();
-    command.args(["-copyts", "-noautorotate", "-i"]).arg(file(input));
+    if let Some(cut) = cut {
+        cut.skip(&mut command);
+    }
+    command.args(["-copyts", "-i"]).arg(file(input));
     command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
+    let mut filters: Vec<_> = cut.map(|cut| cut.filter(origin)).into_iter().collect();
     if word(video, "pix_fmt").starts_with("yuvj") {
         // Without this FFmpeg squeezes the levels of such formats.
-        command.args(["-vf", "scale=in_range=full:out_range=full", "-color_range", "pc"]);
+        filters.push("scale=in_range=full:out_range=full".to_owned());
+        command.args(["-color_range", "pc"]);
+    }
+    if !filters.is_empty() {
+        command.args(["-vf", &filters.join(",")]);
     }
     command.args(["-c:v", "ffv1", "-f", "matroska", "-"]);
     let mut converter = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
+use serde_json::json;
 
 use super::Stop;
 use super::args::Args;
@@ -37,6 +38,8 @@ pub struct Listener<'a> {
     watchdog: Watchdog,
     /// Whether the input's streams are known.
     known: bool,
+    /// Whether the user knows what the output will be.
+    described: bool,
     /// Whether the streams were ended here, after a stall.
     ended: bool,
     /// Description of a plugin that GStreamer lacks.
@@ -54,6 +57,7 @@ impl<'a> Listener<'a> {
             bus: pipeline.pipeline.bus(),
             watchdog: Watchdog::new(),
             known: false,
+            described: false,
             ended: false,
             missing: None,
             said: Vec::new(),
@@ -75,6 +79,12 @@ impl<'a> Listener<'a> {
             }
             let counts = &pipeline.counts;
             progress.update(counts.taken(), counts.done(), counts.position());
+            if !self.described
+                && let Some((size, stats)) = pipeline.size().zip(pipeline.stats())
+            {
+                self.described = true;
+                describe_output(self.job, size, &stats, progress);
+            }
             let idle = self.watchdog.idle_time(counts.moved());
             let patience = self.patience(idle, pipeline);
             if idle > patience && pipeline.is_starving() {
@@ -174,7 +184,7 @@ impl<'a> Listener<'a> {
     pub fn say(&mut self, progress: &Progress, line: &str) {
         if !self.said.iter().any(|said| said == line) {
             self.said.push(line.to_owned());
-            progress.say(&format!("starsr: {line}"));
+            progress.say(line);
         }
     }
 
@@ -242,7 +252,7 @@ impl<'a> Listener<'a> {
                 None => format!("{input}: {}", what.message().trim_end_matches('.')),
             },
         };
-        if text.contains("deinterlace") && !self.args.deinterlace {
+        if text.contains("deinterlace") && self.args.deinterlace.is_none() {
             text += " (here: --deinterlace)";
         }
         if self.args.verbose && !debug.is_empty() {
@@ -250,6 +260,34 @@ impl<'a> Listener<'a> {
         }
         text
     }
+}
+
+/// Says what the output will be, and what it needs.
+fn describe_output(
+    job: &Job,
+    (width, height): (u32, u32),
+    stats: &gst::StructureRef,
+    progress: &Progress,
+) {
+    let word = |name| stats.get::<String>(name).unwrap_or_default();
+    let (model, device) = (word("model"), word("device"));
+    let memory = stats.get::<u64>("memory-estimate").unwrap_or_default();
+    let output = job.output.display();
+    progress.announce(
+        &format!(
+            "to {output}: {width}x{height}, with {model} on the {device}, about {} MB of memory beside the model",
+            memory.div_ceil(1_000_000)
+        ),
+        "output",
+        json!({
+            "path": job.output.to_string_lossy(),
+            "width": width,
+            "height": height,
+            "model": model,
+            "device": device,
+            "memory": memory,
+        }),
+    );
 }
 
 /// Whether the error only says that data stopped flowing, as sources and demuxers do after another

@@ -4,10 +4,13 @@
 //! untouched.
 
 use clap::CommandFactory;
+use gst::prelude::*;
+use serde_json::json;
 
 mod args;
 mod batch;
 mod counts;
+mod cut;
 mod elements;
 mod encoder;
 mod file;
@@ -61,18 +64,26 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     gststarsr::plugin_register_static().map_err(|error| error.to_string())?;
     let interrupts = Interrupts::catch()?;
     let count = jobs.len();
+    // Elements with the same settings share a loaded model for as long as one of them is started.
+    let keeper = if count > 1 { Keeper::new(args) } else { None };
     let mut failures = Vec::new();
     for (number, job) in jobs.iter().enumerate() {
-        if count > 1 && !args.quiet {
+        if count > 1 && !args.quiet && !args.json {
             println!("{} of {count}: {}", number + 1, job.input.display());
         }
         match file::run(args, job, &interrupts) {
-            Ok(line) if args.quiet => drop(line),
-            Ok(line) => println!("{line}"),
-            Err(Stop::Failed(reason)) => failures.push(reason),
+            Ok(()) => {}
+            Err(Stop::Failed(reason)) => {
+                if args.json {
+                    let input = job.input.to_string_lossy();
+                    progress::print_json("error", json!({ "path": input, "text": reason }));
+                }
+                failures.push(reason);
+            }
             Err(Stop::Interrupted) => return Err(Stop::Interrupted),
         }
     }
+    drop(keeper);
     // One file's failure is the program's; several are listed at the end, where they are seen.
     match failures.as_slice() {
         [] => Ok(()),
@@ -83,5 +94,25 @@ pub fn run(args: &Args) -> Result<(), Stop> {
             }
             Err(format!("{} of {count} files failed", failures.len()).into())
         }
+    }
+}
+
+/// An element that keeps the model loaded from one file to the next.
+struct Keeper(gst::Element);
+
+impl Keeper {
+    /// `None` where the model cannot be loaded, which each file will say.
+    fn new(args: &Args) -> Option<Self> {
+        let keeper = Self(elements::make("starsr").ok()?);
+        args.configure(&keeper.0).ok()?;
+        keeper.0.set_state(gst::State::Paused).ok()?;
+        Some(keeper)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It only releases the model.
+        let _ = self.0.set_state(gst::State::Null);
     }
 }

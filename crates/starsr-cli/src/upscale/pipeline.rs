@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::args::Args;
 use super::batch::Job;
 use super::counts::Counts;
+use super::cut::Cut;
 use super::elements::make;
 use super::encoder::{self, Codec};
 use super::held::{Held, Prelude};
@@ -35,6 +36,8 @@ const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
 
 /// What is known of the input before its first frame.
 pub struct Input {
+    /// The video's caps, as the parser states them.
+    pub video: gst::Caps,
     /// Length, where the container states it.
     pub duration: Option<gst::ClockTime>,
     /// Number of frames, from length and frame rate.
@@ -58,8 +61,9 @@ pub struct Pipeline {
     /// What the container says about the video's colours.
     colors: ContainerColors,
     /// What the source reads, where the source did not open it.
-    _input: input::Kept,
+    input: input::Kept,
     size: Arc<Mutex<Option<(u32, u32)>>>,
+    starsr: Mutex<Option<gst::Element>>,
 }
 
 impl Drop for Pipeline {
@@ -72,9 +76,13 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be
     /// called.
-    pub fn open(input: &Path, probe: Option<&Probe>) -> Result<Self, String> {
+    pub fn open(
+        input: &Path,
+        probe: Option<&Probe>,
+        cut: Option<Cut>,
+    ) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let ((source, input), parser) = (input::source(input, probe)?, make("parsebin")?);
+        let ((source, input), parser) = (input::source(input, probe, cut)?, make("parsebin")?);
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
         // only hard limit.
@@ -116,8 +124,9 @@ impl Pipeline {
             streams,
             inlets: Mutex::default(),
             colors,
-            _input: input,
+            input,
             size: Arc::default(),
+            starsr: Mutex::default(),
         };
         this.set_state(gst::State::Paused)?;
         Ok(this)
@@ -126,6 +135,11 @@ impl Pipeline {
     /// Size of the upscaled frames, once known.
     pub fn size(&self) -> Option<(u32, u32)> {
         *self.size.lock()
+    }
+
+    /// The statistics of starsr, once it runs.
+    pub fn stats(&self) -> Option<gst::Structure> {
+        Some(self.starsr.lock().as_ref()?.property("stats"))
     }
 
     /// Does not wait for ever to know the streams.
@@ -154,7 +168,8 @@ impl Pipeline {
 
     /// Ends all streams of the input here.
     pub fn end(&self) {
-        for inlet in self.inlets.lock().clone() {
+        let inlets = self.inlets.lock().clone();
+        for inlet in inlets {
             // A stream that has ended refuses another end.
             inlet.send_event(gst::event::Eos::new());
         }
@@ -192,11 +207,19 @@ impl Pipeline {
         muxer.link(&sink).map_err(text)?;
         sync([&sink, &muxer])?;
 
+        // What FFmpeg decodes is cut already.
+        let cut = args.cut().filter(|_| !self.input.is_converted());
         let mut left_out = Vec::new();
         for (index, stream) in streams.iter().enumerate() {
             let (pad, caps) = (&stream.pad, &stream.caps());
+            self.counts.watch_end(pad);
+            if index != video
+                && let Some(cut) = cut
+            {
+                cut.clip(pad);
+            }
             let target = if index == video {
-                self.video_branch(args, &muxer, stream.is_rotated())?
+                self.video_branch(args, &muxer, cut, stream.is_rotated())?
             } else if video_only {
                 self.nowhere()?
             } else {
@@ -236,8 +259,8 @@ impl Pipeline {
         *self.inlets.lock() = inlets;
         let video = &streams[video];
         let duration = video.pad.query_duration::<gst::ClockTime>();
-        let rate = video
-            .caps()
+        let caps = video.caps();
+        let rate = caps
             .structure(0)
             .and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
         let frames = duration
@@ -252,7 +275,7 @@ impl Pipeline {
             stream.release();
         }
         self.set_state(gst::State::Playing)?;
-        Ok(Input { duration, frames, left_out })
+        Ok(Input { video: caps, duration, frames, left_out })
     }
 
     /// Decoder, starsr and encoder into `muxer`; gives the pad for the compressed video.
@@ -260,11 +283,13 @@ impl Pipeline {
         &self,
         args: &Args,
         muxer: &gst::Element,
+        cut: Option<Cut>,
         rotate: bool,
     ) -> Result<gst::Pad, String> {
         let starsr = make("starsr")?;
         args.configure(&starsr)?;
         self.counts.watch(&starsr)?;
+        *self.starsr.lock() = Some(starsr.clone());
         let queue = make("queue")?;
         queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
         queue.set_property("max-size-buffers", 0u32);
@@ -302,6 +327,9 @@ impl Pipeline {
         let pipeline = self.pipeline.downgrade();
         decoder.connect_pad_added(move |decoder, pad| {
             let Some(pipeline) = pipeline.upgrade() else { return };
+            if let Some(cut) = cut {
+                cut.clip(pad);
+            }
             steady.watch(pad, colors.clone());
             let linked = encoding
                 .complete(&pipeline, pad)

@@ -50,6 +50,11 @@ impl Probe {
         seconds(&self.0["format"]["duration"])
     }
 
+    /// What it calls its beginning, in seconds.
+    pub fn start(&self) -> f64 {
+        seconds(&self.0["format"]["start_time"]).unwrap_or(0.0)
+    }
+
     pub fn streams(&self) -> &[Value] {
         self.0["streams"].as_array().map_or(&[], Vec::as_slice)
     }

@@ -1,76 +1,141 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The progress bar, or a line now and then where there is no terminal.
+//! What the user is shown: lines, a progress bar, or JSON for programs.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::args::Args;
 
 /// Interval between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval between two JSON objects.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const STEPS: u64 = 1000;
 
-/// Shows on standard error how far the work has come.
+/// Shows how far the work on one file has come.
 pub struct Progress {
-    bar: ProgressBar,
-    lines: bool,
+    show: Show,
     started: Instant,
-    last_line: Instant,
+    last: Instant,
     duration: Option<gst::ClockTime>,
     frames: Option<u64>,
 }
 
+/// How it is shown.
+enum Show {
+    Nothing,
+    /// A bar on the terminal.
+    Bar(ProgressBar),
+    /// A line now and then.
+    Lines,
+    /// Objects on standard output, one a line.
+    Json,
+}
+
+/// Prints an event of `kind` as one line of JSON.
+pub fn print_json(kind: &str, mut fields: Value) {
+    fields["event"] = kind.into();
+    println!("{fields}");
+}
+
 impl Progress {
-    /// `duration` and `frames` describe the input, where its container states them.
-    pub fn new(quiet: bool, duration: Option<gst::ClockTime>, frames: Option<u64>) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let bar = if quiet || !terminal {
-            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
-        } else if duration.is_some() {
-            ProgressBar::new(STEPS)
+    pub fn new(args: &Args) -> Self {
+        let show = if args.json {
+            Show::Json
+        } else if args.quiet {
+            Show::Nothing
+        } else if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_message("starting");
+            Show::Bar(bar)
         } else {
-            ProgressBar::new_spinner()
+            Show::Lines
         };
-        let template =
-            if duration.is_some() { "[{bar:32}] {percent:>3}% {msg}" } else { "{spinner} {msg}" };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message("starting");
         let now = Instant::now();
-        Self { bar, lines: !quiet && !terminal, started: now, last_line: now, duration, frames }
+        Self { show, started: now, last: now, duration: None, frames: None }
+    }
+
+    /// Takes the length of the input, where its container states it.
+    pub fn expect(&mut self, duration: Option<gst::ClockTime>, frames: Option<u64>) {
+        (self.duration, self.frames) = (duration, frames);
+        if let (Show::Bar(bar), Some(_)) = (&self.show, duration) {
+            bar.set_length(STEPS);
+            if let Ok(style) = ProgressStyle::with_template("[{bar:32}] {percent:>3}% {msg}") {
+                bar.set_style(style.progress_chars("=> "));
+            }
+        }
+    }
+
+    /// Says what will be done: a sentence, or `fields` of an event of `kind`.
+    pub fn announce(&self, sentence: &str, kind: &str, fields: Value) {
+        match &self.show {
+            Show::Nothing => {}
+            Show::Bar(bar) => bar.suspend(|| println!("{sentence}")),
+            Show::Lines => println!("{sentence}"),
+            Show::Json => print_json(kind, fields),
+        }
     }
 
     /// `taken` frames have gone into starsr, `done` have come out, the last of them at `position`.
     pub fn update(&mut self, taken: u64, done: u64, position: Option<gst::ClockTime>) {
-        let elapsed = self.started.elapsed();
         let share = self.share(done, position);
+        let elapsed = self.started.elapsed();
+        let left = share.filter(|share| *share > 0.0).map(|share| {
+            elapsed.as_secs_f64() * (1.0 - share) / share
+        });
+        if let Show::Json = self.show {
+            if self.last.elapsed() >= JSON_INTERVAL {
+                self.last = Instant::now();
+                let fields = json!({
+                    "frames_in": taken,
+                    "frames_out": done,
+                    "frames": self.frames,
+                    "share": share,
+                    "seconds": elapsed.as_secs_f64(),
+                    "seconds_left": left,
+                });
+                print_json("progress", fields);
+            }
+            return;
+        }
         let mut text = match self.frames {
             Some(frames) => format!("{done}/{} frames", frames.max(done)),
-            None => format!("{done} frames"),
+            None => counted(done),
         };
         if done == 0 {
-            text = format!("first window: {taken} frames read");
+            text = format!(
+                "first window: {} read, {}",
+                counted(taken),
+                clock(elapsed.as_secs_f64())
+            );
         } else {
             text += &format!(", {}", rate(done, elapsed));
-            if let Some(share) = share.filter(|share| *share > 0.0) {
-                let left = elapsed.as_secs_f64() * (1.0 - share) / share;
+            if let Some(left) = left {
                 text += &format!(", {} left", clock(left));
             }
         }
-        if let Some(share) = share {
-            self.bar.set_position((share * STEPS as f64) as u64);
-        }
-        if self.lines && self.last_line.elapsed() >= LINE_INTERVAL {
-            self.last_line = Instant::now();
-            match share {
-                Some(share) => eprintln!("{:3.0}% {text}", share * 100.0),
-                None => eprintln!("{text}"),
+        match &self.show {
+            Show::Bar(bar) => {
+                if let Some(share) = share {
+                    bar.set_position((share * STEPS as f64) as u64);
+                }
+                bar.set_message(text);
+                bar.tick();
             }
+            Show::Lines if self.last.elapsed() >= LINE_INTERVAL => {
+                self.last = Instant::now();
+                match share {
+                    Some(share) => eprintln!("{:3.0}% {text}", share * 100.0),
+                    None => eprintln!("{text}"),
+                }
+            }
+            _ => {}
         }
-        self.bar.set_message(text);
-        self.bar.tick();
     }
 
     /// Share of the work that is done, 0..=1.
@@ -85,25 +150,48 @@ impl Progress {
         Some(share.clamp(0.0, 1.0))
     }
 
-    /// Prints a line without disturbing the bar.
+    /// Prints a warning or a loss without disturbing the bar.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        match &self.show {
+            Show::Bar(bar) => bar.suspend(|| eprintln!("starsr: {line}")),
+            Show::Nothing | Show::Lines => eprintln!("starsr: {line}"),
+            Show::Json => print_json("message", json!({ "text": line })),
+        }
     }
 
-    /// Time since the start.
-    pub fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+    /// Says that `frames` of `size` are in the file at `path`.
+    pub fn finish(&self, path: &Path, frames: u64, size: (u32, u32)) {
+        let (time, (width, height)) = (self.started.elapsed(), size);
+        let fields = json!({
+            "path": path.to_string_lossy(),
+            "frames": frames,
+            "width": width,
+            "height": height,
+            "seconds": time.as_secs_f64(),
+        });
+        let (rate, time) = (rate(frames, time), clock(time.as_secs_f64()));
+        let path = path.display();
+        let frames = counted(frames);
+        let sentence = format!("{path}: {frames}, {width}x{height}, {time} ({rate})");
+        self.announce(&sentence, "done", fields);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        if let Show::Bar(bar) = &self.show {
+            bar.finish_and_clear();
+        }
     }
 }
 
+/// A number of frames in words.
+pub fn counted(frames: u64) -> String {
+    if frames == 1 { "1 frame".to_owned() } else { format!("{frames} frames") }
+}
+
 /// Frames a second.
-pub fn rate(frames: u64, time: Duration) -> String {
+fn rate(frames: u64, time: Duration) -> String {
     format!("{:.2} fps", frames as f64 / time.as_secs_f64().max(1e-3))
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Stop;
+use super::cut::Cut;
 use super::input::{MATROSKA, QUICKTIME, is_converted};
 use super::probe::{
     Probe, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
@@ -24,8 +25,6 @@ use super::streams::{Container, Kind};
 /// Formats, in the words of ffprobe, whose streams FFmpeg reads as well as GStreamer does.
 const FORMATS: [&str; 9] =
     [QUICKTIME, MATROSKA, "mpegts", "mpeg", "avi", "flv", "ogg", "asf", "dv"];
-/// Tags that only say what container the input is.
-const CONTAINER_TAGS: [&str; 3] = ["major_brand", "minor_version", "compatible_brands"];
 /// Seconds that are no difference; Matroska counts in thousandths.
 const EXACT: f64 = 0.0015;
 /// Interval at which a running program is looked at.
@@ -45,6 +44,8 @@ pub struct Remux {
     tags: Vec<(String, String)>,
     flags: String,
     carried: Vec<Carried>,
+    /// The part that is wanted, and what the input calls its beginning, in seconds.
+    cut: Option<(Cut, f64)>,
     keeps_own_tags: bool,
     /// What will be missing from the output, a sentence each.
     pub left_out: Vec<String>,
@@ -78,6 +79,7 @@ impl Remux {
         input: &Path,
         probe: &Probe,
         container: Container,
+        cut: Option<Cut>,
         drops: bool,
         remedy: &str,
     ) -> Result<Option<Self>, String> {
@@ -93,8 +95,9 @@ impl Remux {
         let mut this = Self {
             input: input.to_owned(),
             container,
-            is_rebased: format == MATROSKA || is_converted(probe),
-            is_timeless: format == "avi",
+            is_rebased: format == MATROSKA || is_converted(probe, cut),
+            cut: cut.map(|cut| (cut, probe.start())),
+            is_timeless: format == "avi" && cut.is_none(),
             video: index(main),
             tags: own,
             flags: flags(main),
@@ -213,7 +216,7 @@ impl Remux {
         finish(self.command(part, target, start, &delays), interrupts)?;
         // FFmpeg 5 takes the delay of Opus away each time it copies such a stream to Matroska.
         let has_opus = self.carried.iter().any(|stream| stream.is_opus);
-        if self.container == Container::Matroska && has_opus {
+        if self.container == Container::Matroska && has_opus && self.cut.is_none() {
             self.measure(part, target, start, &mut delays);
             if delays.iter().any(|delay| *delay != 0.0) {
                 finish(self.command(part, target, start, &delays), interrupts)?;
@@ -229,14 +232,22 @@ impl Remux {
 
     /// The command that writes `target`, with each carried stream later by its delay in seconds.
     fn command(&self, part: &Path, target: &Path, start: f64, delays: &[f64]) -> Command {
+        // A part is cut out at the input's times.
+        let (late, early) = if self.cut.is_some() { (start, 0.0) } else { (0.0, start) };
         let mut command = ffmpeg();
-        command.arg("-copyts").arg("-i").arg(file(part));
+        command.args(["-copyts", "-itsoffset", &format!("{late:.9}"), "-i"]).arg(file(part));
         let shifted = delays.iter().filter(|delay| **delay != 0.0);
         for delay in iter::once(&0.0).chain(shifted) {
-            let offset = format!("{:.9}", delay - start);
+            let offset = format!("{:.9}", delay - early);
+            if let Some((cut, _)) = self.cut {
+                cut.skip(&mut command);
+            }
             command.args(["-itsoffset", &offset, "-i"]).arg(file(&self.input));
         }
         command.args(["-map", "0:v:0", "-c", "copy"]);
+        if let Some((cut, origin)) = self.cut {
+            cut.limit(&mut command, origin);
+        }
         let mut next = 2;
         for (place, (Carried { index, codec, .. }, delay)) in
             (1..).zip(self.carried.iter().zip(delays))
@@ -255,9 +266,6 @@ impl Remux {
         // Nothing in the file may depend on the moment or the version.
         command.args(["-fflags", "+bitexact", "-flags", "+bitexact"]);
         if self.container == Container::Matroska {
-            for name in CONTAINER_TAGS {
-                command.args(["-metadata", &format!("{name}=")]);
-            }
             command.args(["-default_mode", "passthrough"]);
         } else if self.keeps_own_tags {
             command.args(["-movflags", "+use_metadata_tags"]);

@@ -10,6 +10,7 @@ use gst_video::VideoBufferFlags;
 use gst_video::prelude::*;
 use parking_lot::Mutex;
 
+use super::args::Deinterlace;
 use super::elements::make;
 use super::mending::{ContainerColors, complete_colors};
 
@@ -25,8 +26,8 @@ const STILL: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 #[derive(Clone)]
 pub struct Steady {
     deinterlace: gst::Element,
-    /// Whether interlaced video is wanted.
-    deinterlaces: bool,
+    /// What is made of interlaced video, where it is wanted.
+    deinterlaces: Option<Deinterlace>,
     scale: [gst::Element; 3],
     seen: Arc<Mutex<Seen>>,
 }
@@ -44,7 +45,7 @@ struct Seen {
 
 impl Steady {
     /// With `deinterlaces`, interlaced video is deinterlaced from the first frame on.
-    pub fn new(deinterlaces: bool) -> Result<Self, String> {
+    pub fn new(deinterlaces: Option<Deinterlace>) -> Result<Self, String> {
         let deinterlace = make("deinterlace")?;
         let scale = [make("videoconvert")?, make("videoscale")?, make("capsfilter")?];
         Ok(Self { deinterlace, deinterlaces, scale, seen: Arc::default() })
@@ -107,9 +108,9 @@ impl Steady {
             // Set before the element has caps, as it takes no change in time later. One frame from
             // each where the video becomes interlaced midway; starsr refuses what is so at first.
             let is_progressive = !is_interlaced(new);
-            if !is_progressive && !self.deinterlaces {
+            if !is_progressive && self.deinterlaces.is_none() {
                 self.deinterlace.set_property_from_str("mode", "disabled");
-            } else if is_progressive {
+            } else if is_progressive || self.deinterlaces == Some(Deinterlace::Single) {
                 self.deinterlace.set_property_from_str("fields", "top");
             }
             let mut held = gst::Structure::new_empty(new.name());
@@ -146,7 +147,7 @@ impl Steady {
                 gst::StreamError::Format,
                 ("the video becomes interlaced midway: it is deinterlaced from there on")
             );
-        } else if !self.deinterlaces {
+        } else if self.deinterlaces.is_none() {
             gst::element_error!(
                 self.deinterlace,
                 gst::StreamError::Format,

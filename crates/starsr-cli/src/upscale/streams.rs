@@ -92,6 +92,22 @@ impl Kind {
     }
 }
 
+/// A short name for a compressed stream's media type.
+pub fn media_name(caps: &gst::Caps) -> String {
+    let Some(structure) = caps.structure(0) else { return "unknown".to_owned() };
+    let version = structure.get::<i32>("mpegversion").unwrap_or(0);
+    match structure.name().as_str() {
+        "video/x-h264" => "H.264".to_owned(),
+        "video/x-h265" => "HEVC".to_owned(),
+        "video/mpeg" => format!("MPEG-{version}"),
+        "video/x-raw" => "uncompressed".to_owned(),
+        name => {
+            let short = name.split_once('/').map_or(name, |(_, short)| short);
+            short.strip_prefix("x-").unwrap_or(short).to_uppercase()
+        }
+    }
+}
+
 /// Whether the video is one of pictures, as cameras put beside the other.
 pub fn is_picture(caps: &gst::Caps) -> bool {
     caps.structure(0).is_some_and(|structure| structure.name().starts_with("image/"))

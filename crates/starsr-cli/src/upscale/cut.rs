@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! A part of the input.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use gst::prelude::*;
+
+/// How much earlier than needed FFmpeg begins to decode, in seconds: some formats have no index of
+/// the frames at which decoding can begin.
+const LEAD: f64 = 20.0;
+
+/// Times in containers are off by less, in seconds.
+const ROUNDING: f64 = 0.001;
+
+/// Where the part begins, and how long it is, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    pub start: f64,
+    pub duration: Option<f64>,
+}
+
+impl Cut {
+    /// Lets FFmpeg skip most of what is in front of the part in its next input.
+    pub fn skip(&self, command: &mut Command) {
+        if self.start > LEAD {
+            command.args(["-ss", &(self.start - LEAD).to_string()]);
+        }
+    }
+
+    /// FFmpeg's filter for the frames of the part in an input whose times begin at `origin`.
+    pub fn filter(&self, origin: f64) -> String {
+        let start = self.start + origin;
+        match self.duration {
+            Some(duration) => format!("trim=start={start}:end={}", start + duration),
+            None => format!("trim=start={start}"),
+        }
+    }
+
+    /// Lets FFmpeg copy the packets of the part only, and count their times from its beginning.
+    pub fn limit(&self, command: &mut Command, origin: f64) {
+        let start = self.start + origin;
+        // A rounded time must not be in front of it.
+        command.args(["-ss", &(start - ROUNDING).to_string()]);
+        // The video is nothing but the part.
+        command.args(["-copypriorss", "0", "-copypriorss:0", "1"]);
+        if let Some(duration) = self.duration {
+            command.args(["-t", &(duration + ROUNDING).to_string()]);
+        }
+    }
+
+    /// Lets only the part of the stream leave `pad`, at times that count from its beginning.
+    pub fn clip(self, pad: &gst::Pad) {
+        let time = |seconds: f64| gst::ClockTime::from_seconds_f64(seconds);
+        let (start, stop) = (time(self.start), self.duration.map(|d| time(self.start + d)));
+        pad.set_offset(-i64::try_from(start.nseconds()).unwrap_or(i64::MAX));
+        let ended = AtomicBool::new(false);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let Some(time) = info.buffer().and_then(|buffer| stream_time(pad, buffer.pts()?))
+            else {
+                return gst::PadProbeReturn::Ok;
+            };
+            if stop.is_some_and(|stop| time >= stop) {
+                if !ended.swap(true, Ordering::SeqCst) {
+                    pad.push_event(gst::event::Eos::new());
+                }
+                info.flow_res = Err(gst::FlowError::Eos);
+                return gst::PadProbeReturn::Handled;
+            }
+            if time < start { gst::PadProbeReturn::Drop } else { gst::PadProbeReturn::Ok }
+        });
+    }
+}
+
+/// The time of `pts` in the stream that leaves `pad`.
+fn stream_time(pad: &gst::Pad, pts: gst::ClockTime) -> Option<gst::ClockTime> {
+    let segment = pad.sticky_event::<gst::event::Segment>(0)?;
+    segment.segment().downcast_ref::<gst::ClockTime>()?.to_stream_time(pts)
+}
