@@ -19,6 +19,9 @@ Examples:
   starsr upscale --set window-mode=wavefront --set noise-level=500 old.mp4 new.mp4
   starsr upscale --output-dir restored/ tape1.avi tape2.mov more-tapes/
   starsr upscale --width 1920 old.mp4 new.mp4
+  starsr upscale --framerate 24 frames/%05d.png new.mp4
+  starsr upscale old.png new.png
+  starsr upscale old.mp4 - | ffmpeg -i - -c:v libsvtav1 new.webm
   starsr upscale --start 1:30 --duration 10 old.mp4 part.mp4
   starsr upscale --codec ffv1 old.avi master.mkv
   starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
@@ -32,8 +35,9 @@ All properties of the element are listed by `gst-inspect-1.0 starsr`.";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv; with
-    /// --output-dir any number of files and folders to read
+    /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv, a picture, or
+    /// - for Y4M on standard output; frame_%05d.png stands for numbered pictures; with --output-dir
+    /// any number of files and folders to read
     #[arg(required = true, value_names = ["INPUT", "OUTPUT"], num_args = 1..)]
     pub files: Vec<PathBuf>,
 
@@ -102,6 +106,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value, help_heading = "Model")]
     set: Vec<(String, String)>,
 
+    /// Frames a second of numbered pictures as input
+    #[arg(long, value_name = "RATE", default_value = "25", value_parser = rate, help_heading = "Streams")]
+    pub framerate: Rate,
     /// Begin at this time of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub start: Option<f64>,
@@ -141,6 +148,39 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
         .filter(|(name, _)| !name.is_empty())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .ok_or_else(|| "expected NAME=VALUE".to_owned())
+}
+
+/// Frames a second, as a fraction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(i32, i32);
+
+impl Rate {
+    pub fn fraction(self) -> gst::Fraction {
+        gst::Fraction::new(self.0, self.1)
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.0, self.1)
+    }
+}
+
+/// A rate such as 25, 23.976 or 30000/1001.
+fn rate(text: &str) -> Result<Rate, String> {
+    let rate = match text.split_once('/') {
+        Some((frames, seconds)) => frames.parse().ok().zip(seconds.parse().ok()),
+        None => text
+            .parse::<f64>()
+            .ok()
+            .filter(|rate| (0.001..=10_000.0).contains(rate))
+            .and_then(gst::Fraction::approximate_f64)
+            .map(|rate| (rate.numer(), rate.denom())),
+    };
+    match rate {
+        Some((frames, seconds)) if frames > 0 && seconds > 0 => Ok(Rate(frames, seconds)),
+        _ => Err("expected frames a second, such as 25 or 30000/1001".to_owned()),
+    }
 }
 
 /// How many frames become of two fields.

@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 
+use super::counts::running_time;
+
 /// How much earlier than needed FFmpeg begins to decode, in seconds: some formats have no index of
 /// the frames at which decoding can begin.
 const LEAD: f64 = 20.0;
 
-/// Times in containers are off by less, in seconds.
-const ROUNDING: f64 = 0.001;
+/// FFmpeg's bitstream filter for what is in front of the part, where the times count from its
+/// beginning.
+pub const NOT_BEFORE: &str = "noise=drop=lt(pts\\,0)";
 
 /// Where the part begins, and how long it is, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -38,15 +41,10 @@ impl Cut {
         }
     }
 
-    /// Lets FFmpeg copy the packets of the part only, and count their times from its beginning.
-    pub fn limit(&self, command: &mut Command, origin: f64) {
-        let start = self.start + origin;
-        // A rounded time must not be in front of it.
-        command.args(["-ss", &(start - ROUNDING).to_string()]);
-        // The video is nothing but the part.
-        command.args(["-copypriorss", "0", "-copypriorss:0", "1"]);
+    /// Lets FFmpeg end its next output with the part.
+    pub fn limit(&self, command: &mut Command) {
         if let Some(duration) = self.duration {
-            command.args(["-t", &(duration + ROUNDING).to_string()]);
+            command.args(["-t", &duration.to_string()]);
         }
     }
 
@@ -57,7 +55,7 @@ impl Cut {
         pad.set_offset(-i64::try_from(start.nseconds()).unwrap_or(i64::MAX));
         let ended = AtomicBool::new(false);
         pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-            let Some(time) = info.buffer().and_then(|buffer| stream_time(pad, buffer.pts()?))
+            let Some(time) = info.buffer().and_then(|buffer| running_time(pad, buffer.pts()?))
             else {
                 return gst::PadProbeReturn::Ok;
             };
@@ -71,10 +69,4 @@ impl Cut {
             if time < start { gst::PadProbeReturn::Drop } else { gst::PadProbeReturn::Ok }
         });
     }
-}
-
-/// The time of `pts` in the stream that leaves `pad`.
-fn stream_time(pad: &gst::Pad, pts: gst::ClockTime) -> Option<gst::ClockTime> {
-    let segment = pad.sticky_event::<gst::event::Segment>(0)?;
-    segment.segment().downcast_ref::<gst::ClockTime>()?.to_stream_time(pts)
 }

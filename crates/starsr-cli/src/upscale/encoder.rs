@@ -157,7 +157,9 @@ impl Codec {
         let deep = video.depth().iter().any(|depth| *depth > 8);
         match self {
             // Players do not know the others that these encoders take.
-            Self::H264 | Self::H265 | Self::Av1 | Self::Vp9 if video.is_rgb() || video.is_gray() => {
+            Self::H264 | Self::H265 | Self::Av1 | Self::Vp9
+                if video.is_rgb() || video.is_gray() =>
+            {
                 Some(if deep && self != Self::Av1 {
                     VideoFormat::I42010le
                 } else {
@@ -208,7 +210,8 @@ pub fn losses(decoded: &VideoInfo, encoded: &VideoInfo) -> Option<String> {
         lost.push(format!("{} of its {} bits", depth(&old) - depth(&new), depth(&old)));
     }
     let (last, rest) = lost.split_last()?;
-    let lost = if rest.is_empty() { last.clone() } else { format!("{} and {last}", rest.join(", ")) };
+    let lost =
+        if rest.is_empty() { last.clone() } else { format!("{} and {last}", rest.join(", ")) };
     Some(format!(
         "the video is {} and is encoded as {}, without {lost} (--codec ffv1 and an .mkv output may keep it)",
         old.name(),

@@ -3,6 +3,7 @@
 //! From one file to another.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,7 +15,9 @@ use super::input;
 use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
 use super::output::{Finished, Output};
-use super::pipeline::{Input, Pipeline, remedy};
+use super::pattern::Pattern;
+use super::pictures::Pictures;
+use super::pipeline::{Destination, Input, Pipeline, remedy};
 use super::probe::Probe;
 use super::progress::{Progress, clock, counted};
 use super::remux::Remux;
@@ -26,19 +29,37 @@ const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 /// Upscales the input of `job` to its output.
 pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
     input::check(&job.input)?;
+    if job.output == Path::new("-") {
+        to_standard_output(args, job, interrupts)
+    } else if Pictures::is_name(&job.output) {
+        to_pictures(args, job, interrupts)
+    } else {
+        to_file(args, job, interrupts)
+    }
+}
+
+/// What FFmpeg says about the input, where it may be asked. Fails where the part that is wanted is
+/// not in it.
+fn probe(args: &Args, job: &Job) -> Result<Option<Probe>, String> {
+    let probe = if args.no_ffmpeg { None } else { Probe::new(&job.input) };
+    if let Some(duration) = probe.as_ref().and_then(Probe::duration)
+        && let Some(start) = args.start.filter(|start| *start >= duration)
+    {
+        let input = job.input.display();
+        return Err(format!("{input}: is {duration} s long, and --start is {start} s"));
+    }
+    Ok(probe)
+}
+
+/// Into a file of a container, with all other streams.
+fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
     let container = Container::from_path(&job.output)?;
     if let Some(codec) = args.codec {
         codec.check(args, container)?;
     }
     let mut output = Output::create(&job.input, &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
-    let probe = if args.no_ffmpeg { None } else { Probe::new(&job.input) };
-    if let Some(duration) = probe.as_ref().and_then(Probe::duration)
-        && let Some(start) = args.start.filter(|start| *start >= duration)
-    {
-        let input = job.input.display();
-        Err(format!("{input}: is {duration} s long, and --start is {start} s"))?;
-    }
+    let probe = probe(args, job)?;
     let remux = match &probe {
         None => None,
         Some(probe) => {
@@ -46,12 +67,14 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
             Remux::plan(&job.input, probe, container, args.cut(), drops, remedy(container))?
         }
     };
-    let pipeline = Pipeline::open(&job.input, probe.as_ref(), args.cut())?;
-    let mut progress = Progress::new(args);
-    let part = output.part();
-    let Upscaled { frames, size, start } =
-        upscale(args, job, &pipeline, container, part, remux.as_ref(), &mut progress, interrupts)?;
-    drop(pipeline);
+    let mut work = Work::open(args, job, probe.as_ref())?;
+    // The demuxer's chapters are lost unless something writes them.
+    work.loses_chapters = remux.is_none() && container != Container::Matroska;
+    let destination =
+        Destination::File { container, path: output.part(), video_only: remux.is_some() };
+    let left_out = remux.as_ref().map_or(&[][..], |remux| &remux.left_out);
+    let Upscaled { frames, size, start, progress } =
+        work.upscale(&destination, left_out, interrupts)?;
     let mut incomplete = None;
     if let Some(remux) = remux {
         let whole = output.another()?;
@@ -78,71 +101,128 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     }
 }
 
+/// Into a picture, or one for each frame.
+fn to_pictures(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
+    no_encoder(args, job)?;
+    let pictures = Arc::new(Pictures::create(&job.output, args.force)?);
+    // Pictures keep the numbers of those they are made of.
+    let number = Pattern::of(&job.input).and_then(|pattern| pattern.first()).unwrap_or(1);
+    let work = Work::open(args, job, probe(args, job)?.as_ref())?;
+    let destination = Destination::Pictures(&pictures, number);
+    let Upscaled { frames, size, progress, .. } = work.upscale(&destination, &[], interrupts)?;
+    pictures.finish()?;
+    progress.finish(&job.output, frames, size);
+    Ok(())
+}
+
+/// To standard output, uncompressed.
+fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
+    no_encoder(args, job)?;
+    if args.json {
+        return Err("--json does not go with - as output".to_owned().into());
+    }
+    let work = Work::open(args, job, probe(args, job)?.as_ref())?;
+    let Upscaled { frames, size, progress, .. } =
+        work.upscale(&Destination::Y4m, &[], interrupts)?;
+    progress.finish(&job.output, frames, size);
+    Ok(())
+}
+
+/// Fails where the options choose an encoder that the output is not for.
+fn no_encoder(args: &Args, job: &Job) -> Result<(), String> {
+    let options = [
+        ("--codec", args.codec.is_some()),
+        ("--quality", args.quality.is_some()),
+        ("--preset", args.preset.is_some()),
+        ("--encoder", args.encoder.is_some()),
+    ];
+    match options.iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(format!("{option} does not go with {}", job.output.display())),
+        None => Ok(()),
+    }
+}
+
 /// A finished video.
 struct Upscaled {
     frames: u64,
     size: (u32, u32),
     /// What the input calls the moment that is 0 in the video.
     start: gst::ClockTime,
+    progress: Progress,
 }
 
-/// Runs `pipeline` from the input of `job` to `part`. With `remux` only the video gets there.
-fn upscale(
-    args: &Args,
-    job: &Job,
-    pipeline: &Pipeline,
-    container: Container,
-    part: &Path,
-    remux: Option<&Remux>,
-    progress: &mut Progress,
-    interrupts: &Interrupts,
-) -> Result<Upscaled, Stop> {
-    // The demuxer's chapters are lost unless something writes them.
-    let loses_chapters = remux.is_none() && container != Container::Matroska;
-    let mut listener = Listener::new(args, job, pipeline, loses_chapters);
-    let mut duration = None;
-    while let Event::StreamsKnown = listener.next(pipeline, progress, &interrupts.count)? {
-        let input = pipeline.connect(args, job, container, part, remux.is_some());
-        // An element that cannot start explains that on the bus.
-        let input = input.map_err(|reason| listener.explain(reason))?;
-        duration = input.duration.filter(|_| args.cut().is_none());
-        let (mut expected, mut frames) = (input.duration, input.frames);
-        if let Some(cut) = args.cut() {
-            expected = cut.duration.map(gst::ClockTime::from_seconds_f64);
-            frames = None;
-        }
-        progress.expect(expected, frames);
-        describe_input(job, &input, progress);
-        let left_out = remux.map_or(&[][..], |remux| &remux.left_out);
-        for stream in input.left_out.iter().chain(left_out) {
-            listener.say(progress, &format!("not in the output: {stream}"));
-        }
+/// A file that is being read.
+struct Work<'a> {
+    args: &'a Args,
+    job: &'a Job,
+    pipeline: Pipeline,
+    loses_chapters: bool,
+}
+
+impl<'a> Work<'a> {
+    fn open(args: &'a Args, job: &'a Job, probe: Option<&Probe>) -> Result<Self, String> {
+        let pipeline = Pipeline::open(args, &job.input, probe)?;
+        Ok(Self { args, job, pipeline, loses_chapters: false })
     }
-    // Down to READY first: closing the file may fail, and NULL would throw that message away.
-    pipeline.set_state(gst::State::Ready)?;
-    if let Some(error) = listener.pop_error(Duration::ZERO) {
-        return Err(listener.sentence(&error).into());
-    }
-    let (taken, done) = (pipeline.counts.taken(), pipeline.counts.done());
-    if let (Some(end), Some(duration)) = (pipeline.counts.position(), duration)
-        && let furthest = end.max(pipeline.counts.furthest())
-        && furthest.saturating_add(MISSING) < duration
-        && furthest < duration / 50 * 49
-    {
-        let (end, duration) = (end.nseconds() as f64 / 1e9, duration.nseconds() as f64 / 1e9);
-        listener.say(
-            progress,
-            &format!("warning: the video ends after {end:.1} of {duration:.1} s; the input may be damaged or cut off"),
-        );
-    }
-    let input = job.input.display();
-    match pipeline.size() {
-        _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
-        _ if taken != done => {
-            Err(format!("{input}: {taken} frames were read but {done} upscaled"))?
+
+    /// Runs the pipeline into `destination`. Also says what is `left_out` of it.
+    fn upscale(
+        self,
+        destination: &Destination,
+        left_out: &[String],
+        interrupts: &Interrupts,
+    ) -> Result<Upscaled, Stop> {
+        let mut listener = Listener::new(self.args, self.job, &self.pipeline, self.loses_chapters);
+        let mut progress = Progress::new(self.args, matches!(destination, Destination::Y4m));
+        let mut duration = None;
+        while let Event::StreamsKnown =
+            listener.next(&self.pipeline, &mut progress, &interrupts.count)?
+        {
+            let input = self.pipeline.connect(self.args, self.job, destination);
+            // An element that cannot start explains that on the bus.
+            let input = input.map_err(|reason| listener.explain(reason))?;
+            let (mut expected, mut frames) = (input.duration, input.frames);
+            if let Some(cut) = self.args.cut() {
+                expected = cut.duration.map(gst::ClockTime::from_seconds_f64);
+                frames = None;
+            } else {
+                duration = input.duration;
+            }
+            progress.expect(expected, frames);
+            describe_input(self.job, &input, &progress);
+            for stream in input.left_out.iter().chain(left_out) {
+                listener.say(&progress, &format!("not in the output: {stream}"));
+            }
         }
-        None => Err(format!("{input}: the size of its video is unknown"))?,
-        Some(size) => Ok(Upscaled { frames: done, size, start: pipeline.counts.start() }),
+        // Down to READY first: closing the file may fail, and NULL would throw that message away.
+        self.pipeline.set_state(gst::State::Ready)?;
+        if let Some(error) = listener.pop_error(Duration::ZERO) {
+            return Err(listener.sentence(&error).into());
+        }
+        let (taken, done) = (self.pipeline.counts.taken(), self.pipeline.counts.done());
+        if let (Some(end), Some(duration)) = (self.pipeline.counts.position(), duration)
+            && let furthest = end.max(self.pipeline.counts.furthest())
+            && furthest.saturating_add(MISSING) < duration
+            && furthest < duration / 50 * 49
+        {
+            let (end, duration) = (end.nseconds() as f64 / 1e9, duration.nseconds() as f64 / 1e9);
+            listener.say(
+                &progress,
+                &format!("warning: the video ends after {end:.1} of {duration:.1} s; the input may be damaged or cut off"),
+            );
+        }
+        let input = self.job.input.display();
+        match self.pipeline.size() {
+            _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
+            _ if taken != done => {
+                Err(format!("{input}: {taken} frames were read but {done} upscaled"))?
+            }
+            None => Err(format!("{input}: the size of its video is unknown"))?,
+            Some(size) => {
+                let start = self.pipeline.counts.start();
+                Ok(Upscaled { frames: done, size, start, progress })
+            }
+        }
     }
 }
 

@@ -7,15 +7,17 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use gst::prelude::*;
 use rustix::fs::OFlags;
 use serde_json::Value;
 
+use super::args::Args;
 use super::cut::Cut;
 use super::elements::make;
 use super::output::reason;
+use super::pattern::Pattern;
 use super::probe::{Probe, ffmpeg, file, index, seconds, word};
 
 /// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
@@ -27,6 +29,9 @@ const CONVERTED: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng
 
 /// Fails, in the operating system's words, where `input` cannot be read.
 pub fn check(input: &Path) -> Result<(), String> {
+    if numbered(input).is_some() {
+        return Ok(());
+    }
     let shown = input.display();
     let failed = |error: io::Error| format!("{shown}: {}", reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
@@ -51,6 +56,21 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// What `command` writes to its standard output; `None` where it cannot be run.
+    fn converter(mut command: Command) -> Option<Self> {
+        let mut converter = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let pipe = File::from(OwnedFd::from(converter.stdout.take()?));
+        Some(Self { pipe: Some(pipe), converter: Some(converter) })
+    }
+
+    /// The element that reads the pipe.
+    fn source(&self) -> Result<gst::Element, String> {
+        let pipe = self.pipe.as_ref().ok_or("there is no pipe to read from")?;
+        let source = make("fdsrc")?;
+        source.set_property("fd", pipe.as_raw_fd());
+        Ok(source)
+    }
+
     /// Whether FFmpeg decodes the input.
     pub fn is_converted(&self) -> bool {
         self.converter.is_some()
@@ -69,10 +89,14 @@ impl Drop for Kept {
 
 /// The element that reads `input`, which ffprobe describes so, and what has to stay for it.
 pub fn source(
+    args: &Args,
     input: &Path,
     probe: Option<&Probe>,
-    cut: Option<Cut>,
 ) -> Result<(gst::Element, Kept), String> {
+    if let Some((pattern, number)) = numbered(input) {
+        return pictures(args, input, &pattern, number);
+    }
+    let cut = args.cut();
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     let kept = if metadata.file_type().is_fifo() {
@@ -86,16 +110,54 @@ pub fn source(
         let origin = probe.map_or(0.0, Probe::start);
         video.and_then(|video| converted(input, video, cut, origin)).unwrap_or_default()
     };
-    let source = if let Some(pipe) = &kept.pipe {
-        let source = make("fdsrc")?;
-        source.set_property("fd", pipe.as_raw_fd());
-        source
+    let source = if kept.pipe.is_some() {
+        kept.source()?
     } else {
         let source = make("filesrc")?;
         source.set_property("location", input);
         source
     };
     Ok((source, kept))
+}
+
+/// The pattern that `input` is, where it is no file itself, and the lowest number there is.
+fn numbered(input: &Path) -> Option<(Pattern, u64)> {
+    let pattern = Pattern::of(input).filter(|_| !input.exists())?;
+    pattern.first().map(|number| (pattern, number))
+}
+
+/// The element that reads pictures from `number` on as far as there are any.
+fn pictures(
+    args: &Args,
+    input: &Path,
+    pattern: &Pattern,
+    number: u64,
+) -> Result<(gst::Element, Kept), String> {
+    let extension = input.extension().unwrap_or_default().to_ascii_lowercase();
+    let media = match extension.to_str() {
+        Some("png") => "image/png",
+        Some("jpg" | "jpeg") => "image/jpeg",
+        _ => {
+            let mut command = ffmpeg();
+            command.args(["-framerate", &args.framerate.to_string()]);
+            command.args(["-start_number", &number.to_string(), "-f", "image2", "-i"]);
+            command.arg(input).args(["-c:v", "ffv1", "-f", "matroska", "-"]);
+            let kept = Kept::converter(command).ok_or_else(|| {
+                format!("{}: is read by FFmpeg, which is not installed", input.display())
+            })?;
+            return Ok((kept.source()?, kept));
+        }
+    };
+    let index = i32::try_from(number)
+        .map_err(|_| format!("{}: {number} is too large a number", input.display()))?;
+    let source = make("multifilesrc")?;
+    source.set_property("location", pattern.printf());
+    source.set_property("start-index", index);
+    source.set_property(
+        "caps",
+        gst::Caps::builder(media).field("framerate", args.framerate.fraction()).build(),
+    );
+    Ok((source, Kept::default()))
 }
 
 /// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, or a `cut` has
@@ -133,7 +195,5 @@ fn converted(input: &Path, video: &Value, cut: Option<Cut>, origin: f64) -> Opti
         command.args(["-vf", &filters.join(",")]);
     }
     command.args(["-c:v", "ffv1", "-f", "matroska", "-"]);
-    let mut converter = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
-    let pipe = File::from(OwnedFd::from(converter.stdout.take()?));
-    Some(Kept { pipe: Some(pipe), converter: Some(converter) })
+    Kept::converter(command)
 }

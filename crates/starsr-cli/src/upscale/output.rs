@@ -194,7 +194,7 @@ fn remove_leftovers(folder: &Path, prefix: &OsStr) {
 }
 
 /// The folder a file is in.
-fn folder(path: &Path) -> &Path {
+pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

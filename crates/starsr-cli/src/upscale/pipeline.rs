@@ -3,12 +3,10 @@
 //! The pipeline: file, parsed streams, video through starsr and an encoder, everything into one
 //! muxer.
 
-use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
 use gst::prelude::*;
-use gst_video::VideoInfo;
 use parking_lot::Mutex;
 
 use super::args::Args;
@@ -16,13 +14,15 @@ use super::batch::Job;
 use super::counts::Counts;
 use super::cut::Cut;
 use super::elements::make;
-use super::encoder::{self, Codec};
+use super::encoder::Codec;
+use super::encoding::{Encoding, Ending, standard_output};
 use super::held::{Held, Prelude};
 use super::input;
 use super::mending::{ContainerColors, mend_demuxers};
+use super::pictures::Pictures;
 use super::probe::Probe;
 use super::steady::Steady;
-use super::streams::{Container, Kind, always_pad, is_picture, passage};
+use super::streams::{Container, Kind, always_pad, is_picture, media_name, passage};
 
 /// The most bytes of one compressed stream that are read ahead.
 const READ_AHEAD_BYTES: u32 = 128 << 20;
@@ -31,8 +31,16 @@ const READ_AHEAD_BUFFERS: u32 = 32;
 /// Bytes of upscaled frames that wait for the encoder: part of a window, so that encoder and model
 /// work side by side.
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
-/// Ticks per second for video without a constant frame rate; the value that MPEG uses.
-const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
+
+/// Where the upscaled video goes.
+pub enum Destination<'a> {
+    /// Into a file, with the other streams unless the video is wanted alone.
+    File { container: Container, path: &'a Path, video_only: bool },
+    /// Into pictures, whose numbers begin with the given one.
+    Pictures(&'a Arc<Pictures>, u64),
+    /// To standard output, as Y4M.
+    Y4m,
+}
 
 /// What is known of the input before its first frame.
 pub struct Input {
@@ -76,13 +84,9 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Starts reading `input`. The message [`STREAMS_KNOWN`] follows, then [`Self::connect`] may be
     /// called.
-    pub fn open(
-        input: &Path,
-        probe: Option<&Probe>,
-        cut: Option<Cut>,
-    ) -> Result<Self, String> {
+    pub fn open(args: &Args, input: &Path, probe: Option<&Probe>) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let ((source, input), parser) = (input::source(input, probe, cut)?, make("parsebin")?);
+        let ((source, input), parser) = (input::source(args, input, probe)?, make("parsebin")?);
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
         // only hard limit.
@@ -180,15 +184,12 @@ impl Pipeline {
         self.pipeline.set_state(state).map(|_| ()).map_err(text)
     }
 
-    /// Connects the streams of the input with `part`, the file to write, and lets them run. With
-    /// `video_only` all others are read to nowhere.
+    /// Connects the streams of the input with `destination` and lets them run.
     pub fn connect(
         &self,
         args: &Args,
         job: &Job,
-        container: Container,
-        part: &Path,
-        video_only: bool,
+        destination: &Destination,
     ) -> Result<Input, String> {
         let streams = self.streams.lock().take().unwrap_or_default();
         let is_video = |stream: &Held| Kind::of(&stream.caps()) == Kind::Video;
@@ -199,57 +200,20 @@ impl Pipeline {
             .or_else(|| streams.iter().position(is_video))
             .ok_or_else(|| format!("{}: has no video stream", job.input.display()))?;
 
-        let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
-        sink.set_property("location", part);
-        sink.set_property("sync", false);
-        self.counts.watch_pad(&always_pad(&sink, "sink")?);
-        self.pipeline.add_many([&muxer, &sink]).map_err(text)?;
-        muxer.link(&sink).map_err(text)?;
-        sync([&sink, &muxer])?;
-
+        let ending = self.ending(destination)?;
         // What FFmpeg decodes is cut already.
         let cut = args.cut().filter(|_| !self.input.is_converted());
         let mut left_out = Vec::new();
         for (index, stream) in streams.iter().enumerate() {
-            let (pad, caps) = (&stream.pad, &stream.caps());
+            let pad = &stream.pad;
             self.counts.watch_end(pad);
-            if index != video
-                && let Some(cut) = cut
-            {
-                cut.clip(pad);
-            }
             let target = if index == video {
-                self.video_branch(args, &muxer, cut, stream.is_rotated())?
-            } else if video_only {
-                self.nowhere()?
+                self.video_branch(args, &ending, cut, stream.is_rotated())?
             } else {
-                let kind = Kind::of(caps);
-                match passage(&muxer, caps) {
-                    Some(way) if matches!(kind, Kind::Audio | Kind::Subtitle) => {
-                        way.build(&self.pipeline, &muxer, container)?
-                    }
-                    _ => {
-                        let media = caps
-                            .structure(0)
-                            .map_or("unknown", |structure| structure.name().as_str());
-                        let lacks = format!(
-                            "{} cannot hold the {} stream {media}",
-                            container.name(),
-                            kind.word()
-                        );
-                        match kind {
-                            Kind::Video => {
-                                left_out.push(format!("a further video stream ({media})"));
-                            }
-                            Kind::Data => left_out.push(format!("a data stream ({media})")),
-                            _ if args.drop_unsupported => {
-                                left_out.push(format!("{lacks}: left out"));
-                            }
-                            _ => return Err(format!("{lacks}; {}", remedy(container))),
-                        }
-                        self.nowhere()?
-                    }
+                if let Some(cut) = cut {
+                    cut.clip(pad);
                 }
+                self.beside(args, destination, &ending, stream, &mut left_out)?
             };
             pad.link(&target).map_err(text)?;
         }
@@ -278,11 +242,77 @@ impl Pipeline {
         Ok(Input { video: caps, duration, frames, left_out })
     }
 
-    /// Decoder, starsr and encoder into `muxer`; gives the pad for the compressed video.
+    /// Builds what is behind the encoder, or behind the frames.
+    fn ending(&self, destination: &Destination) -> Result<Ending, String> {
+        let ending = match destination {
+            Destination::File { container, path, .. } => {
+                let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
+                sink.set_property("location", path);
+                Ending::Muxer(muxer, sink)
+            }
+            Destination::Pictures(pictures, number) => {
+                Ending::Pictures(make("fdsink")?, (*pictures).clone(), *number)
+            }
+            Destination::Y4m => {
+                let sink = make("fdsink")?;
+                sink.set_property("fd", standard_output());
+                Ending::Y4m(make("y4menc")?, sink)
+            }
+        };
+        let elements = ending.elements();
+        let sink = elements.last().ok_or("there is no sink")?;
+        sink.set_property("sync", false);
+        self.counts.watch_pad(&always_pad(sink, "sink")?);
+        self.pipeline.add_many(&elements).map_err(text)?;
+        gst::Element::link_many(&elements).map_err(text)?;
+        sync(elements.iter().copied().rev())?;
+        Ok(ending)
+    }
+
+    /// The pad for a stream beside the video.
+    fn beside(
+        &self,
+        args: &Args,
+        destination: &Destination,
+        ending: &Ending,
+        stream: &Held,
+        left_out: &mut Vec<String>,
+    ) -> Result<gst::Pad, String> {
+        let caps = stream.caps();
+        let (kind, media) = (Kind::of(&caps), media_name(&caps));
+        let (Destination::File { container, video_only, .. }, Ending::Muxer(muxer, _)) =
+            (destination, ending)
+        else {
+            left_out.push(format!("a stream of {} ({media})", kind.word()));
+            return self.nowhere();
+        };
+        if *video_only {
+            return self.nowhere();
+        }
+        match (passage(muxer, &caps), kind) {
+            (Some(way), Kind::Audio | Kind::Subtitle) => {
+                return way.build(&self.pipeline, muxer, *container);
+            }
+            (_, Kind::Video) => left_out.push(format!("a further video stream ({media})")),
+            (_, Kind::Data) => left_out.push(format!("a data stream ({media})")),
+            (None, _) => {
+                let media = caps.structure(0).map_or("unknown", |media| media.name().as_str());
+                let lacks =
+                    format!("{} cannot hold the {} stream {media}", container.name(), kind.word());
+                if !args.drop_unsupported {
+                    return Err(format!("{lacks}; {}", remedy(*container)));
+                }
+                left_out.push(format!("{lacks}: left out"));
+            }
+        }
+        self.nowhere()
+    }
+
+    /// Decoder, starsr and encoder in front of `ending`; gives the pad for the compressed video.
     fn video_branch(
         &self,
         args: &Args,
-        muxer: &gst::Element,
+        ending: &Ending,
         cut: Option<Cut>,
         rotate: bool,
     ) -> Result<gst::Pad, String> {
@@ -312,13 +342,17 @@ impl Pipeline {
         self.pipeline.add_many(&chain).map_err(text)?;
         gst::Element::link_many(&chain).map_err(text)?;
         let first = always_pad(&chain[0], "sink")?;
-        let template = muxer.pad_template("video_%u").ok_or("the muxer takes no video")?;
-        let inlet = muxer.request_pad(&template, None, None).ok_or("the muxer takes no video")?;
-        let encoding = Encoding { args: args.clone(), format, inlet, decoded: Arc::default() };
+        let encoding = Encoding::new(args, format, ending)?;
         encoding.watch(self.size.clone())?;
-        // The default depends on the video, which is unknown before it is decoded.
-        if args.encoder.is_some() || args.codec.is_some() {
-            encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
+        match ending {
+            // The default depends on the video, which is unknown before it is decoded.
+            Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}
+            Ending::Muxer(..) => {
+                encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
+            }
+            Ending::Pictures(..) | Ending::Y4m(..) => {
+                always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
+            }
         }
         sync(chain.iter().rev())?;
 
@@ -350,78 +384,6 @@ impl Pipeline {
     /// A pad that swallows a stream.
     fn nowhere(&self) -> Result<gst::Pad, String> {
         nowhere(self.pipeline.upcast_ref())
-    }
-}
-
-/// The end of the video's way: from the filter that holds the encoder's format to the muxer.
-struct Encoding {
-    args: Args,
-    format: gst::Element,
-    inlet: gst::Pad,
-    decoded: Arc<Mutex<Option<VideoInfo>>>,
-}
-
-impl Encoding {
-    /// Sets up the encoder for the frames that will leave `decoder`.
-    fn complete(&self, pipeline: &gst::Pipeline, decoder: &gst::Pad) -> Result<(), String> {
-        let caps = decoder.current_caps();
-        let Some(video) = caps.and_then(|caps| VideoInfo::from_caps(&caps).ok()) else {
-            // What is no raw video is refused where it is linked.
-            return Ok(());
-        };
-        let codec = self.args.codec.unwrap_or_else(|| Codec::for_video(&video));
-        if self.args.encoder.is_none() {
-            if let Some(caps) = encoder::format_caps(codec, &video) {
-                self.format.set_property("caps", caps);
-            }
-            if self.args.codec.is_none() {
-                self.plug(pipeline, codec)?;
-            }
-        }
-        *self.decoded.lock() = Some(video);
-        Ok(())
-    }
-
-    /// Puts the encoder of `codec` between the filter and the muxer.
-    fn plug(&self, pipeline: &gst::Pipeline, codec: Codec) -> Result<(), String> {
-        let encoder = encoder::build(&self.args, codec)?;
-        pipeline.add_many(&encoder).map_err(text)?;
-        gst::Element::link_many(iter::once(&self.format).chain(&encoder)).map_err(text)?;
-        let outlet = encoder.last().ok_or("there is no encoder")?;
-        always_pad(outlet, "src")?.link(&self.inlet).map_err(|_| {
-            "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
-                .to_owned()
-        })?;
-        sync(encoder.iter().rev())
-    }
-
-    /// Notes in `size` that of the frames for the encoder, says what they lose, and gives a variable
-    /// frame rate a fine enough timescale.
-    fn watch(&self, size: Arc<Mutex<Option<(u32, u32)>>>) -> Result<(), String> {
-        let (inlet, decoded) = (self.inlet.clone(), self.decoded.clone());
-        let filter = self.format.downgrade();
-        always_pad(&self.format, "src")?.add_probe(
-            gst::PadProbeType::EVENT_DOWNSTREAM,
-            move |_, info| {
-                if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
-                    && let Ok(video) = VideoInfo::from_caps(caps.caps())
-                {
-                    *size.lock() = Some((video.width(), video.height()));
-                    if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
-                        inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
-                    }
-                    let decoded = decoded.lock().take();
-                    if let Some(losses) =
-                        decoded.and_then(|decoded| encoder::losses(&decoded, &video))
-                        && let Some(filter) = filter.upgrade()
-                    {
-                        gst::element_warning!(filter, gst::StreamError::Format, ("{losses}"));
-                    }
-                }
-                gst::PadProbeReturn::Ok
-            },
-        );
-        Ok(())
     }
 }
 
@@ -466,10 +428,10 @@ pub fn remedy(container: Container) -> &'static str {
     }
 }
 
-fn sync<'a>(elements: impl IntoIterator<Item = &'a gst::Element>) -> Result<(), String> {
+pub fn sync<'a>(elements: impl IntoIterator<Item = &'a gst::Element>) -> Result<(), String> {
     elements.into_iter().try_for_each(|element| element.sync_state_with_parent().map_err(text))
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

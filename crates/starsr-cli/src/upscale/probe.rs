@@ -92,8 +92,7 @@ impl Probe {
 /// When the first frame of a stream of `input` is shown, in seconds.
 pub fn first_frame(input: &Path, stream: u64) -> Option<f64> {
     let (stream, entry) = (stream.to_string(), "frame=best_effort_timestamp_time");
-    let arguments =
-        ["-select_streams", &stream, "-read_intervals", FIRST, "-show_entries", entry];
+    let arguments = ["-select_streams", &stream, "-read_intervals", FIRST, "-show_entries", entry];
     let frames = ffprobe(input, &arguments)?;
     let times = frames["frames"].as_array()?.iter();
     times.filter_map(|frame| seconds(&frame["best_effort_timestamp_time"])).next()
@@ -128,7 +127,6 @@ pub fn ffmpeg() -> Command {
     command.args(["-nostdin", "-v", "error", "-y"]).stdin(Stdio::null());
     command
 }
-
 
 /// A path that FFmpeg takes for nothing else.
 pub fn file(path: &Path) -> OsString {

@@ -33,6 +33,8 @@ enum Show {
     Bar(ProgressBar),
     /// A line now and then.
     Lines,
+    /// The same, where standard output is taken.
+    ErrorLines,
     /// Objects on standard output, one a line.
     Json,
 }
@@ -44,15 +46,18 @@ pub fn print_json(kind: &str, mut fields: Value) {
 }
 
 impl Progress {
-    pub fn new(args: &Args) -> Self {
+    /// Nothing goes to standard output if that `is_taken`.
+    pub fn new(args: &Args, is_taken: bool) -> Self {
         let show = if args.json {
             Show::Json
         } else if args.quiet {
             Show::Nothing
-        } else if std::io::stderr().is_terminal() {
+        } else if std::io::stderr().is_terminal() && !is_taken {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_message("starting");
             Show::Bar(bar)
+        } else if is_taken {
+            Show::ErrorLines
         } else {
             Show::Lines
         };
@@ -77,6 +82,7 @@ impl Progress {
             Show::Nothing => {}
             Show::Bar(bar) => bar.suspend(|| println!("{sentence}")),
             Show::Lines => println!("{sentence}"),
+            Show::ErrorLines => eprintln!("{sentence}"),
             Show::Json => print_json(kind, fields),
         }
     }
@@ -85,9 +91,9 @@ impl Progress {
     pub fn update(&mut self, taken: u64, done: u64, position: Option<gst::ClockTime>) {
         let share = self.share(done, position);
         let elapsed = self.started.elapsed();
-        let left = share.filter(|share| *share > 0.0).map(|share| {
-            elapsed.as_secs_f64() * (1.0 - share) / share
-        });
+        let left = share
+            .filter(|share| *share > 0.0)
+            .map(|share| elapsed.as_secs_f64() * (1.0 - share) / share);
         if let Show::Json = self.show {
             if self.last.elapsed() >= JSON_INTERVAL {
                 self.last = Instant::now();
@@ -108,11 +114,8 @@ impl Progress {
             None => counted(done),
         };
         if done == 0 {
-            text = format!(
-                "first window: {} read, {}",
-                counted(taken),
-                clock(elapsed.as_secs_f64())
-            );
+            text =
+                format!("first window: {} read, {}", counted(taken), clock(elapsed.as_secs_f64()));
         } else {
             text += &format!(", {}", rate(done, elapsed));
             if let Some(left) = left {
@@ -127,7 +130,7 @@ impl Progress {
                 bar.set_message(text);
                 bar.tick();
             }
-            Show::Lines if self.last.elapsed() >= LINE_INTERVAL => {
+            Show::Lines | Show::ErrorLines if self.last.elapsed() >= LINE_INTERVAL => {
                 self.last = Instant::now();
                 match share {
                     Some(share) => eprintln!("{:3.0}% {text}", share * 100.0),
@@ -154,7 +157,7 @@ impl Progress {
     pub fn say(&self, line: &str) {
         match &self.show {
             Show::Bar(bar) => bar.suspend(|| eprintln!("starsr: {line}")),
-            Show::Nothing | Show::Lines => eprintln!("starsr: {line}"),
+            Show::Nothing | Show::Lines | Show::ErrorLines => eprintln!("starsr: {line}"),
             Show::Json => print_json("message", json!({ "text": line })),
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Stop;
-use super::cut::Cut;
+use super::cut::{Cut, NOT_BEFORE};
 use super::input::{MATROSKA, QUICKTIME, is_converted};
 use super::probe::{
     Probe, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
@@ -44,8 +44,7 @@ pub struct Remux {
     tags: Vec<(String, String)>,
     flags: String,
     carried: Vec<Carried>,
-    /// The part that is wanted, and what the input calls its beginning, in seconds.
-    cut: Option<(Cut, f64)>,
+    cut: Option<Cut>,
     keeps_own_tags: bool,
     /// What will be missing from the output, a sentence each.
     pub left_out: Vec<String>,
@@ -59,12 +58,15 @@ struct Carried {
     /// When it begins in the input, in seconds.
     start: Option<f64>,
     is_opus: bool,
+    /// Whether it is no cover and no attachment.
+    is_timed: bool,
 }
 
 impl Carried {
     fn new(stream: &Value, codec: &'static str) -> Self {
         let is_opus = word(stream, "codec_name") == "opus";
-        Self { index: index(stream), codec, start: start_of(stream), is_opus }
+        let is_timed = !matches!(kind(stream), None | Some(Kind::Video));
+        Self { index: index(stream), codec, start: start_of(stream), is_opus, is_timed }
     }
 }
 
@@ -96,7 +98,7 @@ impl Remux {
             input: input.to_owned(),
             container,
             is_rebased: format == MATROSKA || is_converted(probe, cut),
-            cut: cut.map(|cut| (cut, probe.start())),
+            cut,
             is_timeless: format == "avi" && cut.is_none(),
             video: index(main),
             tags: own,
@@ -232,29 +234,30 @@ impl Remux {
 
     /// The command that writes `target`, with each carried stream later by its delay in seconds.
     fn command(&self, part: &Path, target: &Path, start: f64, delays: &[f64]) -> Command {
-        // A part is cut out at the input's times.
-        let (late, early) = if self.cut.is_some() { (start, 0.0) } else { (0.0, start) };
         let mut command = ffmpeg();
-        command.args(["-copyts", "-itsoffset", &format!("{late:.9}"), "-i"]).arg(file(part));
+        command.arg("-copyts").arg("-i").arg(file(part));
         let shifted = delays.iter().filter(|delay| **delay != 0.0);
         for delay in iter::once(&0.0).chain(shifted) {
-            let offset = format!("{:.9}", delay - early);
-            if let Some((cut, _)) = self.cut {
+            let offset = format!("{:.9}", delay - start);
+            if let Some(cut) = self.cut {
                 cut.skip(&mut command);
             }
             command.args(["-itsoffset", &offset, "-i"]).arg(file(&self.input));
         }
         command.args(["-map", "0:v:0", "-c", "copy"]);
-        if let Some((cut, origin)) = self.cut {
-            cut.limit(&mut command, origin);
+        if let Some(cut) = self.cut {
+            cut.limit(&mut command);
         }
         let mut next = 2;
-        for (place, (Carried { index, codec, .. }, delay)) in
+        for (place, (Carried { index, codec, is_timed, .. }, delay)) in
             (1..).zip(self.carried.iter().zip(delays))
         {
             let source = if *delay == 0.0 { 1 } else { next };
             next += u32::from(*delay != 0.0);
             command.args(["-map", &format!("{source}:{index}"), &format!("-c:{place}"), codec]);
+            if self.cut.is_some() && *is_timed {
+                command.args([&format!("-bsf:{place}"), NOT_BEFORE]);
+            }
             // With tags for one stream, FFmpeg leaves the tags of all to the caller.
             command.args([&format!("-map_metadata:s:{place}"), &format!("1:s:{index}")]);
         }

@@ -81,11 +81,7 @@ impl Steady {
     }
 
     /// The caps that replace `caps`.
-    fn hold(
-        &self,
-        mut caps: gst::Caps,
-        colors: Option<gst_video::VideoColorimetry>,
-    ) -> gst::Caps {
+    fn hold(&self, mut caps: gst::Caps, colors: Option<gst_video::VideoColorimetry>) -> gst::Caps {
         if let Some(completed) = colors.and_then(|colors| complete_colors(&caps, &colors)) {
             caps = completed;
         }
@@ -130,9 +126,7 @@ impl Steady {
     fn look(&self, decoder: &gst::Pad, buffer: &gst::BufferRef) {
         let mut seen = self.seen.lock();
         let is_first = !std::mem::replace(&mut seen.frame, true);
-        if seen.becomes_interlaced
-            || !buffer.video_flags().contains(VideoBufferFlags::INTERLACED)
-        {
+        if seen.becomes_interlaced || !buffer.video_flags().contains(VideoBufferFlags::INTERLACED) {
             return;
         }
         let Some(caps) = decoder.current_caps() else { return };

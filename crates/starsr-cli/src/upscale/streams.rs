@@ -29,7 +29,10 @@ impl Container {
             "mp4" | "m4v" => Ok(Self::Mp4),
             "mov" => Ok(Self::Mov),
             "mkv" => Ok(Self::Matroska),
-            _ => Err(format!("{}: the name must end in .mp4, .m4v, .mov or .mkv", path.display())),
+            _ => Err(format!(
+                "{}: the name must end in .mp4, .m4v, .mov or .mkv, or in a picture's extension such as .png",
+                path.display()
+            )),
         }
     }
 
@@ -100,6 +103,8 @@ pub fn media_name(caps: &gst::Caps) -> String {
         "video/x-h264" => "H.264".to_owned(),
         "video/x-h265" => "HEVC".to_owned(),
         "video/mpeg" => format!("MPEG-{version}"),
+        "audio/mpeg" if version == 1 => "MPEG audio".to_owned(),
+        "audio/mpeg" => "AAC".to_owned(),
         "video/x-raw" => "uncompressed".to_owned(),
         name => {
             let short = name.split_once('/').map_or(name, |(_, short)| short);

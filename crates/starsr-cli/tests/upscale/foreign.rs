@@ -120,7 +120,10 @@ fn video_that_becomes_interlaced_midway_is_deinterlaced_from_there() {
 fn a_short_video_beside_long_sound_is_found() {
     let folder = TempDir::new().unwrap();
     ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 {H264} one.mp4"));
-    ffmpeg(&folder, &format!("-i one.mp4 {SOUND} -map 0:v -map 1:a -t 2 -c:v copy -c:a aac in.mp4"));
+    ffmpeg(
+        &folder,
+        &format!("-i one.mp4 {SOUND} -map 0:v -map 1:a -t 2 -c:v copy -c:a aac in.mp4"),
+    );
     upscaled(&folder, &[], "in.mp4", "out.mp4");
     let [before, after] = ["in.mp4", "out.mp4"].map(|name| probe(&folder.path().join(name)));
     assert_same_packets(&before, &after);

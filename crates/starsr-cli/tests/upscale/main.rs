@@ -22,6 +22,7 @@ mod inputs;
 mod media;
 mod midway;
 mod outputs;
+mod parts;
 
 use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
 

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The end of the video's way: from upscaled frames to a muxer, to pictures or to a pipe.
+
+use std::iter;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use gst::prelude::*;
+use gst_video::VideoInfo;
+use parking_lot::Mutex;
+
+use super::args::Args;
+use super::encoder::{self, Codec};
+use super::pictures::Pictures;
+use super::pipeline::{sync, text};
+use super::streams::always_pad;
+
+/// Ticks per second for video without a constant frame rate; the value that MPEG uses.
+const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
+
+/// What the video ends in.
+pub enum Ending {
+    /// A muxer and its sink.
+    Muxer(gst::Element, gst::Element),
+    /// A sink for raw frames, the pictures that it feeds, and the number of the first one.
+    Pictures(gst::Element, Arc<Pictures>, u64),
+    /// An encoder that takes raw frames, and its sink.
+    Y4m(gst::Element, gst::Element),
+}
+
+impl Ending {
+    /// The elements, in their order.
+    pub fn elements(&self) -> Vec<&gst::Element> {
+        match self {
+            Self::Muxer(first, sink) | Self::Y4m(first, sink) => vec![first, sink],
+            Self::Pictures(sink, ..) => vec![sink],
+        }
+    }
+
+    /// The pad for the video.
+    fn inlet(&self) -> Result<gst::Pad, String> {
+        match self {
+            Self::Muxer(muxer, _) => {
+                let template = muxer.pad_template("video_%u");
+                let pad = template.and_then(|template| muxer.request_pad(&template, None, None));
+                pad.ok_or_else(|| "the muxer takes no video".to_owned())
+            }
+            Self::Y4m(element, _) | Self::Pictures(element, ..) => always_pad(element, "sink"),
+        }
+    }
+}
+
+/// The descriptor of standard output.
+pub fn standard_output() -> i32 {
+    std::io::stdout().as_raw_fd()
+}
+
+/// From the filter that holds the encoder's format to the ending.
+pub struct Encoding {
+    args: Args,
+    pub format: gst::Element,
+    pub inlet: gst::Pad,
+    decoded: Arc<Mutex<Option<VideoInfo>>>,
+    /// The pictures, their sink and their first number.
+    pictures: Option<(Arc<Pictures>, gst::Element, u64)>,
+}
+
+impl Encoding {
+    pub fn new(args: &Args, format: gst::Element, ending: &Ending) -> Result<Self, String> {
+        let pictures = match ending {
+            Ending::Pictures(sink, pictures, number) => {
+                Some((pictures.clone(), sink.clone(), *number))
+            }
+            _ => None,
+        };
+        let (args, inlet, decoded) = (args.clone(), ending.inlet()?, Arc::default());
+        Ok(Self { args, format, inlet, decoded, pictures })
+    }
+
+    /// Sets up the encoder for the frames that will leave `decoder`.
+    pub fn complete(&self, pipeline: &gst::Pipeline, decoder: &gst::Pad) -> Result<(), String> {
+        let caps = decoder.current_caps();
+        let Some(video) = caps.and_then(|caps| VideoInfo::from_caps(&caps).ok()) else {
+            // What is no raw video is refused where it is linked.
+            return Ok(());
+        };
+        let codec = self.args.codec.unwrap_or_else(|| Codec::for_video(&video));
+        let caps = if self.pictures.is_some() {
+            let format = Pictures::format(&video);
+            Some(gst_video::VideoCapsBuilder::new().format(format).build())
+        } else if self.args.encoder.is_none() {
+            encoder::format_caps(codec, &video)
+        } else {
+            None
+        };
+        if let Some(caps) = caps {
+            self.format.set_property("caps", caps);
+        }
+        if !always_pad(&self.format, "src")?.is_linked() {
+            self.plug(pipeline, codec)?;
+        }
+        *self.decoded.lock() = Some(video);
+        Ok(())
+    }
+
+    /// Puts the encoder of `codec` between the filter and the muxer.
+    pub fn plug(&self, pipeline: &gst::Pipeline, codec: Codec) -> Result<(), String> {
+        let encoder = encoder::build(&self.args, codec)?;
+        pipeline.add_many(&encoder).map_err(text)?;
+        gst::Element::link_many(iter::once(&self.format).chain(&encoder)).map_err(text)?;
+        let outlet = encoder.last().ok_or("there is no encoder")?;
+        always_pad(outlet, "src")?.link(&self.inlet).map_err(|_| {
+            "the output cannot hold the encoder's stream; a parser at its end may help, such as h265parse"
+                .to_owned()
+        })?;
+        sync(encoder.iter().rev())
+    }
+
+    /// Notes in `size` that of the frames for the encoder, says what they lose, and gives a variable
+    /// frame rate a fine enough timescale.
+    pub fn watch(&self, size: Arc<Mutex<Option<(u32, u32)>>>) -> Result<(), String> {
+        let (inlet, decoded) = (self.inlet.clone(), self.decoded.clone());
+        let (filter, pictures) = (self.format.downgrade(), self.pictures.clone());
+        always_pad(&self.format, "src")?.add_probe(
+            gst::PadProbeType::EVENT_DOWNSTREAM,
+            move |_, info| {
+                if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
+                    && let Ok(video) = VideoInfo::from_caps(caps.caps())
+                    && let Some(filter) = filter.upgrade()
+                {
+                    *size.lock() = Some((video.width(), video.height()));
+                    if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
+                        inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
+                    }
+                    let Some(decoded) = decoded.lock().take() else {
+                        return gst::PadProbeReturn::Ok;
+                    };
+                    if let Some((pictures, sink, number)) = &pictures {
+                        match pictures.start(&video, decoded.has_alpha(), *number) {
+                            Ok(descriptor) => sink.set_property("fd", descriptor),
+                            Err(reason) => {
+                                gst::element_error!(
+                                    filter,
+                                    gst::ResourceError::Failed,
+                                    ("{reason}")
+                                );
+                            }
+                        }
+                    } else if let Some(losses) = encoder::losses(&decoded, &video) {
+                        gst::element_warning!(filter, gst::StreamError::Format, ("{losses}"));
+                    }
+                }
+                gst::PadProbeReturn::Ok
+            },
+        );
+        let Some((pictures, ..)) = &self.pictures else { return Ok(()) };
+        if pictures.is_one() {
+            refuse_more_than_one(&self.format)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a second frame that leaves `filter` an error.
+fn refuse_more_than_one(filter: &gst::Element) -> Result<(), String> {
+    let first = Mutex::new(true);
+    always_pad(filter, "src")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        if std::mem::replace(&mut *first.lock(), false) {
+            return gst::PadProbeReturn::Ok;
+        }
+        if let Some(filter) = pad.parent_element() {
+            gst::element_error!(
+                filter,
+                gst::StreamError::Format,
+                ("has more than one frame: give the output a name with a number, such as frame_%05d.png")
+            );
+        }
+        info.flow_res = Err(gst::FlowError::Error);
+        gst::PadProbeReturn::Handled
+    });
+    Ok(())
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Names of numbered files, such as `frame_%05d.png`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::output::folder;
+
+/// A path whose file name has a place for a number.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pattern {
+    path: PathBuf,
+    /// What is in front of the number, and behind it.
+    before: String,
+    after: String,
+}
+
+impl Pattern {
+    /// The pattern that `path` is: with `%d` or, for numbers of at least N digits, `%0Nd`.
+    pub fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let (before, rest) = name.split_once('%')?;
+        let (digits, after) = rest.split_once('d')?;
+        let is_width = digits.is_empty()
+            || digits.starts_with('0') && digits[1..].parse::<u8>().is_ok_and(|width| width > 0);
+        (is_width && !after.contains('%')).then(|| Self {
+            path: path.to_owned(),
+            before: before.to_owned(),
+            after: after.to_owned(),
+        })
+    }
+
+    pub fn name(&self) -> &std::ffi::OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    /// The path for elements that put numbers in as `printf` does.
+    pub fn printf(&self) -> PathBuf {
+        let folder = folder(&self.path).to_string_lossy().replace('%', "%%");
+        Path::new(&folder).join(self.name())
+    }
+
+    /// The lowest number of a file that exists.
+    pub fn first(&self) -> Option<u64> {
+        let entries = fs::read_dir(folder(&self.path)).ok()?;
+        let number = |name: &str| {
+            let number = name.strip_prefix(&self.before)?.strip_suffix(&self.after)?;
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            if is_number { number.parse().ok() } else { None }
+        };
+        entries.flatten().filter_map(|entry| number(entry.file_name().to_str()?)).min()
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Pictures as output: one, or one for each frame. FFmpeg encodes them, as GStreamer's encoders know
+//! 8 bits only.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+
+use gst_video::{VideoFormat, VideoInfo};
+use parking_lot::Mutex;
+
+use super::output::{folder, reason};
+use super::pattern::Pattern;
+use super::probe::{ffmpeg, is_installed};
+
+/// Pictures that are being written, in a hidden folder beside their place. Dropped before
+/// [`Pictures::finish`] they are gone.
+pub struct Pictures {
+    target: PathBuf,
+    /// Where the number is in the name, for more than one.
+    pattern: Option<Pattern>,
+    force: bool,
+    hidden: PathBuf,
+    is_kept: Mutex<bool>,
+    encoder: Mutex<Encoder>,
+}
+
+/// The program that encodes, once it runs.
+#[derive(Default)]
+struct Encoder {
+    program: Option<Child>,
+    input: Option<ChildStdin>,
+}
+
+impl Pictures {
+    /// Whether the name is a picture's.
+    pub fn is_name(path: &Path) -> bool {
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp"].iter().any(|known| extension == *known)
+    }
+
+    /// Checks that pictures may be written to `target`.
+    pub fn create(target: &Path, force: bool) -> Result<Self, String> {
+        let shown = target.display();
+        if !is_installed("ffmpeg") {
+            return Err(format!("{shown}: pictures are written by FFmpeg, which is not installed"));
+        }
+        let pattern = Pattern::of(target);
+        let is_taken = match &pattern {
+            Some(pattern) => pattern.first().is_some(),
+            None => fs::symlink_metadata(target).is_ok(),
+        };
+        if is_taken && !force {
+            return Err(format!("{shown}: exists already; use --force to replace it"));
+        }
+        let failed = |error: io::Error| format!("{shown}: cannot be created: {}", reason(&error));
+        let hidden = tempfile::Builder::new()
+            .prefix(".starsr-")
+            .tempdir_in(folder(target))
+            .map_err(failed)?
+            .keep();
+        let (target, encoder) = (target.to_owned(), Mutex::default());
+        Ok(Self { target, pattern, force, hidden, is_kept: Mutex::default(), encoder })
+    }
+
+    pub fn is_one(&self) -> bool {
+        self.pattern.is_none()
+    }
+
+    /// The format of the frames to write for a decoded `video`.
+    pub fn format(video: &VideoInfo) -> VideoFormat {
+        let format = video.format_info();
+        if format.depth().iter().any(|depth| *depth > 8) {
+            VideoFormat::Rgba64Le
+        } else if format.has_alpha() {
+            VideoFormat::Rgba
+        } else {
+            VideoFormat::Rgbx
+        }
+    }
+
+    /// Starts the encoder for frames of `video`, which has alpha or not; gives the file descriptor to
+    /// write them to. The numbers of the pictures begin with `number`.
+    pub fn start(&self, video: &VideoInfo, has_alpha: bool, number: u64) -> Result<i32, String> {
+        let deep = video.format() == VideoFormat::Rgba64Le;
+        let frames = match video.format() {
+            VideoFormat::Rgba64Le => "rgba64le",
+            VideoFormat::Rgba => "rgba",
+            _ => "rgb0",
+        };
+        let extension = self.target.extension().unwrap_or_default().to_ascii_lowercase();
+        let mut command = ffmpeg();
+        command.current_dir(self.hidden.as_path()).stdin(Stdio::piped()).stderr(Stdio::null());
+        command.args(["-f", "rawvideo", "-pix_fmt", frames]);
+        command.args(["-s", &format!("{}x{}", video.width(), video.height()), "-i", "-"]);
+        command.args(["-fps_mode", "passthrough", "-start_number", &number.to_string()]);
+        match extension.to_str() {
+            Some("jpg" | "jpeg") => command.args(["-pix_fmt", "yuvj444p", "-q:v", "2"]),
+            Some("webp") => command.args(["-c:v", "libwebp", "-quality", "95"]),
+            Some("bmp") => command.args(["-pix_fmt", "bgr24"]),
+            // Those that hold depth and alpha.
+            _ => command.args([
+                "-pix_fmt",
+                match (deep, has_alpha) {
+                    (true, true) => "rgba64",
+                    (true, false) => "rgb48",
+                    (false, true) => "rgba",
+                    (false, false) => "rgb24",
+                },
+            ]),
+        };
+        command.args(["-f", "image2"]);
+        if self.pattern.is_none() {
+            command.args(["-update", "1"]);
+        }
+        let name = match &self.pattern {
+            Some(pattern) => pattern.name().to_owned(),
+            None => format!("picture.{}", extension.to_string_lossy()).into(),
+        };
+        let failed = |error: io::Error| format!("ffmpeg: {}", reason(&error));
+        let mut program = command.arg(name).spawn().map_err(failed)?;
+        let input = program.stdin.take();
+        let descriptor = input.as_ref().map(AsRawFd::as_raw_fd);
+        *self.encoder.lock() = Encoder { program: Some(program), input };
+        descriptor.ok_or_else(|| "ffmpeg takes no frames".to_owned())
+    }
+
+    /// Waits for the encoder and gives the pictures their names.
+    pub fn finish(&self) -> Result<(), String> {
+        let shown = self.target.display();
+        let mut encoder = self.encoder.lock();
+        drop(encoder.input.take());
+        if let Some(mut program) = encoder.program.take() {
+            let status = program.wait().map_err(|error| format!("ffmpeg: {}", reason(&error)))?;
+            if !status.success() {
+                return Err(format!("{shown}: FFmpeg could not write the pictures"));
+            }
+        }
+        // What is finished is not thrown away.
+        let mut is_kept = self.is_kept.lock();
+        *is_kept = true;
+        let failed = |error: io::Error| format!("{shown}: {}", reason(&error));
+        let mut pictures: Vec<_> =
+            fs::read_dir(self.hidden.as_path()).map_err(failed)?.flatten().collect();
+        pictures.sort_by_key(|picture| picture.file_name());
+        for picture in pictures {
+            let target = match &self.pattern {
+                Some(_) => folder(&self.target).join(picture.file_name()),
+                None => self.target.clone(),
+            };
+            if !self.force && fs::symlink_metadata(&target).is_ok() {
+                return Err(format!(
+                    "{}: has appeared meanwhile; the pictures from here on are in {}",
+                    target.display(),
+                    self.hidden.as_path().display()
+                ));
+            }
+            fs::rename(picture.path(), &target).map_err(failed)?;
+        }
+        *is_kept = false;
+        Ok(())
+    }
+}
+
+impl Drop for Pictures {
+    fn drop(&mut self) {
+        if let Some(mut program) = self.encoder.lock().program.take() {
+            // It may have ended already.
+            let _ = program.kill();
+            let _ = program.wait();
+        }
+        if !*self.is_kept.lock() {
+            // A folder that stays does no harm.
+            let _ = fs::remove_dir_all(&self.hidden);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Parts of inputs, pictures, pipes, and what is printed.
+
+use serde_json::Value;
+
+use super::carrying::{codecs, ffmpeg, probe};
+use super::*;
+
+const VIDEO: &str = "-f lavfi -i testsrc2=size=48x32:rate=25";
+
+/// Upscales `input` in `folder` to `output` there, plainly.
+fn plain(folder: &TempDir, options: &[&str], input: &str, output: &str) -> Output {
+    let options = [&["--strength", "0"], options].concat();
+    let mut command = upscale();
+    command.current_dir(folder.path()).args(options).args(["--", input, output]);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_part_is_cut_to_the_frame_with_its_sound() {
+    let folder = TempDir::new().unwrap();
+    let encoding = "-t 1 -c:v libx264 -preset veryfast -crf 5 -g 100 -bf 2 -c:a ac3";
+    for (input, output) in [("in.mp4", "out.mp4"), ("in.mkv", "out.mkv"), ("in.ts", "ts.mkv")] {
+        // Each frame is a grey of its own.
+        let video = "-f lavfi -i color=size=48x32:rate=25,geq=lum=20+N*8:cb=128:cr=128";
+        ffmpeg(&folder, &format!("{video} -f lavfi -i sine=sample_rate=48000 {encoding} {input}"));
+        for without in [&[][..], &["--no-ffmpeg"]] {
+            let part =
+                [&["--force", "--quality", "5", "--start", "0:0.4", "--duration", "0.4"], without]
+                    .concat();
+            assert_done(&plain(&folder, &part, input, output));
+            let [whole, part] = [input, output].map(|name| decoded_small(&folder, name));
+            assert_eq!(part.len(), 10, "{output} {without:?}");
+            // The frames are those from the eleventh on: each is nearest to its own.
+            for (number, frame) in part.iter().enumerate() {
+                let distance = |other: &Vec<u8>| {
+                    let pairs = frame.iter().zip(other);
+                    pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>()
+                };
+                let nearest = (0..whole.len()).min_by_key(|index| distance(&whole[*index]));
+                assert_eq!(nearest, Some(number + 10), "{output} {without:?}");
+            }
+            let sound = probe(&folder.path().join(output));
+            assert_eq!(codecs(&sound), ["h264", "ac3"]);
+            let packets = sound["packets"].as_array().unwrap().iter();
+            let sound = packets.filter(|packet| packet["codec_type"] == "audio").count();
+            // 0.4 s in packets of 32 ms, with those at the ends in or out.
+            assert!((11..=14).contains(&sound), "{output} {without:?}: {sound} packets");
+        }
+    }
+}
+
+/// The frames of a file in `folder`, as grey pictures of 48x32.
+fn decoded_small(folder: &TempDir, name: &str) -> Vec<Vec<u8>> {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-v", "error", "-i", name, "-vf", "scale=48:32:flags=area", "-pix_fmt", "gray"]);
+    command.args(["-fps_mode", "passthrough", "-f", "rawvideo", "-"]).current_dir(folder.path());
+    let pixels = command.output().unwrap().stdout;
+    pixels.chunks(48 * 32).map(<[u8]>::to_vec).collect()
+}
+
+#[test]
+fn a_part_behind_the_end_is_refused() {
+    let folder = TempDir::new().unwrap();
+    clip(&folder.path().join("in.mp4"), 5);
+    assert_refused(&plain(&folder, &["--start", "7"], "in.mp4", "out.mp4"), &["0.2 s long"]);
+    let result = plain(&folder, &["--start", "1:x"], "in.mp4", "out.mp4");
+    assert_eq!(result.status.code(), Some(2));
+}
+
+#[test]
+fn numbered_pictures_come_and_go() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO},format=rgb48 -frames:v 12 -start_number 7 in_%03d.png"));
+    assert_done(&plain(&folder, &[], "in_%03d.png", "out_%04d.png"));
+    let expected: Vec<_> = (7..19).map(|number| format!("out_{number:04}.png")).collect();
+    let found: Vec<_> =
+        names(&folder).into_iter().filter(|name| !name.starts_with("in_")).collect();
+    assert_eq!(found, expected);
+    let picture = probe(&folder.path().join("out_0007.png"));
+    let video = &picture["streams"][0];
+    assert_eq!((&video["width"], &video["height"]), (&192.into(), &128.into()));
+    assert!(video["pix_fmt"].as_str().unwrap().contains("64"), "{}", video["pix_fmt"]);
+    assert_refused(&plain(&folder, &[], "in_%03d.png", "out_%04d.png"), &["--force"]);
+
+    assert_done(&plain(&folder, &["--framerate", "10"], "in_%03d.png", "out.mkv"));
+    let (times, _) = frames(&folder.path().join("out.mkv"));
+    let times: Vec<_> = times.iter().map(|time| time.mseconds()).collect();
+    assert_eq!(times, (0..12).map(|frame| 100 * frame).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_picture_becomes_one() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 still.png"));
+    for (output, codec) in
+        [("out.png", "png"), ("out.jpg", "mjpeg"), ("out.tiff", "tiff"), ("out.webp", "webp")]
+    {
+        assert_done(&plain(&folder, &[], "still.png", output));
+        let picture = probe(&folder.path().join(output));
+        assert_eq!((codecs(&picture), &picture["streams"][0]["width"]), (vec![codec], &192.into()));
+    }
+    assert_refused(&plain(&folder, &["--codec", "h264"], "still.png", "x.png"), &["--codec"]);
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 -c:v ffv1 two.mkv"));
+    let result = plain(&folder, &[], "two.mkv", "one.png");
+    assert_refused(&result, &["more than one frame", "frame_%05d.png"]);
+    assert!(names(&folder).iter().all(|name| !name.starts_with('.') && name != "one.png"));
+}
+
+#[test]
+fn standard_output_gets_the_video_alone() {
+    let folder = TempDir::new().unwrap();
+    clip(&folder.path().join("in.mp4"), 3);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    command.args(["upscale", "--strength", "0", "in.mp4", "-"]).current_dir(folder.path());
+    let result = command.output().unwrap();
+    assert_done(&result);
+    assert!(result.stdout.starts_with(b"YUV4MPEG2 C420 W192 H128 "));
+    let frame = 192 * 128 * 3 / 2 + "FRAME\n".len();
+    let header = result.stdout.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    assert_eq!(result.stdout.len(), header + 3 * frame);
+}
+
+#[test]
+fn json_says_what_people_read() {
+    let folder = TempDir::new().unwrap();
+    clip(&folder.path().join("in.mp4"), 3);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    command.args(["upscale", "--json", "--strength", "0", "in.mp4", "out.mp4"]);
+    let result = command.current_dir(folder.path()).output().unwrap();
+    assert_done(&result);
+    let lines = String::from_utf8(result.stdout).unwrap();
+    let events: Vec<Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let event = |kind: &str| events.iter().find(|event| event["event"] == kind).unwrap();
+    assert_eq!((&event("input")["codec"], &event("input")["width"]), (&"H.264".into(), &48.into()));
+    assert_eq!(
+        (&event("output")["model"], &event("output")["width"]),
+        (&"nano".into(), &192.into())
+    );
+    assert_eq!((&event("done")["frames"], &event("done")["path"]), (&3.into(), &"out.mp4".into()));
+}
