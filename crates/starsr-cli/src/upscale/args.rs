@@ -23,6 +23,8 @@ Examples:
   starsr upscale old.png new.png
   starsr upscale old.mp4 - | ffmpeg -i - -c:v libsvtav1 new.webm
   starsr upscale --start 1:30 --duration 10 old.mp4 part.mp4
+  starsr upscale --start 1:30 --preview old.mp4 look.mp4
+  starsr upscale --estimate old.mp4 new.mp4
   starsr upscale --codec ffv1 old.avi master.mkv
   starsr upscale --encoder 'x265enc ! h265parse' old.mp4 new.mkv
 
@@ -35,8 +37,8 @@ All properties of the element are listed by `gst-inspect-1.0 starsr`.";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv, a picture, or
-    /// - for Y4M on standard output; frame_%05d.png stands for numbered pictures; with --output-dir
+    /// Any file that GStreamer can read, and the file to write: .mp4, .m4v, .mov or .mkv, a picture
+    /// (frame_%05d.png stands for numbered ones), or "-" for Y4M on standard output; with --output-dir
     /// any number of files and folders to read
     #[arg(required = true, value_names = ["INPUT", "OUTPUT"], num_args = 1..)]
     pub files: Vec<PathBuf>,
@@ -47,6 +49,12 @@ pub struct Args {
     /// Replace OUTPUT if it exists
     #[arg(short, long)]
     pub force: bool,
+    /// Say what the whole would take, from a short measurement, and write nothing
+    #[arg(long)]
+    pub estimate: bool,
+    /// Upscale this much, 5 seconds by default, beside a plain enlargement: the line between them moves
+    #[arg(long, value_name = "SECONDS", value_parser = time, num_args = 0..=1, require_equals = true, default_missing_value = "5", conflicts_with = "duration")]
+    pub preview: Option<f64>,
     /// Print no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -203,8 +211,9 @@ fn time(text: &str) -> Result<f64, String> {
 impl Args {
     /// The part of the input that is wanted, where it is not all of it.
     pub fn cut(&self) -> Option<Cut> {
-        let whole = self.start.is_none() && self.duration.is_none();
-        (!whole).then(|| Cut { start: self.start.unwrap_or(0.0), duration: self.duration })
+        let duration = self.duration.or(self.preview);
+        let whole = self.start.is_none() && duration.is_none();
+        (!whole).then(|| Cut { start: self.start.unwrap_or(0.0), duration })
     }
 
     /// Sets the properties of `starsr` that the options name.

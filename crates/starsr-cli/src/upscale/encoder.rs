@@ -148,7 +148,7 @@ impl Codec {
             Self::Vp9 => Some("vp9parse"),
             _ => None,
         };
-        Ok([Ok(encoder)].into_iter().chain(parser.map(make)).collect::<Result<_, _>>()?)
+        [Ok(encoder)].into_iter().chain(parser.map(make)).collect()
     }
 
     /// The format in which `video` is encoded, where it is not left to GStreamer, which takes the

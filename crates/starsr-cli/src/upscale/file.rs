@@ -2,26 +2,27 @@
 
 //! From one file to another.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::Stop;
 use super::args::Args;
 use super::batch::Job;
-use super::input;
+use super::input::{self, is_converted};
 use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
 use super::output::{Finished, Output};
 use super::pattern::Pattern;
 use super::pictures::Pictures;
-use super::pipeline::{Destination, Input, Pipeline, remedy};
-use super::probe::Probe;
+use super::pipeline::{Destination, Input, Pipeline, frames, remedy};
+use super::probe::{Probe, word};
 use super::progress::{Progress, clock, counted};
 use super::remux::Remux;
-use super::streams::{Container, media_name};
+use super::streams::Container;
 
 /// How much earlier than its container the video may end without a warning, up to a fiftieth.
 const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
@@ -73,6 +74,9 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     let destination =
         Destination::File { container, path: output.part(), video_only: remux.is_some() };
     let left_out = remux.as_ref().map_or(&[][..], |remux| &remux.left_out);
+    if args.estimate {
+        return work.estimate(&destination, left_out, interrupts);
+    }
     let Upscaled { frames, size, start, progress } =
         work.upscale(&destination, left_out, interrupts)?;
     let mut incomplete = None;
@@ -90,15 +94,11 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
         let output = job.output.display();
         progress.say(&format!("{output}: {reason}; the finished video is {}", path.display()));
     }
-    match incomplete {
-        Some(reason) => {
-            Err(format!("{} holds the upscaled video alone: {reason}", path.display()).into())
-        }
-        None => {
-            progress.finish(&path, frames, size);
-            Ok(())
-        }
+    if let Some(reason) = incomplete {
+        Err(format!("{} holds the upscaled video alone: {reason}", path.display()))?;
     }
+    progress.finish(&path, frames, size);
+    Ok(())
 }
 
 /// Into a picture, or one for each frame.
@@ -131,6 +131,7 @@ fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result
 /// Fails where the options choose an encoder that the output is not for.
 fn no_encoder(args: &Args, job: &Job) -> Result<(), String> {
     let options = [
+        ("--estimate", args.estimate),
         ("--codec", args.codec.is_some()),
         ("--quality", args.quality.is_some()),
         ("--preset", args.preset.is_some()),
@@ -156,13 +157,108 @@ struct Work<'a> {
     args: &'a Args,
     job: &'a Job,
     pipeline: Pipeline,
+    /// The codec and the length of an input that FFmpeg decodes.
+    decoded: Option<(String, Option<gst::ClockTime>)>,
     loses_chapters: bool,
 }
 
 impl<'a> Work<'a> {
     fn open(args: &'a Args, job: &'a Job, probe: Option<&Probe>) -> Result<Self, String> {
         let pipeline = Pipeline::open(args, &job.input, probe)?;
-        Ok(Self { args, job, pipeline, loses_chapters: false })
+        let decoded = probe.filter(|probe| is_converted(probe, args.cut())).map(|probe| {
+            let codec = probe.video().map_or("unknown", |video| word(video, "codec_name"));
+            (codec.to_uppercase(), probe.duration().map(gst::ClockTime::from_seconds_f64))
+        });
+        Ok(Self { args, job, pipeline, decoded, loses_chapters: false })
+    }
+
+    /// Connects the streams once they are known, and says what will be done.
+    fn connect(
+        &self,
+        destination: &Destination,
+        left_out: &[String],
+        listener: &mut Listener,
+        progress: &mut Progress,
+    ) -> Result<Input, String> {
+        let input = self.pipeline.connect(self.args, self.job, destination);
+        // An element that cannot start explains that on the bus.
+        let mut input = input.map_err(|reason| listener.explain(reason))?;
+        if let Some((codec, duration)) = &self.decoded {
+            input.codec.clone_from(codec);
+            input.duration = *duration;
+            input.frames = duration.zip(input.rate).and_then(|(time, rate)| frames(time, rate));
+        }
+        match self.args.cut() {
+            None => progress.expect(input.duration, input.frames),
+            Some(cut) => {
+                progress.expect(cut.duration.map(gst::ClockTime::from_seconds_f64), None);
+            }
+        }
+        describe_input(self.job, &input, progress);
+        for stream in input.left_out.iter().chain(left_out) {
+            listener.say(progress, &format!("not in the output: {stream}"));
+        }
+        Ok(input)
+    }
+
+    /// Runs the pipeline into `destination` for some windows, and says what all would take.
+    fn estimate(
+        self,
+        destination: &Destination,
+        left_out: &[String],
+        interrupts: &Interrupts,
+    ) -> Result<(), Stop> {
+        let mut listener = Listener::new(self.args, self.job, &self.pipeline, self.loses_chapters);
+        let mut progress = Progress::new(self.args, false);
+        let mut all = None;
+        let started = Instant::now();
+        listener.measure();
+        while let Event::StreamsKnown =
+            listener.next(&self.pipeline, &mut progress, &interrupts.count)?
+        {
+            let input = self.connect(destination, left_out, &mut listener, &mut progress)?;
+            all = input.frames.filter(|_| self.args.cut().is_none());
+        }
+        let done = self.pipeline.counts.done();
+        let written = match destination {
+            Destination::File { path, .. } => fs::metadata(path).map_or(0, |file| file.len()),
+            _ => 0,
+        };
+        let stats = self.pipeline.stats();
+        let memory = stats.and_then(|stats| stats.get::<u64>("memory-estimate").ok()).unwrap_or(0);
+        let Some(measured) = listener.measured() else {
+            return Err(format!("{}: is too short to measure", self.job.input.display()).into());
+        };
+        let Some(frames) = all else {
+            let input = self.job.input.display();
+            return Err(format!(
+                "{input}: does not say how long it is; {:.2} frames/s were measured",
+                measured.rate
+            )
+            .into());
+        };
+        let left = frames.saturating_sub(measured.frames) as f64 / measured.rate;
+        let seconds = (measured.at - started).as_secs_f64() + left;
+        let disk = written as f64 / done.max(1) as f64 * frames as f64;
+        progress.announce(
+            &format!(
+                "about {} for {} ({:.2} frames/s), {} MB of memory beside the model, {} MB of disk",
+                clock(seconds),
+                counted(frames),
+                measured.rate,
+                memory.div_ceil(1_000_000),
+                (disk / 1e6).ceil()
+            ),
+            "estimate",
+            json!({
+                "seconds": seconds,
+                "frames": frames,
+                "frames_per_second": measured.rate,
+                "memory": memory,
+                "disk": disk.ceil(),
+            }),
+        );
+        Ok(())
     }
 
     /// Runs the pipeline into `destination`. Also says what is `left_out` of it.
@@ -228,16 +324,11 @@ impl<'a> Work<'a> {
 
 /// Says what the input is.
 fn describe_input(job: &Job, input: &Input, progress: &Progress) {
-    let codec = media_name(&input.video);
-    let video = input.video.structure(0);
-    let number = |name| video.and_then(|video| video.get::<i32>(name).ok());
-    let rate = video.and_then(|video| video.get::<gst::Fraction>("framerate").ok());
-    let rate = rate.filter(|rate| rate.numer() > 0);
-    let mut words = vec![codec.clone()];
-    if let Some((width, height)) = number("width").zip(number("height")) {
+    let mut words = vec![input.codec.clone()];
+    if let Some((width, height)) = input.size {
         words.push(format!("{width}x{height}"));
     }
-    if let Some(rate) = rate {
+    if let Some(rate) = input.rate {
         let rate = f64::from(rate.numer()) / f64::from(rate.denom());
         words.push(format!("{} frames/s", (rate * 1000.0).round() / 1000.0));
     }
@@ -252,10 +343,10 @@ fn describe_input(job: &Job, input: &Input, progress: &Progress) {
         "input",
         json!({
             "path": job.input.to_string_lossy(),
-            "codec": codec,
-            "width": number("width"),
-            "height": number("height"),
-            "frame_rate": rate.map(|rate| format!("{}/{}", rate.numer(), rate.denom())),
+            "codec": input.codec,
+            "width": input.size.map(|(width, _)| width),
+            "height": input.size.map(|(_, height)| height),
+            "frame_rate": input.rate.map(|rate| format!("{}/{}", rate.numer(), rate.denom())),
             "seconds": input.duration.map(|duration| duration.nseconds() as f64 / 1e9),
             "frames": input.frames,
         }),

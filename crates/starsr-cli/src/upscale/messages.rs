@@ -20,6 +20,9 @@ use super::stall::Watchdog;
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
 /// An input whose streams are still unknown is given up after this time without any reading.
 const UNREAD: Duration = Duration::from_secs(3);
+/// Windows, and time for at least two of them, that are enough to measure a speed.
+const ENOUGH: usize = 8;
+const ENOUGH_TIME: Duration = Duration::from_secs(20);
 /// How long to wait for a better explanation after an error that explains nothing.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
@@ -27,6 +30,18 @@ const AFTERMATH: Duration = Duration::from_millis(300);
 pub enum Event {
     StreamsKnown,
     EndOfStream,
+    /// Enough is measured.
+    Measured,
+}
+
+/// A speed.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    /// When so many frames were finished.
+    pub at: Instant,
+    pub frames: u64,
+    /// Frames a second from then on.
+    pub rate: f64,
 }
 
 /// The listening side of a running pipeline.
@@ -40,6 +55,8 @@ pub struct Listener<'a> {
     known: bool,
     /// Whether the user knows what the output will be.
     described: bool,
+    /// When the number of finished frames changed, where that is measured.
+    changes: Option<Vec<(Instant, u64)>>,
     /// Whether the streams were ended here, after a stall.
     ended: bool,
     /// Description of a plugin that GStreamer lacks.
@@ -58,9 +75,38 @@ impl<'a> Listener<'a> {
             watchdog: Watchdog::new(),
             known: false,
             described: false,
+            changes: None,
             ended: false,
             missing: None,
             said: Vec::new(),
+        }
+    }
+
+    /// Ends the waiting once the speed is known.
+    pub fn measure(&mut self) {
+        self.changes = Some(Vec::new());
+    }
+
+    /// The speed, from the first frames that were finished to the last: windows finish several at
+    /// once.
+    pub fn measured(&self) -> Option<Measured> {
+        let changes = self.changes.as_deref()?;
+        let ((first, frames), (last, all)) = (*changes.first()?, *changes.last()?);
+        let time = (last - first).as_secs_f64();
+        (time > 0.0).then(|| Measured { at: first, frames, rate: (all - frames) as f64 / time })
+    }
+
+    /// Notes the number of frames that are `done`; whether enough is known.
+    fn is_measured(&mut self, done: u64) -> bool {
+        let Some(changes) = &mut self.changes else { return false };
+        if done > changes.last().map_or(0, |(_, done)| *done) {
+            changes.push((Instant::now(), done));
+        }
+        match changes.as_slice() {
+            [(first, _), .., (last, _)] => {
+                changes.len() > ENOUGH || *last - *first > ENOUGH_TIME && changes.len() > 2
+            }
+            _ => false,
         }
     }
 
@@ -84,6 +130,9 @@ impl<'a> Listener<'a> {
             {
                 self.described = true;
                 describe_output(self.job, size, &stats, progress);
+            }
+            if self.is_measured(counts.done()) {
+                return Ok(Event::Measured);
             }
             let idle = self.watchdog.idle_time(counts.moved());
             let patience = self.patience(idle, pipeline);

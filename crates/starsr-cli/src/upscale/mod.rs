@@ -24,6 +24,7 @@ mod output;
 mod pattern;
 mod pictures;
 mod pipeline;
+mod preview;
 mod probe;
 mod progress;
 mod remux;

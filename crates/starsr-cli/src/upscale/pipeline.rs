@@ -20,6 +20,7 @@ use super::held::{Held, Prelude};
 use super::input;
 use super::mending::{ContainerColors, mend_demuxers};
 use super::pictures::Pictures;
+use super::preview;
 use super::probe::Probe;
 use super::steady::Steady;
 use super::streams::{Container, Kind, always_pad, is_picture, media_name, passage};
@@ -44,8 +45,10 @@ pub enum Destination<'a> {
 
 /// What is known of the input before its first frame.
 pub struct Input {
-    /// The video's caps, as the parser states them.
-    pub video: gst::Caps,
+    /// A name for what the video is encoded as.
+    pub codec: String,
+    pub size: Option<(i32, i32)>,
+    pub rate: Option<gst::Fraction>,
     /// Length, where the container states it.
     pub duration: Option<gst::ClockTime>,
     /// Number of frames, from length and frame rate.
@@ -224,22 +227,21 @@ impl Pipeline {
         let video = &streams[video];
         let duration = video.pad.query_duration::<gst::ClockTime>();
         let caps = video.caps();
-        let rate = caps
-            .structure(0)
-            .and_then(|structure| structure.get::<gst::Fraction>("framerate").ok());
-        let frames = duration
-            .zip(rate)
-            .filter(|(_, rate)| rate.numer() > 0 && rate.denom() > 0)
-            .and_then(|(duration, rate)| {
-                duration
-                    .nseconds()
-                    .mul_div_round(rate.numer() as u64, rate.denom() as u64 * 1_000_000_000)
-            });
+        let number = |name| caps.structure(0).and_then(|caps| caps.get::<i32>(name).ok());
+        let rate = caps.structure(0).and_then(|caps| caps.get::<gst::Fraction>("framerate").ok());
+        let input = Input {
+            codec: media_name(&caps),
+            size: number("width").zip(number("height")),
+            rate: rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0),
+            duration,
+            frames: duration.zip(rate).and_then(|(duration, rate)| frames(duration, rate)),
+            left_out,
+        };
         for stream in streams {
             stream.release();
         }
         self.set_state(gst::State::Playing)?;
-        Ok(Input { video: caps, duration, frames, left_out })
+        Ok(input)
     }
 
     /// Builds what is behind the encoder, or behind the frames.
@@ -320,6 +322,9 @@ impl Pipeline {
         args.configure(&starsr)?;
         self.counts.watch(&starsr)?;
         *self.starsr.lock() = Some(starsr.clone());
+        if args.preview.is_some() {
+            preview::split(&starsr)?;
+        }
         let queue = make("queue")?;
         queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
         queue.set_property("max-size-buffers", 0u32);
@@ -385,6 +390,12 @@ impl Pipeline {
     fn nowhere(&self) -> Result<gst::Pad, String> {
         nowhere(self.pipeline.upcast_ref())
     }
+}
+
+/// The number of frames in `duration`.
+pub fn frames(duration: gst::ClockTime, rate: gst::Fraction) -> Option<u64> {
+    let (frames, seconds) = (u64::try_from(rate.numer()).ok()?, u64::try_from(rate.denom()).ok()?);
+    duration.nseconds().mul_div_round(frames, seconds.checked_mul(1_000_000_000)?)
 }
 
 /// A pad in `bin` that swallows a stream.

@@ -94,8 +94,8 @@ pub fn first_frame(input: &Path, stream: u64) -> Option<f64> {
     let (stream, entry) = (stream.to_string(), "frame=best_effort_timestamp_time");
     let arguments = ["-select_streams", &stream, "-read_intervals", FIRST, "-show_entries", entry];
     let frames = ffprobe(input, &arguments)?;
-    let times = frames["frames"].as_array()?.iter();
-    times.filter_map(|frame| seconds(&frame["best_effort_timestamp_time"])).next()
+    let mut frames = frames["frames"].as_array()?.iter();
+    frames.find_map(|frame| seconds(&frame["best_effort_timestamp_time"]))
 }
 
 fn ffprobe(input: &Path, arguments: &[&str]) -> Option<Value> {

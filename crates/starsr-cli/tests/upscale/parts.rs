@@ -51,6 +51,40 @@ fn a_part_is_cut_to_the_frame_with_its_sound() {
     }
 }
 
+#[test]
+fn a_preview_shows_both_with_a_line_between() {
+    let folder = TempDir::new().unwrap();
+    // A size that is no multiple of anything, and formats of two kinds.
+    for (format, codec) in [("yuv420p", "libx264"), ("gbrp", "ffv1")] {
+        let video = format!("-f lavfi -i color=gray:size=50x34:rate=25,format={format}");
+        ffmpeg(&folder, &format!("{video} -t 0.4 -c:v {codec} in.mkv"));
+        let preview = ["--force", "--preview=0.2", "--quality", "1"];
+        assert_done(&plain(&folder, &preview, "in.mkv", "out.mkv"));
+        let frames = decoded_small(&folder, "out.mkv");
+        assert_eq!(frames.len(), 5, "{format}");
+        // The line is white, in the middle at first.
+        let row = &frames[0][48 * 16..48 * 17];
+        let brightest = (0..48).max_by_key(|x| row[*x]).unwrap();
+        assert!((22..=25).contains(&brightest), "{format}: {row:?}");
+        assert!(row[2].abs_diff(row[46]) < 4, "{format}: {row:?}");
+    }
+}
+
+#[test]
+fn an_estimate_writes_nothing() {
+    let folder = TempDir::new().unwrap();
+    clip(&folder.path().join("in.mp4"), 30);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    command.args(["upscale", "--estimate", "--json", "in.mp4", "out.mp4"]);
+    let result = command.current_dir(folder.path()).output().unwrap();
+    assert_done(&result);
+    let lines = String::from_utf8(result.stdout).unwrap();
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["event"], &last["frames"]), (&"estimate".into(), &30.into()));
+    assert!(last["seconds"].as_f64().unwrap() > 0.0 && last["memory"].as_u64().unwrap() > 0);
+    assert_eq!(names(&folder), ["in.mp4"]);
+}
+
 /// The frames of a file in `folder`, as grey pictures of 48x32.
 fn decoded_small(folder: &TempDir, name: &str) -> Vec<Vec<u8>> {
     let mut command = Command::new("ffmpeg");
