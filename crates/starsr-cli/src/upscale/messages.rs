@@ -280,11 +280,11 @@ impl<'a> Listener<'a> {
         let factory = source.and_then(|source| source.factory()).map(|factory| factory.name());
         let (input, output) = (self.job.input.display(), self.job.output.display());
         let mut text = match factory.as_deref() {
-            Some("filesink") if what.matches(gst::ResourceError::NoSpaceLeft) => {
+            Some("filesink" | "fdsink") if what.matches(gst::ResourceError::NoSpaceLeft) => {
                 format!("{output}: no space left on the device")
             }
             // The system's words stand at the end of the details.
-            Some("filesink") => match debug.trim_end().rsplit_once(": ") {
+            Some("filesink" | "fdsink") => match debug.trim_end().rsplit_once(": ") {
                 Some((_, reason)) => format!("{output}: cannot be written: {reason}"),
                 None => format!("{output}: cannot be written"),
             },
