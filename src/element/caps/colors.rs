@@ -22,7 +22,7 @@ pub(in crate::element) fn video_info(
         return Err(glib::bool_error!("{caps} are not fixed"));
     }
     let mut caps = caps.to_owned();
-    if let Some(colors) = Colors::of(&caps) {
+    if let Some(colors) = CapsColors::of(&caps) {
         for structure in caps.make_mut().iter_mut() {
             structure.remove_fields([COLORIMETRY, CHROMA_SITE]);
             colors.say(structure);
@@ -33,7 +33,7 @@ pub(in crate::element) fn video_info(
 
 /// Fixed `caps` that also say what they leave open, as the defaults of another size would differ.
 pub(super) fn spelled_out(mut caps: gst::Caps) -> gst::Caps {
-    if let Some(colors) = Colors::of(&caps) {
+    if let Some(colors) = CapsColors::of(&caps) {
         caps.make_mut().iter_mut().for_each(|structure| colors.say(structure));
     }
     caps
@@ -47,7 +47,7 @@ pub(super) fn said_in_full(caps: &gst::CapsRef) -> gst::Caps {
     if ![COLORIMETRY, CHROMA_SITE].into_iter().any(is_said) {
         return full;
     }
-    let Some(colors) = Colors::of(caps) else { return full };
+    let Some(colors) = CapsColors::of(caps) else { return full };
     for structure in full.make_mut().iter_mut() {
         let said = |field| structure.get::<String>(field).ok();
         let colorimetry = said(COLORIMETRY).and_then(|c| c.parse().ok());
@@ -67,15 +67,15 @@ pub(super) fn is_subsampled(format: &gst_video::VideoFormatInfo) -> bool {
     format.is_yuv() && format.w_sub().iter().chain(format.h_sub()).any(|sub| *sub > 0)
 }
 
-/// The colours of a raw format.
+/// The colours that caps of a raw format state.
 #[derive(Debug)]
-struct Colors {
+struct CapsColors {
     colorimetry: gst_video::VideoColorimetry,
     /// `None` where it does not matter.
     site: Option<gst_video::VideoChromaSite>,
 }
 
-impl Colors {
+impl CapsColors {
     /// Those of fixed `caps`; `None` for others, and for caps of no raw format.
     fn of(caps: &gst::CapsRef) -> Option<Self> {
         let structure = caps.structure(0).filter(|_| caps.is_fixed())?;

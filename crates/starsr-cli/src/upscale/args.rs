@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use gst::glib;
 use gst::prelude::*;
 
+use super::codec::Codec;
 use super::cut::Cut;
-use super::encoder::Codec;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -2,6 +2,8 @@
 
 //! Elements of GStreamer by name.
 
+use gst::prelude::*;
+
 /// Whether GStreamer has the element.
 pub fn is_available(factory: &str) -> bool {
     gst::ElementFactory::find(factory).is_some()
@@ -23,4 +25,14 @@ pub fn make(factory: &str) -> Result<gst::Element, String> {
         };
         format!("GStreamer's element {factory} is missing; install {package}")
     })
+}
+
+/// Brings elements to the state of the pipeline that they are in.
+pub fn sync<'a>(elements: impl IntoIterator<Item = &'a gst::Element>) -> Result<(), String> {
+    elements.into_iter().try_for_each(|element| element.sync_state_with_parent().map_err(text))
+}
+
+/// The words of an error.
+pub fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

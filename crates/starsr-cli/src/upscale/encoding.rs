@@ -11,9 +11,10 @@ use gst_video::VideoInfo;
 use parking_lot::Mutex;
 
 use super::args::Args;
-use super::encoder::{self, Codec};
+use super::codec::Codec;
+use super::elements::{sync, text};
+use super::encoder;
 use super::pictures::Pictures;
-use super::pipeline::{sync, text};
 use super::streams::always_pad;
 
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.

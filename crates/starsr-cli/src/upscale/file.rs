@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use serde_json::json;
 use super::Stop;
 use super::args::Args;
 use super::batch::Job;
+use super::encoder;
 use super::input::{self, is_converted};
 use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
@@ -56,7 +58,7 @@ fn probe(args: &Args, job: &Job) -> Result<Option<Probe>, String> {
 fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
     let container = Container::from_path(&job.output)?;
     if let Some(codec) = args.codec {
-        codec.check(args, container)?;
+        encoder::check(codec, args, container)?;
     }
     let mut output = Output::create(&job.input, &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
@@ -289,6 +291,9 @@ impl<'a> Work<'a> {
             for stream in input.left_out.iter().chain(left_out) {
                 listener.say(&progress, &format!("not in the output: {stream}"));
             }
+        }
+        if interrupts.count.load(Ordering::SeqCst) > 0 {
+            return Err(Stop::Interrupted);
         }
         // Down to READY first: closing the file may fail, and NULL would throw that message away.
         self.pipeline.set_state(gst::State::Ready)?;

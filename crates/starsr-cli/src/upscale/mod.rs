@@ -3,12 +3,15 @@
 //! From files to files: the video goes through the element `starsr`, the rest goes beside it
 //! untouched.
 
+use std::path::PathBuf;
+
 use clap::CommandFactory;
 use gst::prelude::*;
 use serde_json::json;
 
 mod args;
 mod batch;
+mod codec;
 mod counts;
 mod cut;
 mod elements;
@@ -54,7 +57,11 @@ impl From<String> for Stop {
 pub fn run(args: &Args) -> Result<(), Stop> {
     let jobs = match (&args.output_dir, args.files.as_slice()) {
         (Some(folder), inputs) => batch::jobs(inputs, folder)?,
-        (None, [input, output]) => vec![Job { input: input.clone(), output: output.clone() }],
+        (None, [input, output]) => {
+            let is_standard = input.as_os_str() == "-";
+            let input = if is_standard { PathBuf::from("/dev/stdin") } else { input.clone() };
+            vec![Job { input, output: output.clone() }]
+        }
         (None, files) => {
             let reason = if files.len() < 2 {
                 "OUTPUT is missing: name it, or a folder with --output-dir"

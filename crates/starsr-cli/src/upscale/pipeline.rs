@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 
 use super::args::Args;
 use super::batch::Job;
+use super::codec::Codec;
 use super::counts::Counts;
 use super::cut::Cut;
-use super::elements::make;
-use super::encoder::Codec;
+use super::elements::{make, sync, text};
 use super::encoding::{Encoding, Ending, standard_output};
 use super::held::{Held, Prelude};
 use super::input;
@@ -437,12 +437,4 @@ pub fn remedy(container: Container) -> &'static str {
     } else {
         "an .mkv output may, and --drop-unsupported leaves it out"
     }
-}
-
-pub fn sync<'a>(elements: impl IntoIterator<Item = &'a gst::Element>) -> Result<(), String> {
-    elements.into_iter().try_for_each(|element| element.sync_state_with_parent().map_err(text))
-}
-
-pub fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -124,6 +125,8 @@ pub fn is_installed(program: &str) -> bool {
 /// FFmpeg, with the options of every call.
 pub fn ffmpeg() -> Command {
     let mut command = Command::new("ffmpeg");
+    // Ctrl-C is for this program, which then ends FFmpeg.
+    command.process_group(0);
     command.args(["-nostdin", "-v", "error", "-y"]).stdin(Stdio::null());
     command
 }

@@ -154,6 +154,14 @@ fn standard_output_gets_the_video_alone() {
     let frame = 192 * 128 * 3 / 2 + "FRAME\n".len();
     let header = result.stdout.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     assert_eq!(result.stdout.len(), header + 3 * frame);
+
+    let mut second = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    second.args(["upscale", "--quiet", "--strength", "0", "--scale", "2", "-", "out.mkv"]);
+    fs::write(folder.path().join("in.y4m"), &result.stdout).unwrap();
+    second.stdin(fs::File::open(folder.path().join("in.y4m")).unwrap());
+    assert_done(&second.current_dir(folder.path()).output().unwrap());
+    let (times, size) = frames(&folder.path().join("out.mkv"));
+    assert_eq!((times.len(), size), (3, (384, 256)));
 }
 
 #[test]

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What the video is encoded as.
+
+use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo, VideoTransferFunction};
+
+use super::elements::is_available;
+
+/// What the video is encoded as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Codec {
+    /// AVC, which every player knows; 8 or 10 bits
+    H264,
+    /// HEVC; 8 to 12 bits, and HDR with its metadata
+    H265,
+    /// 8 bits; smaller files, slow
+    Av1,
+    /// 8 to 12 bits, royalty-free
+    Vp9,
+    /// 10 bits, 4:2:2 or 4:4:4 with alpha, for editing: .mov or .mkv
+    Prores,
+    /// Lossless, with alpha, for archives: .mkv
+    Ffv1,
+}
+
+impl Codec {
+    /// The codec for a `video`, decoded: HEVC where H.264 would lose HDR, or depth on many devices.
+    pub fn for_video(video: &VideoInfo) -> Self {
+        let is_hdr = matches!(
+            video.colorimetry().transfer(),
+            VideoTransferFunction::Smpte2084 | VideoTransferFunction::AribStdB67
+        );
+        let is_deep = video.format_info().depth().iter().any(|depth| *depth > 8);
+        // x265 needs an edge of 16 pixels and more.
+        if (is_hdr || is_deep) && is_available("x265enc") { Self::H265 } else { Self::H264 }
+    }
+
+    /// The name users know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::H264 => "H.264",
+            Self::H265 => "HEVC",
+            Self::Av1 => "AV1",
+            Self::Vp9 => "VP9",
+            Self::Prores => "ProRes",
+            Self::Ffv1 => "FFV1",
+        }
+    }
+
+    /// Name of the encoder's factory.
+    pub fn element(self) -> &'static str {
+        match self {
+            Self::H264 => "x264enc",
+            Self::H265 => "x265enc",
+            Self::Av1 => "av1enc",
+            Self::Vp9 => "vp9enc",
+            Self::Prores => "avenc_prores_ks",
+            Self::Ffv1 => "avenc_ffv1",
+        }
+    }
+
+    /// The default of `--quality` and the worst value.
+    pub fn qualities(self) -> Option<(u32, u32)> {
+        match self {
+            Self::H264 => Some((18, 50)),
+            Self::H265 => Some((20, 51)),
+            Self::Av1 | Self::Vp9 => Some((24, 63)),
+            Self::Prores | Self::Ffv1 => None,
+        }
+    }
+
+    /// The format in which `video` is encoded, where it is not left to GStreamer, which takes the
+    /// nearest one that the encoder knows.
+    pub fn format(self, video: VideoFormatInfo) -> Option<VideoFormat> {
+        let deep = video.depth().iter().any(|depth| *depth > 8);
+        match self {
+            // Players do not know the others that these encoders take.
+            Self::H264 | Self::H265 | Self::Av1 | Self::Vp9
+                if video.is_rgb() || video.is_gray() =>
+            {
+                Some(if deep && self != Self::Av1 {
+                    VideoFormat::I42010le
+                } else {
+                    VideoFormat::I420
+                })
+            }
+            Self::Prores if video.has_alpha() => Some(VideoFormat::A44410le),
+            Self::Prores if video.is_rgb() => Some(VideoFormat::Y44410le),
+            _ => None,
+        }
+    }
+}
