@@ -276,21 +276,8 @@ impl<'a> Work<'a> {
         while let Event::StreamsKnown =
             listener.next(&self.pipeline, &mut progress, &interrupts.count)?
         {
-            let input = self.pipeline.connect(self.args, self.job, destination);
-            // An element that cannot start explains that on the bus.
-            let input = input.map_err(|reason| listener.explain(reason))?;
-            let (mut expected, mut frames) = (input.duration, input.frames);
-            if let Some(cut) = self.args.cut() {
-                expected = cut.duration.map(gst::ClockTime::from_seconds_f64);
-                frames = None;
-            } else {
-                duration = input.duration;
-            }
-            progress.expect(expected, frames);
-            describe_input(self.job, &input, &progress);
-            for stream in input.left_out.iter().chain(left_out) {
-                listener.say(&progress, &format!("not in the output: {stream}"));
-            }
+            let input = self.connect(destination, left_out, &mut listener, &mut progress)?;
+            duration = input.duration.filter(|_| self.args.cut().is_none());
         }
         if interrupts.count.load(Ordering::SeqCst) > 0 {
             return Err(Stop::Interrupted);

@@ -182,4 +182,13 @@ fn json_says_what_people_read() {
         (&"nano".into(), &192.into())
     );
     assert_eq!((&event("done")["frames"], &event("done")["path"]), (&3.into(), &"out.mp4".into()));
+
+    // What FFmpeg decodes is called by its own name, and its length is known.
+    ffmpeg(&folder, &format!("{VIDEO} -t 0.2 -c:v mpeg4 in.avi"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+    command.args(["upscale", "--json", "--strength", "0", "in.avi", "out.mkv"]);
+    let lines = command.current_dir(folder.path()).output().unwrap().stdout;
+    let first = String::from_utf8(lines).unwrap().lines().next().unwrap().to_owned();
+    let input: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!((&input["codec"], &input["frames"]), (&"MPEG4".into(), &5.into()));
 }
