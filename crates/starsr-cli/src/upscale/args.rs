@@ -120,7 +120,7 @@ pub struct Args {
     /// Begin at this time of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub start: Option<f64>,
-    /// End after this time: seconds, or [H:]MM:SS
+    /// Upscale so much of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub duration: Option<f64>,
     /// Deinterlace first: each field becomes a frame (double), or each frame one (single)

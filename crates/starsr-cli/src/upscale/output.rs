@@ -90,11 +90,7 @@ impl Output {
             };
             return Err(format!("{shown}: {what}"));
         }
-        let name = target.file_name().ok_or_else(|| format!("{shown}: not a file name"))?;
-        let mut prefix = vec![b'.'];
-        prefix.extend(name.as_bytes().iter().take(NAME_BYTES));
-        prefix.extend(b".part-");
-        let prefix = OsString::from_vec(prefix);
+        let prefix = hidden_prefix(target)?;
         remove_leftovers(folder(target), &prefix);
         let part = Part::create(target, &prefix)?;
         Ok(Self { part, prefix, target: target.to_owned(), force })
@@ -176,6 +172,16 @@ fn rename(part: TempPath, path: &Path) -> Result<(), PathPersistError> {
         }
         result => result,
     }
+}
+
+/// What the names of hidden files for `target` begin with.
+pub fn hidden_prefix(target: &Path) -> Result<OsString, String> {
+    let name =
+        target.file_name().ok_or_else(|| format!("{}: not a file name", target.display()))?;
+    let mut prefix = vec![b'.'];
+    prefix.extend(name.as_bytes().iter().take(NAME_BYTES));
+    prefix.extend(b".part-");
+    Ok(OsString::from_vec(prefix))
 }
 
 /// Removes the files in `folder` that begin with `prefix` and that no process is writing.

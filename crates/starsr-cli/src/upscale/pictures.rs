@@ -3,18 +3,23 @@
 //! Pictures as output: one, or one for each frame. FFmpeg encodes them, as GStreamer's encoders know
 //! 8 bits only.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 
 use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
-use super::output::{folder, reason};
+use super::output::{folder, hidden_prefix, reason};
 use super::pattern::Pattern;
 use super::probe::{ffmpeg, is_installed};
+
+/// Name of the file in a hidden folder that is locked while a process writes there.
+const LOCK: &str = ".lock";
 
 /// Pictures that are being written, in a hidden folder beside their place. Dropped before
 /// [`Pictures::finish`] they are gone.
@@ -24,6 +29,8 @@ pub struct Pictures {
     pattern: Option<Pattern>,
     force: bool,
     hidden: PathBuf,
+    /// Holds the lock that tells other runs, until this process ends in any way, to let the folder be.
+    _lock: File,
     is_kept: Mutex<bool>,
     encoder: Mutex<Encoder>,
 }
@@ -57,13 +64,18 @@ impl Pictures {
             return Err(format!("{shown}: exists already; use --force to replace it"));
         }
         let failed = |error: io::Error| format!("{shown}: cannot be created: {}", reason(&error));
+        let prefix = hidden_prefix(target)?;
+        remove_leftovers(folder(target), &prefix);
         let hidden = tempfile::Builder::new()
-            .prefix(".starsr-")
+            .prefix(&prefix)
             .tempdir_in(folder(target))
             .map_err(failed)?
             .keep();
-        let (target, encoder) = (target.to_owned(), Mutex::default());
-        Ok(Self { target, pattern, force, hidden, is_kept: Mutex::default(), encoder })
+        let lock = File::create(hidden.join(LOCK)).map_err(failed)?;
+        // Where a file system knows no locks, no run finds anything to remove.
+        let _ = lock.try_lock();
+        let (target, encoder, is_kept) = (target.to_owned(), Mutex::default(), Mutex::default());
+        Ok(Self { target, pattern, force, hidden, _lock: lock, is_kept, encoder })
     }
 
     pub fn is_one(&self) -> bool {
@@ -145,6 +157,7 @@ impl Pictures {
         let failed = |error: io::Error| format!("{shown}: {}", reason(&error));
         let mut pictures: Vec<_> =
             fs::read_dir(self.hidden.as_path()).map_err(failed)?.flatten().collect();
+        pictures.retain(|picture| picture.file_name() != LOCK);
         pictures.sort_by_key(|picture| picture.file_name());
         for picture in pictures {
             let target = match &self.pattern {
@@ -162,6 +175,20 @@ impl Pictures {
         }
         *is_kept = false;
         Ok(())
+    }
+}
+
+/// Removes the folders in `folder` that begin with `prefix` and that no process is writing.
+fn remove_leftovers(folder: &Path, prefix: &OsStr) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_hidden = entry.file_name().as_bytes().starts_with(prefix.as_bytes());
+        if is_hidden
+            && let Ok(lock) = File::open(entry.path().join(LOCK))
+            && lock.try_lock().is_ok()
+        {
+            // One that cannot be removed does no harm.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -125,6 +125,24 @@ fn numbered_pictures_come_and_go() {
 }
 
 #[test]
+fn what_a_killed_run_leaves_of_pictures_is_removed_by_the_next() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 in_%d.png"));
+    let dead = folder.path().join(".out_%d.png.part-dead");
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join(".lock"), "").unwrap();
+    fs::write(dead.join("out_1.png"), "half a picture").unwrap();
+    // Another run that is still at work.
+    let busy = folder.path().join(".out_%d.png.part-busy");
+    fs::create_dir(&busy).unwrap();
+    let lock = fs::File::create(busy.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    assert_done(&plain(&folder, &[], "in_%d.png", "out_%d.png"));
+    let expected = [".out_%d.png.part-busy", "in_1.png", "in_2.png", "out_1.png", "out_2.png"];
+    assert_eq!(names(&folder), expected);
+}
+
+#[test]
 fn one_picture_becomes_one() {
     let folder = TempDir::new().unwrap();
     ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 still.png"));
