@@ -21,7 +21,7 @@ use super::output::{Finished, Output};
 use super::pattern::Pattern;
 use super::pictures::Pictures;
 use super::pipeline::{Destination, Input, Pipeline, frames, remedy};
-use super::probe::{Probe, word};
+use super::probe::{Probe, seconds, word};
 use super::progress::{Progress, clock, counted};
 use super::remux::Remux;
 use super::streams::Container;
@@ -169,7 +169,9 @@ impl<'a> Work<'a> {
         let pipeline = Pipeline::open(args, &job.input, probe)?;
         let decoded = probe.filter(|probe| is_converted(probe, args.cut())).map(|probe| {
             let codec = probe.video().map_or("unknown", |video| word(video, "codec_name"));
-            (codec.to_uppercase(), probe.duration().map(gst::ClockTime::from_seconds_f64))
+            let own = probe.video().and_then(|video| seconds(&video["duration"]));
+            let duration = own.or(probe.duration()).map(gst::ClockTime::from_seconds_f64);
+            (codec.to_uppercase(), duration)
         });
         Ok(Self { args, job, pipeline, decoded, loses_chapters: false })
     }

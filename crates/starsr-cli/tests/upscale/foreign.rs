@@ -124,7 +124,8 @@ fn a_short_video_beside_long_sound_is_found() {
         &folder,
         &format!("-i one.mp4 {SOUND} -map 0:v -map 1:a -t 2 -c:v copy -c:a aac in.mp4"),
     );
-    upscaled(&folder, &[], "in.mp4", "out.mp4");
+    let said = upscaled(&folder, &[], "in.mp4", "out.mp4");
+    assert!(!said.contains("cut off"), "{said}");
     let [before, after] = ["in.mp4", "out.mp4"].map(|name| probe(&folder.path().join(name)));
     assert_same_packets(&before, &after);
     assert_eq!(codecs(&after), ["h264", "aac"]);
