@@ -201,11 +201,11 @@ pub enum Deinterlace {
 /// Seconds from `[[hours:]minutes:]seconds`.
 fn time(text: &str) -> Result<f64, String> {
     let parts: Vec<_> = text.split(':').map(str::parse::<f64>).collect();
-    let valid = |part: &Result<f64, _>| part.as_ref().is_ok_and(|part| (0.0..1e9).contains(part));
-    if parts.len() > 3 || !parts.iter().all(valid) {
-        return Err("expected seconds or [H:]MM:SS".to_owned());
-    }
-    Ok(parts.into_iter().flatten().fold(0.0, |time, part| 60.0 * time + part))
+    let valid = |part: &Result<f64, _>| part.as_ref().is_ok_and(|part| *part >= 0.0);
+    let is_valid = parts.len() <= 3 && parts.iter().all(valid);
+    let time = parts.into_iter().flatten().fold(0.0, |time, part| 60.0 * time + part);
+    // More would not fit into GStreamer's nanoseconds.
+    if is_valid && time < 1e9 { Ok(time) } else { Err("expected seconds or [H:]MM:SS".to_owned()) }
 }
 
 impl Args {

@@ -31,7 +31,6 @@ impl Codec {
             VideoTransferFunction::Smpte2084 | VideoTransferFunction::AribStdB67
         );
         let is_deep = video.format_info().depth().iter().any(|depth| *depth > 8);
-        // x265 needs an edge of 16 pixels and more.
         if (is_hdr || is_deep) && is_available("x265enc") { Self::H265 } else { Self::H264 }
     }
 

@@ -170,7 +170,9 @@ impl<'a> Work<'a> {
         let decoded = probe.filter(|probe| is_converted(probe, args.cut())).map(|probe| {
             let codec = probe.video().map_or("unknown", |video| word(video, "codec_name"));
             let own = probe.video().and_then(|video| seconds(&video["duration"]));
-            let duration = own.or(probe.duration()).map(gst::ClockTime::from_seconds_f64);
+            // A damaged file may state any length.
+            let duration = own.or(probe.duration()).filter(|time| (0.0..1e9).contains(time));
+            let duration = duration.map(gst::ClockTime::from_seconds_f64);
             (codec.to_uppercase(), duration)
         });
         Ok(Self { args, job, pipeline, decoded, loses_chapters: false })

@@ -99,8 +99,11 @@ fn a_part_behind_the_end_is_refused() {
     let folder = TempDir::new().unwrap();
     clip(&folder.path().join("in.mp4"), 5);
     assert_refused(&plain(&folder, &["--start", "7"], "in.mp4", "out.mp4"), &["0.2 s long"]);
-    let result = plain(&folder, &["--start", "1:x"], "in.mp4", "out.mp4");
-    assert_eq!(result.status.code(), Some(2));
+    for time in ["1:x", "-1", "nan", "inf", "1:2:3:4", "999999999:0:0"] {
+        let start = format!("--start={time}");
+        let result = plain(&folder, &[&start], "in.mp4", "out.mp4");
+        assert_eq!(result.status.code(), Some(2), "{time}");
+    }
 }
 
 #[test]
