@@ -8,7 +8,7 @@ use gst::prelude::*;
 
 use starsr::bundle::Manifest;
 use starsr::model::Model;
-use starsr::runtime::{self, Engine, Provider};
+use starsr::runtime::{self, Engine, GraphTimes, Provider};
 use starsr::{Bundle, Cancel, Error, Result};
 
 use super::log::{self, CAT};
@@ -18,6 +18,8 @@ use super::settings::Settings;
 pub(super) struct Loaded {
     pub(super) model: Box<dyn Model>,
     pub(super) manifest: Manifest,
+    /// Where the model counts its runs while it is at work, if it does.
+    pub(super) times: Option<GraphTimes>,
     /// Nick of the execution provider in use.
     pub(super) provider: String,
     /// The device that the provider computes on.
@@ -72,6 +74,7 @@ fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Res
             Provider::Auto | Provider::Cpu => "CPU".into(),
         },
         runtime: engine.runtime_version().to_string(),
+        times: Some(engine.stats()),
         model: Box::new(engine),
         manifest: bundle.manifest().clone(),
     })

@@ -8,6 +8,8 @@ use gst::glib;
 use gst::prelude::*;
 
 use starsr::StageTimes;
+use starsr::bundle::Role;
+use starsr::runtime::GraphTimes;
 
 use super::loading::Loaded;
 
@@ -30,14 +32,18 @@ pub(super) struct ElementStats {
     pub(super) upscale: Duration,
     /// Time spent on converting frames from RGB, and on resizing them.
     pub(super) convert_out: Duration,
-    /// Runs of the denoiser.
+    /// Runs of the denoiser, when the upscaler last rested.
     pub(super) evaluations: u64,
+    /// See [`starsr::Upscaler::window_evaluations`].
+    pub(super) window_evaluations: u64,
     /// Time spent inside ONNX Runtime.
     pub(super) model_busy: Duration,
     /// Times of the present upscaler's stages.
     pub(super) stages: StageTimes,
     /// Times of the stages of the upscalers for earlier caps.
     earlier: StageTimes,
+    /// Where the model counts its runs while it is at work.
+    times: Option<GraphTimes>,
     model: String,
     provider: String,
     device: String,
@@ -48,6 +54,7 @@ impl ElementStats {
     /// Everything at zero, with the names of what is `loaded`.
     pub(super) fn new(loaded: &Loaded) -> Self {
         Self {
+            times: loaded.times.clone(),
             model: loaded.manifest.name.clone(),
             provider: loaded.provider.clone(),
             device: loaded.device.clone(),
@@ -67,8 +74,8 @@ impl ElementStats {
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser), bypassed \
-                 (frames), scene-cuts, latency-frames, memory-estimate (bytes of frames, latents and graphs, \
+                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser, \
+                 those in the present window included), window-evaluations (runs for a window), bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes of frames, latents and graphs, \
                  without weights), prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, \
                  time-prepare, time-encode, time-sample, time-decode and time-finish, then time-convert-out \
                  and time-onnxruntime (guint64, ns); model, provider, device, onnxruntime-version (string)",
@@ -79,12 +86,14 @@ impl ElementStats {
 
     pub(super) fn structure(&self) -> gst::Structure {
         let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let running = self.times.as_ref().map_or(0, |times| times.runs(Role::Denoiser));
         let stages = sum(&self.earlier, &self.stages);
         gst::Structure::builder("starsr-stats")
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
-            .field("evaluations", self.evaluations)
+            .field("evaluations", self.evaluations.max(running))
+            .field("window-evaluations", self.window_evaluations)
             .field("bypassed", stages.bypassed)
             .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)

@@ -42,7 +42,7 @@ fn each_window_is_announced() {
             (frames_in, frames_out)
         );
     }
-    assert_eq!(rig.stat("evaluations"), 10);
+    assert_eq!((rig.stat("evaluations"), rig.stat("window-evaluations")), (10, 5));
 }
 
 #[test]
@@ -72,6 +72,7 @@ fn the_stats_are_complete() {
         "frames-out",
         "windows",
         "evaluations",
+        "window-evaluations",
         "bypassed",
         "scene-cuts",
         "latency-frames",

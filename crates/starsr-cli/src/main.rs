@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod info;
+mod terminal;
 mod upscale;
 
 use upscale::Stop;
@@ -26,6 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Upscale(Box<upscale::Args>),
+    Info(info::Args),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
     Documentation {
@@ -37,16 +40,17 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Upscale(args) => upscale::run(&args),
+        Command::Info(args) => info::run(&args).map_err(Stop::Failed),
         Command::Documentation { dir } => write_documentation(&dir).map_err(Stop::Failed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(reason)) => {
-            eprintln!("starsr: {reason}");
+            terminal::warn(format_args!("starsr: {reason}"));
             ExitCode::FAILURE
         }
         Err(Stop::Interrupted) => {
-            eprintln!("starsr: interrupted; no unfinished file is left");
+            terminal::warn("starsr: interrupted; no unfinished file is left");
             ExitCode::from(INTERRUPTED)
         }
     }

@@ -110,6 +110,7 @@ impl Bench {
         change(&mut settings, &mut model);
         let loaded = Loaded {
             model: Box::new(model.clone()),
+            times: None,
             manifest: stand_in::manifest(),
             provider: "cpu".into(),
             device: "CPU".into(),

@@ -4,9 +4,11 @@
 
 use std::path::PathBuf;
 
+use clap::{Args as _, FromArgMatches};
 use gst::glib;
 use gst::prelude::*;
 
+use super::choice::Choice;
 use super::codec::Codec;
 use super::cut::Cut;
 
@@ -123,12 +125,27 @@ pub struct Args {
     /// Upscale so much of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub duration: Option<f64>,
-    /// Deinterlace first: each field becomes a frame (double), or each frame one (single)
-    #[arg(long, value_name = "RATE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "double", help_heading = "Streams")]
+    /// Deinterlace first
+    #[arg(long, value_name = "MODE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "double", help_heading = "Streams")]
     pub deinterlace: Option<Deinterlace>,
     /// End the output when the input has delivered nothing for this time; 0 waits for ever
     #[arg(long, value_name = "SECONDS", default_value_t = 25, help_heading = "Streams")]
     pub stall_timeout: u64,
+    /// Upscale the Nth video stream instead of the default one
+    #[arg(long, value_name = "N", help_heading = "Streams")]
+    pub video: Option<usize>,
+    /// Keep these audio streams only: numbers or languages with commas, such as 1,3 or eng
+    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_audio", help_heading = "Streams")]
+    pub audio: Option<Choice>,
+    /// Keep no audio
+    #[arg(long, help_heading = "Streams")]
+    pub no_audio: bool,
+    /// Keep these subtitles only
+    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_subtitles", help_heading = "Streams")]
+    pub subtitles: Option<Choice>,
+    /// Keep no subtitles
+    #[arg(long, help_heading = "Streams")]
+    pub no_subtitles: bool,
     /// Carry streams and tags with GStreamer alone, even where FFmpeg is installed
     #[arg(long, help_heading = "Streams")]
     pub no_ffmpeg: bool,
@@ -166,6 +183,13 @@ impl Rate {
     pub fn fraction(self) -> gst::Fraction {
         gst::Fraction::new(self.0, self.1)
     }
+
+    /// How long so many frames last.
+    pub fn duration_of(self, frames: u64) -> Option<gst::ClockTime> {
+        let (rate, seconds) = (u64::try_from(self.0).ok()?, u64::try_from(self.1).ok()?);
+        let time = frames.checked_mul(1_000_000_000)?.mul_div_round(seconds, rate)?;
+        Some(gst::ClockTime::from_nseconds(time))
+    }
 }
 
 impl std::fmt::Display for Rate {
@@ -191,11 +215,16 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
-/// How many frames become of two fields.
+/// What becomes of interlaced video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Deinterlace {
+    /// One frame of two fields
     Single,
+    /// A frame of each field
     Double,
+    /// The same, but telecined video gets its 24 frames a second back, and what is only called
+    /// interlaced stays as it is
+    Auto,
 }
 
 /// Seconds from `[[hours:]minutes:]seconds`.
@@ -209,6 +238,14 @@ fn time(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
+    /// What a command line with these options means.
+    pub fn of(options: &[&str]) -> Self {
+        let command = Self::augment_args(clap::Command::new("upscale"));
+        let words = ["upscale"].iter().chain(options).chain(&["-"]);
+        Self::from_arg_matches(&command.get_matches_from(words))
+            .unwrap_or_else(|error| error.exit())
+    }
+
     /// The part of the input that is wanted, where it is not all of it.
     pub fn cut(&self) -> Option<Cut> {
         let duration = self.duration.or(self.preview);

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::output::reason;
+use super::pictures::Pictures;
 use super::streams::Container;
 
 /// Extensions of the files that are taken from a folder.
@@ -20,11 +21,13 @@ const VIDEO: [&str; 28] = [
 
 /// One file to read and one to write.
 pub struct Job {
+    /// What the user calls the input, and where it is read.
     pub input: PathBuf,
+    pub source: PathBuf,
     pub output: PathBuf,
 }
 
-/// One job for each of `inputs`, and for each video in those that are folders. The outputs are in
+/// One job for each of `inputs`, and for each video, or else picture, in those that are folders. The outputs are in
 /// `folder`, which is made if it is missing, and have the names of the inputs; two that would have
 /// the same name get different ones.
 pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
@@ -33,11 +36,15 @@ pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
-            let videos = videos(input).map_err(|error| failed(input, &error))?;
-            if videos.is_empty() {
-                return Err(format!("{}: no video is in this folder", input.display()));
+            let failed = |error| failed(input, &error);
+            let mut found = files_in(input, is_video).map_err(failed)?;
+            if found.is_empty() {
+                found = pictures_in(input).map_err(failed)?;
             }
-            files.extend(videos);
+            if found.is_empty() {
+                return Err(format!("{}: no video or picture is in this folder", input.display()));
+            }
+            files.extend(found);
         } else {
             files.push(input.clone());
         }
@@ -46,27 +53,37 @@ pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
     let job = |input: PathBuf| {
         let mut outputs = (1..=u32::MAX).map(|number| folder.join(name(&input, number)));
         let output = outputs.find(|output| taken.insert(output.clone()));
-        Job { output: output.unwrap_or_default(), input }
+        Job { output: output.unwrap_or_default(), source: input.clone(), input }
     };
     Ok(files.into_iter().map(job).collect())
 }
 
-/// The visible videos in `folder`, by name.
-fn videos(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut videos = Vec::new();
+/// The visible pictures in `folder`, by name.
+pub fn pictures_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    files_in(folder, Pictures::is_name)
+}
+
+/// Whether the name is a video's.
+fn is_video(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    VIDEO.iter().any(|known| extension == *known)
+}
+
+/// The visible files in `folder` that are `wanted`, by name.
+fn files_in(folder: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        if !hidden && path.is_file() && VIDEO.iter().any(|known| extension == *known) {
-            videos.push(path);
+        if !hidden && path.is_file() && wanted(&path) {
+            files.push(path);
         }
     }
-    videos.sort();
-    Ok(videos)
+    files.sort();
+    Ok(files)
 }
 
-/// A name for the output of `input`, with its extension where that is a container's.
+/// A name for the output of `input`, with its extension where that is a container's or a picture's.
 fn name(input: &Path, number: u32) -> OsString {
     let mut name = input.file_stem().unwrap_or_default().to_owned();
     if number > 1 {
@@ -75,6 +92,7 @@ fn name(input: &Path, number: u32) -> OsString {
     name.push(".");
     match (Container::from_path(input), input.extension()) {
         (Ok(_), Some(extension)) => name.push(extension),
+        (Err(_), Some(extension)) if Pictures::is_name(input) => name.push(extension),
         _ => name.push("mkv"),
     }
     name

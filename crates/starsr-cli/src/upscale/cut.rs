@@ -25,6 +25,14 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// How long the part is of an input that may be known to be `all` long.
+    pub fn of(&self, all: Option<gst::ClockTime>) -> Option<gst::ClockTime> {
+        let start = gst::ClockTime::from_seconds_f64(self.start);
+        let rest = all.map(|all| all.saturating_sub(start));
+        let wanted = self.duration.map(gst::ClockTime::from_seconds_f64);
+        rest.into_iter().chain(wanted).min()
+    }
+
     /// Lets FFmpeg skip most of what is in front of the part in its next input.
     pub fn skip(&self, command: &mut Command) {
         if self.start > LEAD {

@@ -8,7 +8,7 @@ use gst_video::{VideoFormatInfo, VideoInfo};
 use super::args::{Args, set_property};
 use super::codec::Codec;
 use super::elements::make;
-use super::streams::Container;
+use super::streams::{Container, always_pad};
 
 /// Threads that an encoder which has no choice of its own gets.
 const THREADS: usize = 4;
@@ -51,7 +51,10 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
             // constant quality.
             set("vbv-buf-capacity", "0")?;
         }
-        Codec::H265 => set("option-string", &format!("crf={quality}:repeat-headers=1"))?,
+        Codec::H265 => {
+            set("option-string", &format!("crf={quality}:repeat-headers=1"))?;
+            name_a_rate(&encoder)?;
+        }
         Codec::Av1 => {
             set("end-usage", "q")?;
             // av1enc has no property for the level of constant quality.
@@ -88,6 +91,29 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
     [Ok(encoder)].into_iter().chain(parser.map(make)).collect()
 }
 
+/// Lets `encoder`, which takes no variable frame rate, have one for its rate control. What leaves it
+/// still says that the rate varies, and frames keep their times.
+fn name_a_rate(encoder: &gst::Element) -> Result<(), String> {
+    let rename = |pad: gst::Pad, from: gst::Fraction, to: gst::Fraction| {
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
+                && let mut caps = event.caps_owned()
+                && let Some(structure) = caps.make_mut().structure_mut(0)
+                && structure.get("framerate") == Ok(from)
+            {
+                structure.set("framerate", to);
+                info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+            }
+            gst::PadProbeReturn::Ok
+        });
+    };
+    // No video has this rate by itself.
+    let (variable, stand_in) = (gst::Fraction::new(0, 1), gst::Fraction::new(25_000, 1_001));
+    rename(always_pad(encoder, "sink")?, variable, stand_in);
+    rename(always_pad(encoder, "src")?, stand_in, variable);
+    Ok(())
+}
+
 /// The elements from raw frames to the muxer's pad: those of `--encoder`, or of `codec`.
 pub fn build(args: &Args, codec: Codec) -> Result<Vec<gst::Element>, String> {
     match &args.encoder {
@@ -104,8 +130,9 @@ pub fn format_caps(codec: Codec, video: &VideoInfo) -> Option<gst::Caps> {
     Some(gst_video::VideoCapsBuilder::new().format(format).build())
 }
 
-/// What is lost where frames of a `decoded` video are encoded in the format of `encoded`.
-pub fn losses(decoded: &VideoInfo, encoded: &VideoInfo) -> Option<String> {
+/// What is lost where frames of a `decoded` video, which has transparency or not, are encoded in the
+/// format of `encoded`.
+pub fn losses(decoded: &VideoInfo, has_alpha: bool, encoded: &VideoInfo) -> Option<String> {
     let (old, new) = (decoded.format_info(), encoded.format_info());
     let depth = |format: &VideoFormatInfo| format.depth().iter().copied().max().unwrap_or(0);
     // Shifts of the second component, the first of colour; grey has none.
@@ -114,7 +141,7 @@ pub fn losses(decoded: &VideoInfo, encoded: &VideoInfo) -> Option<String> {
         (w.get(1).copied().unwrap_or(0), h.get(1).copied().unwrap_or(0))
     };
     let mut lost = Vec::new();
-    if old.has_alpha() && !new.has_alpha() {
+    if has_alpha && !new.has_alpha() {
         lost.push("its transparency".to_owned());
     }
     let ((w, h), (new_w, new_h)) = (shifts(&old), shifts(&new));
@@ -128,7 +155,7 @@ pub fn losses(decoded: &VideoInfo, encoded: &VideoInfo) -> Option<String> {
     let lost =
         if rest.is_empty() { last.clone() } else { format!("{} and {last}", rest.join(", ")) };
     Some(format!(
-        "the video is {} and is encoded as {}, without {lost} (--codec ffv1 and an .mkv output may keep it)",
+        "the video is {} and is encoded as {}, without {lost} (numbered .png pictures, or --codec ffv1 with an .mkv output, may keep it)",
         old.name(),
         new.name()
     ))

@@ -62,13 +62,21 @@ pub struct Encoding {
     args: Args,
     pub format: gst::Element,
     pub inlet: gst::Pad,
-    decoded: Arc<Mutex<Option<VideoInfo>>>,
+    /// The decoded video, and whether it has transparency.
+    decoded: Arc<Mutex<Option<(VideoInfo, bool)>>>,
+    is_opaque: bool,
     /// The pictures, their sink and their first number.
     pictures: Option<(Arc<Pictures>, gst::Element, u64)>,
 }
 
 impl Encoding {
-    pub fn new(args: &Args, format: gst::Element, ending: &Ending) -> Result<Self, String> {
+    /// Video that `is_opaque` may have a format with transparency all the same.
+    pub fn new(
+        args: &Args,
+        format: gst::Element,
+        ending: &Ending,
+        is_opaque: bool,
+    ) -> Result<Self, String> {
         let pictures = match ending {
             Ending::Pictures(sink, pictures, number) => {
                 Some((pictures.clone(), sink.clone(), *number))
@@ -76,7 +84,7 @@ impl Encoding {
             _ => None,
         };
         let (args, inlet, decoded) = (args.clone(), ending.inlet()?, Arc::default());
-        Ok(Self { args, format, inlet, decoded, pictures })
+        Ok(Self { args, format, inlet, decoded, is_opaque, pictures })
     }
 
     /// Sets up the encoder for the frames that will leave `decoder`.
@@ -101,7 +109,8 @@ impl Encoding {
         if !always_pad(&self.format, "src")?.is_linked() {
             self.plug(pipeline, codec)?;
         }
-        *self.decoded.lock() = Some(video);
+        let has_alpha = video.has_alpha() && !self.is_opaque;
+        *self.decoded.lock() = Some((video, has_alpha));
         Ok(())
     }
 
@@ -134,11 +143,11 @@ impl Encoding {
                     if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
                         inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
                     }
-                    let Some(decoded) = decoded.lock().take() else {
+                    let Some((decoded, has_alpha)) = decoded.lock().take() else {
                         return gst::PadProbeReturn::Ok;
                     };
                     if let Some((pictures, sink, number)) = &pictures {
-                        match pictures.start(&video, decoded.has_alpha(), *number) {
+                        match pictures.start(&video, has_alpha, *number) {
                             Ok(descriptor) => sink.set_property("fd", descriptor),
                             Err(reason) => {
                                 gst::element_error!(
@@ -148,7 +157,7 @@ impl Encoding {
                                 );
                             }
                         }
-                    } else if let Some(losses) = encoder::losses(&decoded, &video) {
+                    } else if let Some(losses) = encoder::losses(&decoded, has_alpha, &video) {
                         gst::element_warning!(filter, gst::StreamError::Format, ("{losses}"));
                     }
                 }

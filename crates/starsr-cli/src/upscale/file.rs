@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Stop;
-use super::args::Args;
+use super::args::{Args, Deinterlace};
 use super::batch::Job;
 use super::encoder;
-use super::input::{self, is_converted};
+use super::input;
 use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
 use super::output::{Finished, Output};
 use super::pattern::Pattern;
 use super::pictures::Pictures;
-use super::pipeline::{Destination, Input, Pipeline, frames, remedy};
+use super::pipeline::{Destination, Input, Pipeline, frames};
 use super::probe::{Probe, seconds, word};
 use super::progress::{Progress, clock, counted};
 use super::remux::Remux;
+use super::scan::Scan;
+use super::spool::Spool;
 use super::streams::Container;
 
 /// How much earlier than its container the video may end without a warning, up to a fiftieth.
@@ -41,10 +43,26 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     }
 }
 
+/// Waits for an input that comes through a pipe; gives what has to stay for it, and the job of reading
+/// it from where it is.
+fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spool>, Job), Stop> {
+    let spool = Spool::new(args, &job.source, &interrupts.count)?;
+    let copied = spool.as_ref().and_then(Spool::path);
+    let source = copied.unwrap_or_else(|| job.source.clone());
+    Ok((spool, Job { source, input: job.input.clone(), output: job.output.clone() }))
+}
+
 /// What FFmpeg says about the input, where it may be asked. Fails where the part that is wanted is
 /// not in it.
 fn probe(args: &Args, job: &Job) -> Result<Option<Probe>, String> {
-    let probe = if args.no_ffmpeg { None } else { Probe::new(&job.input) };
+    let mut probe = if args.no_ffmpeg { None } else { Probe::new(&job.source) };
+    let failed = |reason| format!("{}: {reason}", job.input.display());
+    if let (Some(probe), Some(number)) = (&mut probe, args.video) {
+        probe.choose_video(number).map_err(failed)?;
+    }
+    if let (Some(probe), Some(Deinterlace::Auto)) = (&mut probe, args.deinterlace) {
+        probe.examine(&job.source);
+    }
     if let Some(duration) = probe.as_ref().and_then(Probe::duration)
         && let Some(start) = args.start.filter(|start| *start >= duration)
     {
@@ -60,15 +78,13 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if let Some(codec) = args.codec {
         encoder::check(codec, args, container)?;
     }
-    let mut output = Output::create(&job.input, &job.output, args.force)?;
+    let mut output = Output::create(&job.source, &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
+    let (_spool, job) = &arrive(args, job, interrupts)?;
     let probe = probe(args, job)?;
     let remux = match &probe {
         None => None,
-        Some(probe) => {
-            let drops = args.drop_unsupported;
-            Remux::plan(&job.input, probe, container, args.cut(), drops, remedy(container))?
-        }
+        Some(probe) => Remux::plan(args, &job.source, probe, container)?,
     };
     let mut work = Work::open(args, job, probe.as_ref())?;
     // The demuxer's chapters are lost unless something writes them.
@@ -108,7 +124,8 @@ fn to_pictures(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), St
     no_encoder(args, job)?;
     let pictures = Arc::new(Pictures::create(&job.output, args.force)?);
     // Pictures keep the numbers of those they are made of.
-    let number = Pattern::of(&job.input).and_then(|pattern| pattern.first()).unwrap_or(1);
+    let number = Pattern::of(&job.source).and_then(|pattern| pattern.first()).unwrap_or(1);
+    let (_spool, job) = &arrive(args, job, interrupts)?;
     let work = Work::open(args, job, probe(args, job)?.as_ref())?;
     let destination = Destination::Pictures(&pictures, number);
     let Upscaled { frames, size, progress, .. } = work.upscale(&destination, &[], interrupts)?;
@@ -123,6 +140,7 @@ fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result
     if args.json {
         return Err("--json does not go with - as output".to_owned().into());
     }
+    let (_spool, job) = &arrive(args, job, interrupts)?;
     let work = Work::open(args, job, probe(args, job)?.as_ref())?;
     let Upscaled { frames, size, progress, .. } =
         work.upscale(&Destination::Y4m, &[], interrupts)?;
@@ -159,23 +177,38 @@ struct Work<'a> {
     args: &'a Args,
     job: &'a Job,
     pipeline: Pipeline,
-    /// The codec and the length of an input that FFmpeg decodes.
-    decoded: Option<(String, Option<gst::ClockTime>)>,
+    /// The codec of an input that FFmpeg decodes, or of pictures.
+    codec: Option<String>,
+    /// The length as FFmpeg has it, or that of pictures.
+    duration: Option<gst::ClockTime>,
     loses_chapters: bool,
+    is_telecined: bool,
 }
 
 impl<'a> Work<'a> {
     fn open(args: &'a Args, job: &'a Job, probe: Option<&Probe>) -> Result<Self, String> {
-        let pipeline = Pipeline::open(args, &job.input, probe)?;
-        let decoded = probe.filter(|probe| is_converted(probe, args.cut())).map(|probe| {
-            let codec = probe.video().map_or("unknown", |video| word(video, "codec_name"));
-            let own = probe.video().and_then(|video| seconds(&video["duration"]));
-            // A damaged file may state any length.
-            let duration = own.or(probe.duration()).filter(|time| (0.0..1e9).contains(time));
-            let duration = duration.map(gst::ClockTime::from_seconds_f64);
-            (codec.to_uppercase(), duration)
-        });
-        Ok(Self { args, job, pipeline, decoded, loses_chapters: false })
+        let pipeline = Pipeline::open(args, &job.source, probe)?;
+        let video = probe.and_then(Probe::video);
+        let own = video.and_then(|video| seconds(&video["duration"]));
+        // A damaged file may state any length.
+        let length =
+            own.or(probe.and_then(Probe::duration)).filter(|time| (0.0..1e9).contains(time));
+        let mut this = Self {
+            args,
+            job,
+            pipeline,
+            codec: None,
+            duration: length.map(gst::ClockTime::from_seconds_f64),
+            loses_chapters: false,
+            is_telecined: probe.and_then(Probe::scan) == Some(Scan::Telecined),
+        };
+        if let Some((name, count)) = input::count_of_pictures(&job.source) {
+            this.codec = Some(name);
+            this.duration = args.framerate.duration_of(count);
+        } else if let Some(video) = video.filter(|_| this.pipeline.is_converted()) {
+            this.codec = Some(word(video, "codec_name").to_uppercase());
+        }
+        Ok(this)
     }
 
     /// Connects the streams once they are known, and says what will be done.
@@ -189,18 +222,27 @@ impl<'a> Work<'a> {
         let input = self.pipeline.connect(self.args, self.job, destination);
         // An element that cannot start explains that on the bus.
         let mut input = input.map_err(|reason| listener.explain(reason))?;
-        if let Some((codec, duration)) = &self.decoded {
+        if let Some(codec) = &self.codec {
             input.codec.clone_from(codec);
-            input.duration = *duration;
-            input.frames = duration.zip(input.rate).and_then(|(time, rate)| frames(time, rate));
         }
-        match self.args.cut() {
-            None => progress.expect(input.duration, input.frames),
-            Some(cut) => {
-                progress.expect(cut.duration.map(gst::ClockTime::from_seconds_f64), None);
-            }
+        // GStreamer's demuxer of MPEG program streams knows of far too short a length.
+        let is_short = |own| self.duration.is_some_and(|known| own < known / 2);
+        if self.codec.is_some() || input.duration.is_none_or(is_short) {
+            input.duration = self.duration;
+            let length = input.duration.zip(input.rate);
+            input.frames = length.and_then(|(time, rate)| frames(time, rate));
         }
         describe_input(self.job, &input, progress);
+        if self.is_telecined {
+            let text = "is telecined: its 24 frames of every 30 are restored";
+            listener.say(progress, &format!("{}: {text}", self.job.input.display()));
+        }
+        if let Some(cut) = self.args.cut() {
+            input.duration = cut.of(input.duration);
+            let length = input.duration.zip(input.rate);
+            input.frames = length.and_then(|(time, rate)| frames(time, rate));
+        }
+        progress.expect(input.duration, input.frames);
         for stream in input.left_out.iter().chain(left_out) {
             listener.say(progress, &format!("not in the output: {stream}"));
         }
@@ -223,7 +265,7 @@ impl<'a> Work<'a> {
             listener.next(&self.pipeline, &mut progress, &interrupts.count)?
         {
             let input = self.connect(destination, left_out, &mut listener, &mut progress)?;
-            all = input.frames.filter(|_| self.args.cut().is_none());
+            all = input.frames;
         }
         let done = self.pipeline.counts.done();
         let written = match destination {

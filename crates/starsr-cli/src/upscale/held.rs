@@ -159,16 +159,29 @@ impl Held {
 
     /// Whether a player has to rotate the video.
     pub fn is_rotated(&self) -> bool {
-        let mut rotated = false;
+        let orientation = self.tag(|tags| {
+            tags.get::<gst::tags::ImageOrientation>().map(|value| value.get().to_owned())
+        });
+        orientation.is_some_and(|orientation| orientation != "rotate-0")
+    }
+
+    /// The language of the stream, empty where it is not known.
+    pub fn language(&self) -> String {
+        let language = self
+            .tag(|tags| tags.get::<gst::tags::LanguageCode>().map(|value| value.get().to_owned()));
+        language.unwrap_or_default()
+    }
+
+    /// The last tag that `find` finds.
+    fn tag(&self, find: impl Fn(&gst::TagListRef) -> Option<String>) -> Option<String> {
+        let mut found = None;
         self.pad.sticky_events_foreach(|event| {
-            if let gst::EventView::Tag(tag) = event.view()
-                && let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>()
-            {
-                rotated = orientation.get() != "rotate-0";
+            if let gst::EventView::Tag(tag) = event.view() {
+                found = find(tag.tag()).or(found.take());
             }
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
         });
-        rotated
+        found
     }
 }
 

@@ -2,30 +2,30 @@
 
 //! The file read: a regular one, a pipe, or standard input.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use gst::prelude::*;
 use rustix::fs::OFlags;
-use serde_json::Value;
 
 use super::args::Args;
-use super::cut::Cut;
+use super::batch::pictures_in;
+use super::converter::{Converter, is_converted};
 use super::elements::make;
 use super::output::reason;
 use super::pattern::Pattern;
-use super::probe::{Probe, ffmpeg, file, index, seconds, word};
+use super::probe::{Probe, ffmpeg, word};
 
 /// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
 pub const QUICKTIME: &str = "mov,mp4,m4a,3gp,3g2,mj2";
 pub const MATROSKA: &str = "matroska,webm";
-/// Formats that FFmpeg decodes. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
-/// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.
-const CONVERTED: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng"];
+/// Bytes at the beginning of a WebP that say whether it is animated.
+const WEBP: u64 = 21;
 
 /// Fails, in the operating system's words, where `input` cannot be read.
 pub fn check(input: &Path) -> Result<(), String> {
@@ -36,54 +36,77 @@ pub fn check(input: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("{shown}: {}", reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     if metadata.is_dir() {
-        return Err(format!("{shown}: is a folder"));
+        return picture_extension(input).map(|_| ());
     }
     // Opening a pipe would wait for its other end.
     if metadata.is_file() {
-        File::open(input).map_err(failed)?;
-        if metadata.len() == 0 {
+        let mut start = Vec::new();
+        File::open(input).map_err(failed)?.take(WEBP).read_to_end(&mut start).map_err(failed)?;
+        if start.is_empty() {
             return Err(format!("{shown}: is empty"));
+        }
+        if is_animated_webp(&start) {
+            return Err(format!(
+                "{shown}: is an animated WebP, which neither GStreamer nor FFmpeg decodes; convert it to GIF or APNG"
+            ));
         }
     }
     Ok(())
 }
 
+/// Whether a file that begins with `start` is an animated WebP (its container's flag of animation).
+fn is_animated_webp(start: &[u8]) -> bool {
+    start.starts_with(b"RIFF")
+        && start.get(8..16) == Some(b"WEBPVP8X")
+        && start.get(20).is_some_and(|flags| flags & 2 != 0)
+}
+
+/// The extension of the visible pictures in `folder`, in which all are of one kind.
+fn picture_extension(folder: &Path) -> Result<OsString, String> {
+    let shown = folder.display();
+    let pictures = pictures_in(folder).map_err(|error| format!("{shown}: {}", reason(&error)))?;
+    let mut extensions: Vec<_> = pictures.iter().filter_map(|path| path.extension()).collect();
+    extensions.sort();
+    extensions.dedup();
+    match extensions.as_slice() {
+        [] => Err(format!(
+            "{shown}: is a folder without pictures; --output-dir upscales the videos in a folder"
+        )),
+        [extension] => Ok((*extension).to_owned()),
+        [first, second, ..] => Err(format!(
+            "{shown}: has pictures of several kinds, .{} and .{}; --output-dir upscales them one by one",
+            first.display(),
+            second.display()
+        )),
+    }
+}
+
 /// What has to stay while a source reads from it.
 #[derive(Default)]
 pub struct Kept {
-    pipe: Option<File>,
-    converter: Option<Child>,
+    _pipe: Option<File>,
+    converter: Option<Converter>,
+    is_opaque: bool,
 }
 
 impl Kept {
-    /// What `command` writes to its standard output; `None` where it cannot be run.
-    fn converter(mut command: Command) -> Option<Self> {
-        let mut converter = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
-        let pipe = File::from(OwnedFd::from(converter.stdout.take()?));
-        Some(Self { pipe: Some(pipe), converter: Some(converter) })
-    }
-
-    /// The element that reads the pipe.
-    fn source(&self) -> Result<gst::Element, String> {
-        let pipe = self.pipe.as_ref().ok_or("there is no pipe to read from")?;
-        let source = make("fdsrc")?;
-        source.set_property("fd", pipe.as_raw_fd());
-        Ok(source)
-    }
-
     /// Whether FFmpeg decodes the input.
     pub fn is_converted(&self) -> bool {
         self.converter.is_some()
     }
-}
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if let Some(converter) = &mut self.converter {
-            // It may have ended already.
-            let _ = converter.kill();
-            let _ = converter.wait();
-        }
+    /// Whether the video has no transparency; GStreamer's decoder of PNG adds one to 16 bits.
+    pub fn is_opaque(&self) -> bool {
+        self.is_opaque
+    }
+
+    fn describe(mut self, probe: Option<&Probe>) -> Self {
+        let video = probe.and_then(Probe::video);
+        self.is_opaque = video.is_some_and(|video| {
+            let format = word(video, "pix_fmt");
+            ["rgb48", "gbrp", "gray"].iter().any(|start| format.starts_with(start))
+        });
+        self
     }
 }
 
@@ -96,28 +119,29 @@ pub fn source(
     if let Some((pattern, number)) = numbered(input) {
         return pictures(args, input, &pattern, number);
     }
-    let cut = args.cut();
+    if input.is_dir() {
+        return folder_of_pictures(args, input);
+    }
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
-    let kept = if metadata.file_type().is_fifo() {
+    if metadata.file_type().is_fifo() {
         // Without waiting for a program that writes to the pipe: the element waits, and can be
         // stopped.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let pipe = OpenOptions::new().read(true).custom_flags(flags).open(input).map_err(failed)?;
-        Kept { pipe: Some(pipe), converter: None }
-    } else {
-        let video = probe.filter(|probe| is_converted(probe, cut)).and_then(Probe::video);
-        let origin = probe.map_or(0.0, Probe::start);
-        video.and_then(|video| converted(input, video, cut, origin)).unwrap_or_default()
-    };
-    let source = if kept.pipe.is_some() {
-        kept.source()?
-    } else {
-        let source = make("filesrc")?;
-        source.set_property("location", input);
-        source
-    };
-    Ok((source, kept))
+        let source = make("fdsrc")?;
+        source.set_property("fd", pipe.as_raw_fd());
+        return Ok((source, Kept { _pipe: Some(pipe), ..Kept::default() }));
+    }
+    let converted = probe.filter(|probe| is_converted(probe, args));
+    if let Some(converter) = converted.and_then(|probe| Converter::of_video(args, input, probe)) {
+        let source = converter.source()?;
+        let kept = Kept { converter: Some(converter), ..Kept::default() };
+        return Ok((source, kept.describe(probe)));
+    }
+    let source = make("filesrc")?;
+    source.set_property("location", input);
+    Ok((source, Kept::default().describe(probe)))
 }
 
 /// The pattern that `input` is, where it is no file itself, and the lowest number there is.
@@ -141,11 +165,8 @@ fn pictures(
             let mut command = ffmpeg();
             command.args(["-framerate", &args.framerate.to_string()]);
             command.args(["-start_number", &number.to_string(), "-f", "image2", "-i"]);
-            command.arg(input).args(["-c:v", "ffv1", "-f", "matroska", "-"]);
-            let kept = Kept::converter(command).ok_or_else(|| {
-                format!("{}: is read by FFmpeg, which is not installed", input.display())
-            })?;
-            return Ok((kept.source()?, kept));
+            command.arg(input);
+            return converted_pictures(command, input, &pattern.file(number));
         }
     };
     let index = i32::try_from(number)
@@ -157,43 +178,47 @@ fn pictures(
         "caps",
         gst::Caps::builder(media).field("framerate", args.framerate.fraction()).build(),
     );
-    Ok((source, Kept::default()))
+    let probe = Probe::new(&pattern.file(number));
+    Ok((source, Kept::default().describe(probe.as_ref())))
 }
 
-/// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, or a `cut` has
-/// to be exact.
-pub fn is_converted(probe: &Probe, cut: Option<Cut>) -> bool {
-    let Some(video) = probe.video() else { return false };
-    if cut.is_some() {
-        return true;
-    }
-    match probe.format() {
-        // GStreamer's demuxer leaves out tracks that are much shorter than the file.
-        QUICKTIME => {
-            let (own, all) = (seconds(&video["duration"]), probe.duration());
-            own.zip(all).is_some_and(|(own, all)| own < all / 4.0)
-        }
-        format => CONVERTED.contains(&format),
-    }
-}
-
-/// The video of `input` as FFmpeg decodes it, without loss and at its times.
-fn converted(input: &Path, video: &Value, cut: Option<Cut>, origin: f64) -> Option<Kept> {
+/// The element that reads the pictures in `folder` by name.
+fn folder_of_pictures(args: &Args, folder: &Path) -> Result<(gst::Element, Kept), String> {
+    let mut names = OsString::from("*.");
+    names.push(picture_extension(folder)?);
+    let pictures =
+        pictures_in(folder).map_err(|error| format!("{}: {}", folder.display(), reason(&error)))?;
+    let first = pictures.first().ok_or("there are no pictures")?;
     let mut command = ffmpeg();
-    if let Some(cut) = cut {
-        cut.skip(&mut command);
-    }
-    command.args(["-copyts", "-i"]).arg(file(input));
-    command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
-    let mut filters: Vec<_> = cut.map(|cut| cut.filter(origin)).into_iter().collect();
-    if word(video, "pix_fmt").starts_with("yuvj") {
-        // Without this FFmpeg squeezes the levels of such formats.
-        filters.push("scale=in_range=full:out_range=full".to_owned());
-        command.args(["-color_range", "pc"]);
-    }
-    if !filters.is_empty() {
-        command.args(["-vf", &filters.join(",")]);
-    }
-    command.args(["-c:v", "ffv1", "-f", "matroska", "-"]);
-    Kept::converter(command)
+    // A pattern in the folder itself has no other special characters.
+    command.current_dir(folder).args(["-framerate", &args.framerate.to_string()]);
+    command.args(["-f", "image2", "-pattern_type", "glob", "-i"]).arg(names);
+    converted_pictures(command, folder, first)
+}
+
+/// The element that reads the pictures of `input` from FFmpeg, which `command` lets read them; they
+/// are like `first`.
+fn converted_pictures(
+    command: Command,
+    input: &Path,
+    first: &Path,
+) -> Result<(gst::Element, Kept), String> {
+    let probe = Probe::new(first);
+    let converter = Converter::of_pictures(command, probe.as_ref())
+        .ok_or_else(|| format!("{}: is read by FFmpeg, which is not installed", input.display()))?;
+    let source = converter.source()?;
+    let kept = Kept { converter: Some(converter), ..Kept::default() };
+    Ok((source, kept.describe(probe.as_ref())))
+}
+
+/// What pictures are called, and how many there are of them, where `input` stands for several.
+pub fn count_of_pictures(input: &Path) -> Option<(String, u64)> {
+    let (extension, count) = if input.is_dir() {
+        let extension = picture_extension(input).ok()?;
+        (extension, pictures_in(input).ok()?.len() as u64)
+    } else {
+        let (pattern, first) = numbered(input)?;
+        (input.extension()?.to_owned(), pattern.count_from(first))
+    };
+    Some((extension.to_string_lossy().to_uppercase(), count))
 }

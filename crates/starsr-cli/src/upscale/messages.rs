@@ -124,7 +124,7 @@ impl<'a> Listener<'a> {
                 return Err(Stop::Interrupted);
             }
             let counts = &pipeline.counts;
-            progress.update(counts.taken(), counts.done(), counts.position());
+            progress.update(pipeline.state());
             if !self.described
                 && let Some((size, stats)) = pipeline.size().zip(pipeline.stats())
             {

@@ -11,7 +11,9 @@ use serde_json::json;
 
 mod args;
 mod batch;
+mod choice;
 mod codec;
+mod converter;
 mod counts;
 mod cut;
 mod elements;
@@ -28,16 +30,23 @@ mod pattern;
 mod pictures;
 mod pipeline;
 mod preview;
-mod probe;
+pub mod probe;
 mod progress;
 mod remux;
+mod scan;
+mod spool;
 mod stall;
 mod steady;
-mod streams;
+pub mod streams;
 
 pub use args::Args;
 use batch::Job;
+pub use input::check as check_input;
 use interrupts::Interrupts;
+pub use progress::clock;
+pub use remux::Remux;
+
+use crate::terminal;
 
 /// Why there is no output.
 pub enum Stop {
@@ -53,6 +62,11 @@ impl From<String> for Stop {
     }
 }
 
+/// Whether FFmpeg decodes a file by default.
+pub fn is_read_by_ffmpeg(probe: &probe::Probe) -> bool {
+    converter::is_converted(probe, &Args::of(&[]))
+}
+
 /// Upscales the files that `args` name.
 pub fn run(args: &Args) -> Result<(), Stop> {
     let jobs = match (&args.output_dir, args.files.as_slice()) {
@@ -60,7 +74,7 @@ pub fn run(args: &Args) -> Result<(), Stop> {
         (None, [input, output]) => {
             let is_standard = input.as_os_str() == "-";
             let input = if is_standard { PathBuf::from("/dev/stdin") } else { input.clone() };
-            vec![Job { input, output: output.clone() }]
+            vec![Job { source: input.clone(), input, output: output.clone() }]
         }
         (None, files) => {
             let reason = if files.len() < 2 {
@@ -80,7 +94,8 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     let mut failures = Vec::new();
     for (number, job) in jobs.iter().enumerate() {
         if count > 1 && !args.quiet && !args.json {
-            println!("{} of {count}: {}", number + 1, job.input.display());
+            let input = job.input.display();
+            terminal::say(format_args!("{} of {count}: {input}", number + 1));
         }
         match file::run(args, job, &interrupts) {
             Ok(()) => {}
@@ -101,7 +116,7 @@ pub fn run(args: &Args) -> Result<(), Stop> {
         [reason] if count == 1 => Err(reason.clone().into()),
         _ => {
             for reason in &failures {
-                eprintln!("starsr: {reason}");
+                terminal::warn(format_args!("starsr: {reason}"));
             }
             Err(format!("{} of {count} files failed", failures.len()).into())
         }

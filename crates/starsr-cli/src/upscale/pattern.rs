@@ -2,6 +2,7 @@
 
 //! Names of numbered files, such as `frame_%05d.png`.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,8 @@ pub struct Pattern {
     /// What is in front of the number, and behind it.
     before: String,
     after: String,
+    /// Digits that the number has at least.
+    width: usize,
 }
 
 impl Pattern {
@@ -24,10 +27,12 @@ impl Pattern {
         let (digits, after) = rest.split_once('d')?;
         let is_width = digits.is_empty()
             || digits.starts_with('0') && digits[1..].parse::<u8>().is_ok_and(|width| width > 0);
+        let width = digits.parse().unwrap_or(1);
         (is_width && !after.contains('%')).then(|| Self {
             path: path.to_owned(),
             before: before.to_owned(),
             after: after.to_owned(),
+            width,
         })
     }
 
@@ -41,14 +46,32 @@ impl Pattern {
         Path::new(&folder).join(self.name())
     }
 
+    /// The file of `number`.
+    pub fn file(&self, number: u64) -> PathBuf {
+        let width = self.width;
+        folder(&self.path).join(format!("{}{number:0width$}{}", self.before, self.after))
+    }
+
     /// The lowest number of a file that exists.
     pub fn first(&self) -> Option<u64> {
-        let entries = fs::read_dir(folder(&self.path)).ok()?;
+        self.numbers().into_iter().min()
+    }
+
+    /// How many numbers from `first` on have files without a gap.
+    pub fn count_from(&self, first: u64) -> u64 {
+        let numbers = self.numbers();
+        let end = first.saturating_add(numbers.len() as u64);
+        (first..end).take_while(|number| numbers.contains(number)).count() as u64
+    }
+
+    /// The numbers of the files that exist.
+    fn numbers(&self) -> HashSet<u64> {
         let number = |name: &str| {
             let number = name.strip_prefix(&self.before)?.strip_suffix(&self.after)?;
             let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
             if is_number { number.parse().ok() } else { None }
         };
-        entries.flatten().filter_map(|entry| number(entry.file_name().to_str()?)).min()
+        let entries = fs::read_dir(folder(&self.path)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect()
     }
 }

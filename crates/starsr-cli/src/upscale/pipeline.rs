@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::args::Args;
 use super::batch::Job;
+use super::choice;
 use super::codec::Codec;
 use super::counts::Counts;
 use super::cut::Cut;
@@ -21,7 +22,8 @@ use super::input;
 use super::mending::{ContainerColors, mend_demuxers};
 use super::pictures::Pictures;
 use super::preview;
-use super::probe::Probe;
+use super::probe::{Probe, counted};
+use super::progress::State;
 use super::steady::Steady;
 use super::streams::{Container, Kind, always_pad, is_picture, media_name, passage};
 
@@ -139,6 +141,11 @@ impl Pipeline {
         Ok(this)
     }
 
+    /// Whether FFmpeg decodes the input.
+    pub fn is_converted(&self) -> bool {
+        self.input.is_converted()
+    }
+
     /// Size of the upscaled frames, once known.
     pub fn size(&self) -> Option<(u32, u32)> {
         *self.size.lock()
@@ -147,6 +154,19 @@ impl Pipeline {
     /// The statistics of starsr, once it runs.
     pub fn stats(&self) -> Option<gst::Structure> {
         Some(self.starsr.lock().as_ref()?.property("stats"))
+    }
+
+    /// How far the work has come.
+    pub fn state(&self) -> State {
+        let stats = self.stats();
+        let number = |name| stats.as_ref().and_then(|stats| stats.get(name).ok()).unwrap_or(0);
+        State {
+            taken: self.counts.taken(),
+            done: self.counts.done(),
+            position: self.counts.position(),
+            evaluations: number("evaluations"),
+            window_evaluations: number("window-evaluations"),
+        }
     }
 
     /// Does not wait for ever to know the streams.
@@ -197,11 +217,23 @@ impl Pipeline {
         let streams = self.streams.lock().take().unwrap_or_default();
         let is_video = |stream: &Held| Kind::of(&stream.caps()) == Kind::Video;
         let is_moving = |stream: &Held| is_video(stream) && !is_picture(&stream.caps());
-        let video = streams
-            .iter()
-            .position(is_moving)
-            .or_else(|| streams.iter().position(is_video))
-            .ok_or_else(|| format!("{}: has no video stream", job.input.display()))?;
+        let videos: Vec<_> =
+            (0..streams.len()).filter(|place| is_video(&streams[*place])).collect();
+        let first = videos.iter().find(|place| is_moving(&streams[**place])).or(videos.first());
+        let chosen = match args.video {
+            // What FFmpeg decodes is the one.
+            Some(number) if !self.input.is_converted() => videos.get(number.wrapping_sub(1)),
+            _ => first,
+        };
+        let video = *chosen.ok_or_else(|| match (first, args.video) {
+            (Some(_), Some(number)) => format!(
+                "{}: has {}, and --video is {number}",
+                job.input.display(),
+                counted(videos.len(), "video stream")
+            ),
+            _ => format!("{}: has no video stream", job.input.display()),
+        })?;
+        let wanted = wanted_streams(args, destination, &streams)?;
 
         let ending = self.ending(destination)?;
         // What FFmpeg decodes is cut already.
@@ -212,6 +244,8 @@ impl Pipeline {
             self.counts.watch_end(pad);
             let target = if index == video {
                 self.video_branch(args, &ending, cut, stream.is_rotated())?
+            } else if !wanted[index] {
+                self.nowhere()?
             } else {
                 if let Some(cut) = cut {
                     cut.clip(pad);
@@ -302,7 +336,7 @@ impl Pipeline {
                 let lacks =
                     format!("{} cannot hold the {} stream {media}", container.name(), kind.word());
                 if !args.drop_unsupported {
-                    return Err(format!("{lacks}; {}", remedy(*container)));
+                    return Err(format!("{lacks}; {}", container.remedy()));
                 }
                 left_out.push(format!("{lacks}: left out"));
             }
@@ -347,7 +381,7 @@ impl Pipeline {
         self.pipeline.add_many(&chain).map_err(text)?;
         gst::Element::link_many(&chain).map_err(text)?;
         let first = always_pad(&chain[0], "sink")?;
-        let encoding = Encoding::new(args, format, ending)?;
+        let encoding = Encoding::new(args, format, ending, self.input.is_opaque())?;
         encoding.watch(self.size.clone())?;
         match ending {
             // The default depends on the video, which is unknown before it is decoded.
@@ -420,6 +454,19 @@ fn leave_out(parser: &gst::Element, pad: &gst::Pad) -> Result<(), String> {
     Ok(())
 }
 
+/// Which of the `streams` the options ask for, where they go into the output from here.
+fn wanted_streams(
+    args: &Args,
+    destination: &Destination,
+    streams: &[Held],
+) -> Result<Vec<bool>, String> {
+    let Destination::File { video_only: false, .. } = destination else {
+        return Ok(vec![true; streams.len()]);
+    };
+    let describe = |stream: &Held| (Some(Kind::of(&stream.caps())), stream.language());
+    choice::select(args, &streams.iter().map(describe).collect::<Vec<_>>())
+}
+
 /// Leaves only the size asked for to what is in front of it.
 fn size_filter(args: &Args) -> Result<gst::Element, String> {
     let filter = make("capsfilter")?;
@@ -428,13 +475,4 @@ fn size_filter(args: &Args) -> Result<gst::Element, String> {
     caps = if let Some(height) = args.height { caps.height(height) } else { caps };
     filter.set_property("caps", caps.build());
     Ok(filter)
-}
-
-/// What to do about a stream that `container` cannot hold.
-pub fn remedy(container: Container) -> &'static str {
-    if container == Container::Matroska {
-        "--drop-unsupported leaves it out"
-    } else {
-        "an .mkv output may, and --drop-unsupported leaves it out"
-    }
 }

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use super::scan::Scan;
 use super::streams::Kind;
 
 /// Tags that describe the file or the compressed stream which the input was.
@@ -28,7 +29,13 @@ const PICTURES: [&str; 5] = ["mjpeg", "png", "bmp", "gif", "webp"];
 const FIRST: &str = "%+#60";
 
 /// A file's container and streams.
-pub struct Probe(Value);
+pub struct Probe {
+    facts: Value,
+    /// Index of the video.
+    video: Option<u64>,
+    /// How its frames were made, where that was asked.
+    scan: Option<Scan>,
+}
 
 impl Probe {
     /// What `input` holds; `None` where FFmpeg is not installed, cannot read it, or could read it
@@ -38,40 +45,91 @@ impl Probe {
             return None;
         }
         let sections = ["-show_streams", "-show_chapters", "-show_format", "-show_programs"];
-        ffprobe(input, &sections).filter(|value| value["format"].is_object()).map(Self)
+        let facts = ffprobe(input, &sections).filter(|facts| facts["format"].is_object())?;
+        let mut this = Self { facts, video: None, scan: None };
+        let moving = this.videos().filter(|stream| is_moving(stream));
+        let default = moving.into_iter().find(|stream| has_flag(stream, "default"));
+        this.video = default.or(this.first_video()).map(index);
+        Some(this)
+    }
+
+    /// Looks at the frames of the video in `input`, which takes a moment.
+    pub fn examine(&mut self, input: &Path) {
+        self.scan = self.video().and_then(|video| {
+            let is_interlaced = !matches!(word(video, "field_order"), "unknown" | "progressive");
+            match Scan::of(input, index(video), is_interlaced)? {
+                Scan::Progressive if !is_interlaced => None,
+                scan => Some(scan),
+            }
+        });
+    }
+
+    /// How frames were made that FFmpeg has to put right, as far as [`Self::examine`] has looked.
+    pub fn scan(&self) -> Option<Scan> {
+        self.scan.filter(|scan| *scan != Scan::Interlaced)
+    }
+
+    /// Takes the video of `number`, from 1, instead of the default one.
+    pub fn choose_video(&mut self, number: usize) -> Result<(), String> {
+        let chosen = number.checked_sub(1).and_then(|place| self.videos().nth(place));
+        let Some(chosen) = chosen.map(index) else {
+            let count = counted(self.videos().count(), "video stream");
+            return Err(format!("has {count}, and --video is {number}"));
+        };
+        self.video = Some(chosen);
+        Ok(())
     }
 
     /// The container, in ffprobe's words.
     pub fn format(&self) -> &str {
-        word(&self.0["format"], "format_name")
+        word(&self.facts["format"], "format_name")
+    }
+
+    /// The container in words for people.
+    pub fn format_name(&self) -> &str {
+        word(&self.facts["format"], "format_long_name")
     }
 
     /// Length in seconds.
     pub fn duration(&self) -> Option<f64> {
-        seconds(&self.0["format"]["duration"])
+        seconds(&self.facts["format"]["duration"])
     }
 
     /// What it calls its beginning, in seconds.
     pub fn start(&self) -> f64 {
-        seconds(&self.0["format"]["start_time"]).unwrap_or(0.0)
+        seconds(&self.facts["format"]["start_time"]).unwrap_or(0.0)
     }
 
     pub fn streams(&self) -> &[Value] {
-        self.0["streams"].as_array().map_or(&[], Vec::as_slice)
+        self.facts["streams"].as_array().map_or(&[], Vec::as_slice)
     }
 
-    /// The video: the first that is no picture, or else the first.
+    /// The video that is chosen, by default the one that the container marks so, or else the first
+    /// that is no picture.
     pub fn video(&self) -> Option<&Value> {
-        let mut videos = self.streams().iter().filter(|stream| {
+        self.streams().iter().find(|stream| Some(index(stream)) == self.video)
+    }
+
+    /// Whether another video is chosen than the one that GStreamer's demuxers give first.
+    pub fn is_further_video(&self) -> bool {
+        self.video != self.first_video().map(index)
+    }
+
+    fn first_video(&self) -> Option<&Value> {
+        self.videos().find(|stream| is_moving(stream)).or_else(|| self.videos().next())
+    }
+
+    /// The videos that are no cover.
+    pub fn videos(&self) -> impl Iterator<Item = &Value> {
+        let is_video = |stream: &&Value| {
             kind(stream) == Some(Kind::Video) && !has_flag(stream, "attached_pic")
-        });
-        let is_moving = |stream: &&Value| !PICTURES.contains(&word(stream, "codec_name"));
-        videos.clone().find(is_moving).or_else(|| videos.next())
+        };
+        self.streams().iter().filter(is_video)
     }
 
     /// Whether `stream` belongs to another programme than `video`.
     pub fn is_elsewhere(&self, stream: &Value, video: &Value) -> bool {
-        let programs = self.0["programs"].as_array().map_or(&[][..], Vec::as_slice);
+        let programs = self.facts["programs"].as_array().map_or(&[][..], Vec::as_slice);
         let holds = |program: &&Value, stream: &Value| {
             let streams = program["streams"].as_array().map_or(&[][..], Vec::as_slice);
             streams.iter().any(|other| index(other) == index(stream))
@@ -80,14 +138,18 @@ impl Probe {
         of_stream.peek().is_some() && !of_stream.any(|program| holds(&program, video))
     }
 
-    pub fn has_chapters(&self) -> bool {
-        self.0["chapters"].as_array().is_some_and(|chapters| !chapters.is_empty())
+    pub fn chapters(&self) -> usize {
+        self.facts["chapters"].as_array().map_or(0, Vec::len)
     }
 
     /// The tags of the whole.
     pub fn tags(&self) -> Vec<(String, String)> {
-        tags(&self.0["format"])
+        tags(&self.facts["format"])
     }
+}
+
+fn is_moving(video: &Value) -> bool {
+    !PICTURES.contains(&word(video, "codec_name"))
 }
 
 /// When the first frame of a stream of `input` is shown, in seconds.
@@ -186,4 +248,9 @@ pub fn is_foreign(name: &str) -> bool {
     // mkvmerge's statistics count the packets of the stream that was.
     let statistics = ["BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_", "ENCODER"];
     !OWN_TAGS.contains(&name) && !statistics.iter().any(|start| name.starts_with(start))
+}
+
+/// A number of things in words.
+pub fn counted(count: usize, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::Args;
+use crate::terminal;
 
 /// Interval between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -17,10 +18,25 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const STEPS: u64 = 1000;
 
+/// How far the work has come.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct State {
+    /// Frames that have gone into starsr, and those that have come out.
+    pub taken: u64,
+    pub done: u64,
+    /// The end of the last that came out.
+    pub position: Option<gst::ClockTime>,
+    /// Runs of the model, and those that a window takes.
+    pub evaluations: u64,
+    pub window_evaluations: u64,
+}
+
 /// Shows how far the work on one file has come.
 pub struct Progress {
     show: Show,
     started: Instant,
+    /// When the first frame was taken.
+    began: Option<Instant>,
     last: Instant,
     duration: Option<gst::ClockTime>,
     frames: Option<u64>,
@@ -42,7 +58,7 @@ enum Show {
 /// Prints an event of `kind` as one line of JSON.
 pub fn print_json(kind: &str, mut fields: Value) {
     fields["event"] = kind.into();
-    println!("{fields}");
+    terminal::say(fields);
 }
 
 impl Progress {
@@ -62,7 +78,7 @@ impl Progress {
             Show::Lines
         };
         let now = Instant::now();
-        Self { show, started: now, last: now, duration: None, frames: None }
+        Self { show, started: now, began: None, last: now, duration: None, frames: None }
     }
 
     /// Takes the length of the input, where its container states it.
@@ -80,20 +96,22 @@ impl Progress {
     pub fn announce(&self, sentence: &str, kind: &str, fields: Value) {
         match &self.show {
             Show::Nothing => {}
-            Show::Bar(bar) => bar.suspend(|| println!("{sentence}")),
-            Show::Lines => println!("{sentence}"),
-            Show::ErrorLines => eprintln!("{sentence}"),
+            Show::Bar(bar) => bar.suspend(|| terminal::say(sentence)),
+            Show::Lines => terminal::say(sentence),
+            Show::ErrorLines => terminal::warn(sentence),
             Show::Json => print_json(kind, fields),
         }
     }
 
-    /// `taken` frames have gone into starsr, `done` have come out, the last of them at `position`.
-    pub fn update(&mut self, taken: u64, done: u64, position: Option<gst::ClockTime>) {
-        let share = self.share(done, position);
+    /// Shows that the work has come to `state`.
+    pub fn update(&mut self, state: State) {
+        let State { taken, done, evaluations, window_evaluations, .. } = state;
+        if taken > 0 {
+            self.began.get_or_insert_with(Instant::now);
+        }
+        let share = self.share(state);
         let elapsed = self.started.elapsed();
-        let left = share
-            .filter(|share| *share > 0.0)
-            .map(|share| elapsed.as_secs_f64() * (1.0 - share) / share);
+        let left = self.left(state, share);
         if let Show::Json = self.show {
             if self.last.elapsed() >= JSON_INTERVAL {
                 self.last = Instant::now();
@@ -101,6 +119,8 @@ impl Progress {
                     "frames_in": taken,
                     "frames_out": done,
                     "frames": self.frames,
+                    "evaluations": evaluations,
+                    "window_evaluations": window_evaluations,
                     "share": share,
                     "seconds": elapsed.as_secs_f64(),
                     "seconds_left": left,
@@ -110,17 +130,20 @@ impl Progress {
             return;
         }
         let mut text = match self.frames {
-            Some(frames) => format!("{done}/{} frames", frames.max(done)),
-            None => counted(done),
+            _ if done == 0 => format!("first window: {} read", counted(taken)),
+            Some(frames) => format!("{done}/{} frames, {}", frames.max(done), rate(done, elapsed)),
+            None => format!("{}, {}", counted(done), rate(done, elapsed)),
         };
         if done == 0 {
-            text =
-                format!("first window: {} read, {}", counted(taken), clock(elapsed.as_secs_f64()));
-        } else {
-            text += &format!(", {}", rate(done, elapsed));
-            if let Some(left) = left {
-                text += &format!(", {} left", clock(left));
+            if evaluations > window_evaluations {
+                text += &format!(", {evaluations} evaluations");
+            } else if evaluations > 0 {
+                text += &format!(", evaluation {evaluations} of {window_evaluations}");
             }
+            text += &format!(", {}", clock(elapsed.as_secs_f64()));
+        }
+        if let Some(left) = left {
+            text += &format!(", {} left", clock(left));
         }
         match &self.show {
             Show::Bar(bar) => {
@@ -133,8 +156,8 @@ impl Progress {
             Show::Lines | Show::ErrorLines if self.last.elapsed() >= LINE_INTERVAL => {
                 self.last = Instant::now();
                 match share {
-                    Some(share) => eprintln!("{:3.0}% {text}", share * 100.0),
-                    None => eprintln!("{text}"),
+                    Some(share) => terminal::warn(format_args!("{:3.0}% {text}", share * 100.0)),
+                    None => terminal::warn(text),
                 }
             }
             _ => {}
@@ -142,9 +165,9 @@ impl Progress {
     }
 
     /// Share of the work that is done, 0..=1.
-    fn share(&self, done: u64, position: Option<gst::ClockTime>) -> Option<f64> {
-        let share = match (self.duration, position) {
-            _ if done == 0 => 0.0,
+    fn share(&self, state: State) -> Option<f64> {
+        let share = match (self.duration, state.position) {
+            _ if state.done == 0 => self.share_of_first_window(state).unwrap_or(0.0),
             (Some(duration), Some(position)) if !duration.is_zero() => {
                 position.nseconds() as f64 / duration.nseconds() as f64
             }
@@ -153,11 +176,30 @@ impl Progress {
         Some(share.clamp(0.0, 1.0))
     }
 
+    /// The same while no frame has come out. What windows share, and a wavefront, are left out of
+    /// account.
+    fn share_of_first_window(&self, state: State) -> Option<f64> {
+        let State { taken, evaluations, window_evaluations, .. } = state;
+        let within = evaluations < window_evaluations;
+        let share = evaluations as f64 / window_evaluations as f64;
+        within.then(|| Some(share * taken as f64 / self.frames? as f64)).flatten()
+    }
+
+    /// Seconds that the rest will take.
+    fn left(&self, state: State, share: Option<f64>) -> Option<f64> {
+        // Loading the model counts only where nothing better is known.
+        let since = if state.done == 0 { self.began? } else { self.started };
+        let share = share.filter(|share| *share > 0.0)?;
+        Some(since.elapsed().as_secs_f64() * (1.0 - share) / share)
+    }
+
     /// Prints a warning or a loss without disturbing the bar.
     pub fn say(&self, line: &str) {
         match &self.show {
-            Show::Bar(bar) => bar.suspend(|| eprintln!("starsr: {line}")),
-            Show::Nothing | Show::Lines | Show::ErrorLines => eprintln!("starsr: {line}"),
+            Show::Bar(bar) => bar.suspend(|| terminal::warn(format_args!("starsr: {line}"))),
+            Show::Nothing | Show::Lines | Show::ErrorLines => {
+                terminal::warn(format_args!("starsr: {line}"));
+            }
             Show::Json => print_json("message", json!({ "text": line })),
         }
     }

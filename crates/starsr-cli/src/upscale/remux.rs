@@ -14,10 +14,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Stop;
+use super::args::Args;
+use super::choice;
+use super::converter::is_converted;
 use super::cut::{Cut, NOT_BEFORE};
-use super::input::{MATROSKA, QUICKTIME, is_converted};
+use super::input::{MATROSKA, QUICKTIME};
 use super::probe::{
-    Probe, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
+    Probe, counted, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
     tags_of_stream, word,
 };
 use super::streams::{Container, Kind};
@@ -71,19 +74,18 @@ impl Carried {
 }
 
 impl Remux {
-    /// Plans what to carry of `input`, as ffprobe describes it. `None` where FFmpeg does not read
+    /// Plans what to carry of `input` under the options, as ffprobe describes it. `None` where FFmpeg does not read
     /// such a file as GStreamer does, and where there is nothing beside the video.
     ///
     /// # Errors
     ///
-    /// A stream that `container` cannot hold, unless `drops` allows leaving it out.
+    /// A stream that `container` cannot hold, unless the options allow leaving it out, and a choice
+    /// that names no stream.
     pub fn plan(
+        args: &Args,
         input: &Path,
         probe: &Probe,
         container: Container,
-        cut: Option<Cut>,
-        drops: bool,
-        remedy: &str,
     ) -> Result<Option<Self>, String> {
         let (format, Some(main)) = (probe.format(), probe.video()) else { return Ok(None) };
         if !FORMATS.contains(&format) {
@@ -91,15 +93,16 @@ impl Remux {
         }
         let (tags, own) = (probe.tags(), tags_of_stream(main));
         let has_more = tags.iter().any(|(name, _)| is_foreign(name)) || !own.is_empty();
-        if probe.streams().len() == 1 && !probe.has_chapters() && !has_more {
+        let chooses = args.audio.is_some() || args.subtitles.is_some();
+        if probe.streams().len() == 1 && probe.chapters() == 0 && !has_more && !chooses {
             return Ok(None);
         }
         let mut this = Self {
             input: input.to_owned(),
             container,
-            is_rebased: format == MATROSKA || is_converted(probe, cut),
-            cut,
-            is_timeless: format == "avi" && cut.is_none(),
+            is_rebased: format == MATROSKA || is_converted(probe, args),
+            cut: args.cut(),
+            is_timeless: format == "avi" && args.cut().is_none(),
             video: index(main),
             tags: own,
             flags: flags(main),
@@ -109,18 +112,37 @@ impl Remux {
         };
         let others: Vec<_> =
             probe.streams().iter().filter(|stream| index(stream) != this.video).collect();
+        let language = |stream: &Value| match word(&stream["tags"], "language") {
+            "unknown" => String::new(),
+            language => language.to_owned(),
+        };
+        let described: Vec<_> =
+            others.iter().map(|stream| (kind(stream), language(stream))).collect();
+        let wanted = choice::select(args, &described)?.into_iter();
+        let others = others.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
         let (here, elsewhere): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|stream| !probe.is_elsewhere(stream, main));
+            others.map(|(stream, _)| stream).partition(|stream| !probe.is_elsewhere(stream, main));
         if !elsewhere.is_empty() {
-            let streams = if elsewhere.len() == 1 { "stream" } else { "streams" };
-            this.left_out.push(format!("{} {streams} of other programmes", elsewhere.len()));
+            let count = counted(elsewhere.len(), "stream");
+            this.left_out.push(format!("{count} of other programmes"));
         }
-        this.choose(&here, drops, remedy)?;
+        this.choose(&here, args.drop_unsupported)?;
         Ok(Some(this))
     }
 
+    /// What an output in `container` would lack by default, a phrase each.
+    pub fn losses(
+        input: &Path,
+        probe: &Probe,
+        container: Container,
+    ) -> Result<Vec<String>, String> {
+        let args = Args::of(&["--drop-unsupported"]);
+        let plan = Self::plan(&args, input, probe, container)?;
+        Ok(plan.map_or_else(Vec::new, |plan| plan.left_out))
+    }
+
     /// Decides what becomes of each of the `others`.
-    fn choose(&mut self, others: &[&Value], drops: bool, remedy: &str) -> Result<(), String> {
+    fn choose(&mut self, others: &[&Value], drops: bool) -> Result<(), String> {
         let mut wanted = Vec::new();
         for stream in others {
             let codec = word(stream, "codec_name");
@@ -164,7 +186,7 @@ impl Remux {
                 word(stream, "codec_name")
             );
             if !drops && matches!(kind, Some(Kind::Audio | Kind::Subtitle)) {
-                return Err(format!("{lacks}; {remedy}"));
+                return Err(format!("{lacks}; {}", self.container.remedy()));
             }
             self.left_out.push(format!("{lacks}: left out"));
         }

@@ -22,6 +22,15 @@ pub enum Container {
 }
 
 impl Container {
+    /// What to do about a stream that it cannot hold.
+    pub fn remedy(self) -> &'static str {
+        if self == Self::Matroska {
+            "--drop-unsupported leaves it out"
+        } else {
+            "an .mkv output may, and --drop-unsupported leaves it out"
+        }
+    }
+
     /// By the extension of the output's name.
     pub fn from_path(path: &Path) -> Result<Self, String> {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();

@@ -2,7 +2,8 @@
 
 //! Files that GStreamer's demuxers read wrongly or in part.
 
-use super::carrying::{assert_same_packets, codecs, ffmpeg, probe};
+use super::carrying::{assert_same_packets, codecs, ffmpeg, main_stream, probe};
+use super::parts::plain;
 use super::*;
 
 const VIDEO: &str = "-f lavfi -i testsrc2=size=48x32:rate=25";
@@ -155,5 +156,84 @@ fn a_still_becomes_a_video_that_plays() {
         let after = probe(&folder.path().join("out.mp4"));
         assert_eq!(after["packets"].as_array().unwrap().len(), 1, "{name}");
         assert_eq!(after["streams"][0]["duration"], "0.040000", "{name}");
+    }
+}
+
+#[test]
+fn formats_that_gstreamer_does_not_know_are_read() {
+    let folder = TempDir::new().unwrap();
+    for (format, new) in [
+        ("yuv444p16", "yuv444p12le"),
+        ("yuva444p", "yuva444p10le"),
+        ("gray10", "gray16le"),
+        ("gbrp16", "gbrap12le"),
+        ("rgba64", "gbrap12le"),
+        ("ya8", "bgra"),
+    ] {
+        ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 -c:v ffv1 -pix_fmt {format} in.mkv"));
+        assert_done(&plain(&folder, &["--force", "--codec", "ffv1"], "in.mkv", "out.mkv"));
+        let found = probe(&folder.path().join("out.mkv"));
+        assert_eq!(main_stream(&found)["pix_fmt"], new, "{format}");
+        assert_eq!(times(&folder, "out.mkv"), every_40_ms(2), "{format}");
+    }
+}
+
+#[test]
+fn deep_video_of_a_variable_rate_is_encoded() {
+    let folder = TempDir::new().unwrap();
+    let times_in = "setpts=if(mod(N\\,3)\\,N*0.04+0.02\\,N*0.04)/TB,settb=1/1000,format=yuv420p10";
+    let encoding = "-fps_mode passthrough -frames:v 9 -c:v ffv1 in.mkv";
+    ffmpeg(&folder, &format!("{VIDEO},{times_in} {encoding}"));
+    for output in ["out.mkv", "out.mp4"] {
+        upscaled(&folder, &[], "in.mkv", output);
+        assert_eq!(times(&folder, output), times(&folder, "in.mkv"), "{output}");
+        let found = probe(&folder.path().join(output));
+        assert_eq!(codecs(&found), ["hevc"]);
+    }
+}
+
+#[test]
+fn telecined_film_gets_its_frames_back() {
+    let folder = TempDir::new().unwrap();
+    // Smaller pictures say too little about their fields.
+    let film = "-f lavfi -i testsrc2=size=144x96:rate=24000/1001 -t 1";
+    let encoding = "-c:v mpeg2video -q:v 2 -flags +ildct+ilme";
+    ffmpeg(&folder, &format!("{film} -vf telecine=pattern=23 {encoding} in.mpg"));
+    let said = upscaled(&folder, &["--deinterlace=auto"], "in.mpg", "out.mkv");
+    assert!(said.contains("is telecined"), "{said}");
+    let found = probe(&folder.path().join("out.mkv"));
+    assert_eq!(main_stream(&found)["avg_frame_rate"], "24000/1001");
+    let count = times(&folder, "out.mkv").len();
+    assert!((23..=24).contains(&count), "{count}");
+
+    // What is interlaced has its fields doubled, and what is whole is left alone.
+    let fields = "-f lavfi -i testsrc2=size=64x48:rate=50 -t 1 -vf tinterlace=interleave_top";
+    ffmpeg(&folder, &format!("{fields} {encoding} fields.mpg"));
+    upscaled(&folder, &["--deinterlace=auto"], "fields.mpg", "fields.mkv");
+    assert_eq!(times(&folder, "fields.mkv").len(), 50);
+    ffmpeg(&folder, &format!("{VIDEO} -t 1 {H264} whole.mp4"));
+    upscaled(&folder, &["--deinterlace=auto"], "whole.mp4", "whole.mkv");
+    assert_eq!(times(&folder, "whole.mkv"), every_40_ms(25));
+}
+
+#[test]
+fn mp4_comes_through_a_pipe_as_from_a_file() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    ffmpeg(&folder, &format!("{VIDEO} {SOUND} -t 2 {H264} -g 5 -bf 2 -c:a aac whole.mp4"));
+    // Its first second is left out by an edit list, and its index is at the end.
+    ffmpeg(&folder, "-ss 1.1 -i whole.mp4 -c copy in.mp4");
+    // A fragmented one needs no copy.
+    ffmpeg(&folder, "-i whole.mp4 -c copy -movflags frag_keyframe+empty_moov frag.mp4");
+    for input in ["in.mp4", "frag.mp4"] {
+        upscaled(&folder, &["--force"], input, "file.mkv");
+        let shell = "cat \"$0\" | \"$1\" upscale --quiet --force --preset ultrafast --strength 0 - pipe.mkv";
+        let mut command = Command::new("sh");
+        command.args(["-c", shell, input]).arg(env!("CARGO_BIN_EXE_starsr"));
+        assert_done(&command.current_dir(folder.path()).output().unwrap());
+        assert_eq!(times(&folder, "pipe.mkv"), times(&folder, "file.mkv"), "{input}");
+        if input == "in.mp4" {
+            assert_same_packets(&probe(&path("file.mkv")), &probe(&path("pipe.mkv")));
+        }
     }
 }

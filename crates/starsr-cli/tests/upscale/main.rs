@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 mod batch;
 mod carrying;
+mod choosing;
 mod codecs;
 mod foreign;
 mod inputs;
@@ -23,6 +24,7 @@ mod media;
 mod midway;
 mod outputs;
 mod parts;
+mod pictures;
 
 use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
 

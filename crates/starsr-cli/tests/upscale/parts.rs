@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Parts of inputs, pictures, pipes, and what is printed.
+//! Parts of inputs, standard output, and what is printed.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::*;
 const VIDEO: &str = "-f lavfi -i testsrc2=size=48x32:rate=25";
 
 /// Upscales `input` in `folder` to `output` there, plainly.
-fn plain(folder: &TempDir, options: &[&str], input: &str, output: &str) -> Output {
+pub fn plain(folder: &TempDir, options: &[&str], input: &str, output: &str) -> Output {
     let options = [&["--strength", "0"], options].concat();
     let mut command = upscale();
     command.current_dir(folder.path()).args(options).args(["--", input, output]);
@@ -86,7 +86,7 @@ fn an_estimate_writes_nothing() {
 }
 
 /// The frames of a file in `folder`, as grey pictures of 48x32.
-fn decoded_small(folder: &TempDir, name: &str) -> Vec<Vec<u8>> {
+pub fn decoded_small(folder: &TempDir, name: &str) -> Vec<Vec<u8>> {
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-i", name, "-vf", "scale=48:32:flags=area", "-pix_fmt", "gray"]);
     command.args(["-fps_mode", "passthrough", "-f", "rawvideo", "-"]).current_dir(folder.path());
@@ -104,63 +104,6 @@ fn a_part_behind_the_end_is_refused() {
         let result = plain(&folder, &[&start], "in.mp4", "out.mp4");
         assert_eq!(result.status.code(), Some(2), "{time}");
     }
-}
-
-#[test]
-fn numbered_pictures_come_and_go() {
-    let folder = TempDir::new().unwrap();
-    ffmpeg(&folder, &format!("{VIDEO},format=rgb48 -frames:v 12 -start_number 7 in_%03d.png"));
-    assert_done(&plain(&folder, &[], "in_%03d.png", "out_%04d.png"));
-    let expected: Vec<_> = (7..19).map(|number| format!("out_{number:04}.png")).collect();
-    let found: Vec<_> =
-        names(&folder).into_iter().filter(|name| !name.starts_with("in_")).collect();
-    assert_eq!(found, expected);
-    let picture = probe(&folder.path().join("out_0007.png"));
-    let video = &picture["streams"][0];
-    assert_eq!((&video["width"], &video["height"]), (&192.into(), &128.into()));
-    assert!(video["pix_fmt"].as_str().unwrap().contains("64"), "{}", video["pix_fmt"]);
-    assert_refused(&plain(&folder, &[], "in_%03d.png", "out_%04d.png"), &["--force"]);
-
-    assert_done(&plain(&folder, &["--framerate", "10"], "in_%03d.png", "out.mkv"));
-    let (times, _) = frames(&folder.path().join("out.mkv"));
-    let times: Vec<_> = times.iter().map(|time| time.mseconds()).collect();
-    assert_eq!(times, (0..12).map(|frame| 100 * frame).collect::<Vec<_>>());
-}
-
-#[test]
-fn what_a_killed_run_leaves_of_pictures_is_removed_by_the_next() {
-    let folder = TempDir::new().unwrap();
-    ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 in_%d.png"));
-    let dead = folder.path().join(".out_%d.png.part-dead");
-    fs::create_dir(&dead).unwrap();
-    fs::write(dead.join(".lock"), "").unwrap();
-    fs::write(dead.join("out_1.png"), "half a picture").unwrap();
-    // Another run that is still at work.
-    let busy = folder.path().join(".out_%d.png.part-busy");
-    fs::create_dir(&busy).unwrap();
-    let lock = fs::File::create(busy.join(".lock")).unwrap();
-    lock.lock().unwrap();
-    assert_done(&plain(&folder, &[], "in_%d.png", "out_%d.png"));
-    let expected = [".out_%d.png.part-busy", "in_1.png", "in_2.png", "out_1.png", "out_2.png"];
-    assert_eq!(names(&folder), expected);
-}
-
-#[test]
-fn one_picture_becomes_one() {
-    let folder = TempDir::new().unwrap();
-    ffmpeg(&folder, &format!("{VIDEO} -frames:v 1 still.png"));
-    for (output, codec) in
-        [("out.png", "png"), ("out.jpg", "mjpeg"), ("out.tiff", "tiff"), ("out.webp", "webp")]
-    {
-        assert_done(&plain(&folder, &[], "still.png", output));
-        let picture = probe(&folder.path().join(output));
-        assert_eq!((codecs(&picture), &picture["streams"][0]["width"]), (vec![codec], &192.into()));
-    }
-    assert_refused(&plain(&folder, &["--codec", "h264"], "still.png", "x.png"), &["--codec"]);
-    ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 -c:v ffv1 two.mkv"));
-    let result = plain(&folder, &[], "two.mkv", "one.png");
-    assert_refused(&result, &["more than one frame", "frame_%05d.png"]);
-    assert!(names(&folder).iter().all(|name| !name.starts_with('.') && name != "one.png"));
 }
 
 #[test]

@@ -87,6 +87,15 @@ impl Guidance {
         self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
     }
 
+    /// Whether `model` is asked for both halves of a guided prediction at once.
+    pub fn batches(&self, model: &dyn Denoiser) -> bool {
+        match self.batching {
+            Batching::Auto => model.prefers_batches() && !self.separated,
+            Batching::Together => true,
+            Batching::Separate => false,
+        }
+    }
+
     /// The velocity `[F,C,h,w]` for a window, in standard layout. `query` has the prompt as its
     /// only condition, or the prompt and the negative prompt for a guided prediction.
     ///
@@ -98,11 +107,7 @@ impl Guidance {
             return Err(Error::input("the negative prompt", reason));
         }
         let guided = query.conditions.len() == 2;
-        let together = match self.batching {
-            Batching::Auto => model.prefers_batches() && !self.separated,
-            Batching::Together => true,
-            Batching::Separate => false,
-        };
+        let together = self.batches(model);
         let mut velocities = Vec::new();
         if together || !guided {
             match query.ask(model) {

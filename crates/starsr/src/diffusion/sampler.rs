@@ -54,6 +54,13 @@ impl Sampler {
         self.solver.evaluations()
     }
 
+    /// Predictions that `model` is asked for to restore a window.
+    pub fn predictions(&self, model: &dyn Denoiser) -> usize {
+        let n = self.evaluations();
+        let guided = (0..n).filter(|&i| self.guidance.guides(i, n)).count();
+        if self.guidance.batches(model) { n } else { n + guided }
+    }
+
     /// The guided prediction of `x0` `[F,C,h,w]` of evaluation `i` for a window's scaled input.
     ///
     /// # Errors

@@ -72,6 +72,11 @@ impl Grid {
         Size { width: longest(&self.columns), height: longest(&self.rows) }
     }
 
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
     /// Whole frames `[F,C,H,W]`, blended from the arrays `[F,C,h,w]` that `work` gives for the rows
     /// and columns of each tile. `work` may give several arrays, and as many come out. The arrays
     /// of a single tile come out as they are.

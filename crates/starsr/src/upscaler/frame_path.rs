@@ -94,6 +94,11 @@ impl FramePath {
         self.grid.tile_size()
     }
 
+    /// Number of tiles.
+    pub(super) fn tiles(&self) -> usize {
+        self.grid.tiles()
+    }
+
     /// Output pixels per input pixel in each direction.
     pub(super) fn scale(&self) -> usize {
         self.scale

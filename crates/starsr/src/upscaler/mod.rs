@@ -205,6 +205,12 @@ impl Upscaler {
         self.clip.model.evaluations()
     }
 
+    /// Runs of the model's denoiser that restore a window: one for each tile and prediction.
+    pub fn window_evaluations(&self) -> u64 {
+        let predictions = self.join.sampler().predictions(self.clip.model.as_ref());
+        (predictions * self.clip.path.tiles()) as u64
+    }
+
     /// Time spent in the model's own runtime so far, see [`Model::busy`].
     pub fn model_busy(&self) -> Duration {
         self.clip.model.busy()

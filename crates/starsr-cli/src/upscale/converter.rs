@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Video that FFmpeg decodes, and that comes from it without loss through a pipe.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use gst::prelude::*;
+use serde_json::Value;
+
+use super::args::Args;
+use super::elements::make;
+use super::input::QUICKTIME;
+use super::probe::{Probe, ffmpeg, file, index, seconds, word};
+
+/// Containers that FFmpeg reads. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
+/// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.
+const CONTAINERS: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng"];
+/// Formats of frames that GStreamer 1.22's libav decoders can hand on. With any other they crash.
+const FORMATS: [&str; 23] = [
+    "yuv420p",
+    "yuv422p",
+    "yuv444p",
+    "yuv411p",
+    "yuv410p",
+    "yuv420p10le",
+    "yuv422p10le",
+    "yuv444p10le",
+    "yuv420p12le",
+    "yuv422p12le",
+    "yuv444p12le",
+    "yuva420p",
+    "yuva420p10le",
+    "yuva422p10le",
+    "yuva444p10le",
+    "gray",
+    "gray16le",
+    "bgr0",
+    "bgra",
+    "gbrp10le",
+    "gbrp12le",
+    "gbrap10le",
+    "gbrap12le",
+];
+/// Formats with which they crash, without the order of bytes, and the ends of more.
+const UNKNOWN: [&str; 14] = [
+    "yuv440p",
+    "yuv440p10",
+    "yuv440p12",
+    "yuva422p",
+    "yuva444p",
+    "gray9",
+    "gray10",
+    "gray12",
+    "gray14",
+    "ya8",
+    "ya16",
+    "rgb48",
+    "rgba64",
+    "xyz12",
+];
+const UNKNOWN_DEPTHS: [&str; 3] = ["p9", "p14", "p16"];
+
+/// A running FFmpeg that decodes.
+pub struct Converter {
+    program: Child,
+    pipe: File,
+}
+
+impl Converter {
+    /// Decodes the video of `input` that `probe` chooses, at its times.
+    pub fn of_video(args: &Args, input: &Path, probe: &Probe) -> Option<Self> {
+        let (video, cut) = (probe.video()?, args.cut());
+        let mut command = ffmpeg();
+        if let Some(cut) = cut {
+            cut.skip(&mut command);
+        }
+        command.args(["-copyts", "-i"]).arg(file(input));
+        command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
+        let scan = probe.scan().map(|scan| scan.filters().to_owned());
+        let filters = scan.into_iter().chain(cut.map(|cut| cut.filter(probe.start()))).collect();
+        Self::start(command, filters, Some(video))
+    }
+
+    /// Decodes the pictures that `command` lets FFmpeg read; `probe` is of the first.
+    pub fn of_pictures(command: Command, probe: Option<&Probe>) -> Option<Self> {
+        Self::start(command, Vec::new(), probe.and_then(Probe::video))
+    }
+
+    /// Runs `command` with an encoder that keeps all of `video`.
+    fn start(
+        mut command: Command,
+        mut filters: Vec<String>,
+        video: Option<&Value>,
+    ) -> Option<Self> {
+        let format = video.map_or("", |video| word(video, "pix_fmt"));
+        if format.starts_with("yuvj") {
+            // Without this FFmpeg squeezes the levels of such formats.
+            filters.push("scale=in_range=full:out_range=full".to_owned());
+            command.args(["-color_range", "pc"]);
+        }
+        // FFV1 has 16 bits, but GStreamer knows none of its formats for them; its PNG decoder does.
+        let is_deep = |names: &[&str]| names.iter().any(|name| format.starts_with(name));
+        let (formats, codec) = if is_deep(&["rgba64", "gbrap14", "gbrap16", "ya16"]) {
+            ("rgba64be".to_owned(), "png")
+        } else if is_deep(&["rgb48", "gbrp14", "gbrp16"]) {
+            ("rgb48be".to_owned(), "png")
+        } else {
+            (FORMATS.join("|"), "ffv1")
+        };
+        filters.push(format!("format=pix_fmts={formats}"));
+        command.args(["-vf", &filters.join(","), "-c:v", codec, "-f", "matroska", "-"]);
+        let mut program = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let pipe = File::from(OwnedFd::from(program.stdout.take()?));
+        Some(Self { program, pipe })
+    }
+
+    /// The element that reads what it decodes.
+    pub fn source(&self) -> Result<gst::Element, String> {
+        let source = make("fdsrc")?;
+        source.set_property("fd", self.pipe.as_raw_fd());
+        Ok(source)
+    }
+}
+
+impl Drop for Converter {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+/// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, a part has to
+/// be exact, another video is wanted than GStreamer's first, or its frames have to be put right.
+pub fn is_converted(probe: &Probe, args: &Args) -> bool {
+    let Some(video) = probe.video() else { return false };
+    if args.cut().is_some()
+        || probe.is_further_video()
+        || is_unknown(video)
+        || probe.scan().is_some()
+    {
+        return true;
+    }
+    match probe.format() {
+        // GStreamer's demuxer leaves out tracks that are much shorter than the file.
+        QUICKTIME => {
+            let (own, all) = (seconds(&video["duration"]), probe.duration());
+            own.zip(all).is_some_and(|(own, all)| own < all / 4.0)
+        }
+        format => CONTAINERS.contains(&format),
+    }
+}
+
+/// Whether GStreamer's decoder would crash. Its own decoder of PNG does not.
+fn is_unknown(video: &Value) -> bool {
+    let format = word(video, "pix_fmt");
+    let format = format.trim_end_matches("le").trim_end_matches("be");
+    let is_deep = UNKNOWN_DEPTHS.iter().any(|depth| format.ends_with(depth));
+    (is_deep || UNKNOWN.contains(&format)) && word(video, "codec_name") != "png"
+}
