@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod compare;
 mod upscale;
 
 use upscale::Stop;
@@ -26,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Upscale(Box<upscale::Args>),
+    Compare(compare::Args),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
     Documentation {
@@ -37,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Upscale(args) => upscale::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Documentation { dir } => write_documentation(&dir).map_err(Stop::Failed),
     };
     match result {

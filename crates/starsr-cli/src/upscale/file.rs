@@ -60,7 +60,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if let Some(codec) = args.codec {
         encoder::check(codec, args, container)?;
     }
-    let mut output = Output::create(&job.input, &job.output, args.force)?;
+    let mut output = Output::create(&[&job.input], &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
     let probe = probe(args, job)?;
     let remux = match &probe {

@@ -13,7 +13,7 @@ use gst::prelude::*;
 use rustix::fs::OFlags;
 use serde_json::Value;
 
-use super::args::Args;
+use super::args::Rate;
 use super::cut::Cut;
 use super::elements::make;
 use super::output::reason;
@@ -87,16 +87,17 @@ impl Drop for Kept {
     }
 }
 
-/// The element that reads `input`, which ffprobe describes so, and what has to stay for it.
+/// The element that reads the part `cut` of `input`, which ffprobe describes so, and what has to stay
+/// for it. Numbered pictures come at `rate`.
 pub fn source(
-    args: &Args,
     input: &Path,
     probe: Option<&Probe>,
+    cut: Option<Cut>,
+    rate: Rate,
 ) -> Result<(gst::Element, Kept), String> {
     if let Some((pattern, number)) = numbered(input) {
-        return pictures(args, input, &pattern, number);
+        return pictures(rate, input, &pattern, number);
     }
-    let cut = args.cut();
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     let kept = if metadata.file_type().is_fifo() {
@@ -128,7 +129,7 @@ fn numbered(input: &Path) -> Option<(Pattern, u64)> {
 
 /// The element that reads pictures from `number` on as far as there are any.
 fn pictures(
-    args: &Args,
+    rate: Rate,
     input: &Path,
     pattern: &Pattern,
     number: u64,
@@ -139,7 +140,7 @@ fn pictures(
         Some("jpg" | "jpeg") => "image/jpeg",
         _ => {
             let mut command = ffmpeg();
-            command.args(["-framerate", &args.framerate.to_string()]);
+            command.args(["-framerate", &rate.to_string()]);
             command.args(["-start_number", &number.to_string(), "-f", "image2", "-i"]);
             command.arg(input).args(["-c:v", "ffv1", "-f", "matroska", "-"]);
             let kept = Kept::converter(command).ok_or_else(|| {
@@ -155,7 +156,7 @@ fn pictures(
     source.set_property("start-index", index);
     source.set_property(
         "caps",
-        gst::Caps::builder(media).field("framerate", args.framerate.fraction()).build(),
+        gst::Caps::builder(media).field("framerate", rate.fraction()).build(),
     );
     Ok((source, Kept::default()))
 }

@@ -24,7 +24,7 @@ mod midway;
 mod outputs;
 mod parts;
 
-use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
+use media::{Packet, SIZE, clip, decoded, frames, packets, play, rotate, video, write};
 
 /// `starsr upscale`, quiet.
 fn upscale() -> Command {
