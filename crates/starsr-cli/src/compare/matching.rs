@@ -76,5 +76,5 @@ fn nearest(times: &[u64], time: u64, tolerance: u64) -> Option<usize> {
 fn evenly(all: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = count.min(all);
     let last = count.saturating_sub(1);
-    (0..count).map(move |k| if last == 0 { all / 2 } else { (k * (all - 1) + last / 2) / last })
+    (0..count).map(move |k| (k * (all - 1) + last / 2).checked_div(last).unwrap_or(all / 2))
 }

@@ -37,6 +37,9 @@ Examples:
 Frames are matched by their times, which count from the first frame shown of each file. The smaller picture is enlarged to the size of the larger one.
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
+/// Browsers hold no longer text, in MB.
+const LARGE: f64 = 500.0;
+
 /// Write a page for a browser on which two videos or pictures can be compared
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -119,6 +122,9 @@ pub fn run(args: &Args) -> Result<(), Stop> {
         matching.common,
         format.words()
     );
+    if size > LARGE {
+        println!("browsers may refuse a page of this size; choose fewer --frames");
+    }
     if args.open { open(&path).map_err(Stop::Failed) } else { Ok(()) }
 }
 

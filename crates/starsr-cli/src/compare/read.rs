@@ -65,7 +65,11 @@ impl Source {
 
     /// When the frames are shown, in ns from the first.
     pub fn times(&self, interrupts: &AtomicU32) -> Result<Vec<u64>, Stop> {
-        let mut reader = Reader::open(self, None, interrupts)?;
+        // FFmpeg writes no file at all for a part without frames.
+        let mut reader = match Reader::open(self, None, interrupts) {
+            Err(Stop::Failed(_)) if self.is_cut_by_ffmpeg() => return Err(self.no_frame().into()),
+            reader => reader?,
+        };
         let mut times: Vec<u64> = Vec::new();
         while let Some(sample) = reader.next(interrupts)? {
             let segment =
@@ -78,17 +82,25 @@ impl Source {
             times.push(time.max(times.last().copied().unwrap_or(0)));
         }
         let Some(first) = times.first().copied() else {
-            return Err(match self.cut {
-                Some(cut) => format!(
-                    "{}: has no frame from {} s on in the part that is compared; choose another --start",
-                    self.path.display(),
-                    cut.start
-                ),
-                None => format!("{}: no video frame could be decoded", self.path.display()),
-            }
-            .into());
+            return Err(self.no_frame().into());
         };
         Ok(times.into_iter().map(|time| time - first).collect())
+    }
+
+    fn is_cut_by_ffmpeg(&self) -> bool {
+        let has_video = self.probe.as_ref().is_some_and(|probe| probe.video().is_some());
+        has_video && self.cut.is_some()
+    }
+
+    fn no_frame(&self) -> String {
+        let input = self.path.display();
+        match self.cut {
+            Some(cut) => format!(
+                "{input}: has no frame in the part from {} s on; choose another --start or a longer --duration",
+                cut.start
+            ),
+            None => format!("{input}: no video frame could be decoded; it may be damaged"),
+        }
     }
 
     /// The pictures with these numbers, which rise.
@@ -109,7 +121,7 @@ pub struct Reader {
     watchdog: Watchdog,
     missing: Option<String>,
     /// What the source reads, where the source did not open it.
-    _kept: Kept,
+    kept: Kept,
 }
 
 impl Drop for Reader {
@@ -160,22 +172,12 @@ impl Reader {
         let bus = pipeline.bus().ok_or_else(|| "the pipeline has no bus".to_owned())?;
         let (path, watchdog) = (source.path.clone(), Watchdog::new());
         let (source, missing) = (element, None);
-        let mut this = Self {
-            path,
-            pipeline,
-            source,
-            parser,
-            bus,
-            frames,
-            counts,
-            watchdog,
-            missing,
-            _kept: kept,
-        };
+        let mut this =
+            Self { path, pipeline, source, parser, bus, frames, counts, watchdog, missing, kept };
         this.play(gst::State::Paused)?;
         this.settle(&prelude, interrupts)?;
         let streams = streams.lock().take().unwrap_or_default();
-        let cut = cut.filter(|_| !this._kept.is_converted());
+        let cut = cut.filter(|_| !this.kept.is_converted());
         this.connect(streams, colors, cut, wanted)?;
         this.play(gst::State::Playing)?;
         Ok(this)
@@ -330,13 +332,11 @@ impl Reader {
 
     /// The next picture. There has to be one.
     pub fn picture(&mut self, interrupts: &AtomicU32) -> Result<Frame, Stop> {
-        match self.next(interrupts)? {
-            Some(sample) => Ok(Frame::new(sample)?),
-            None => {
-                let input = self.path.display();
-                Err(format!("{input}: has fewer frames than before; it may be changing").into())
-            }
-        }
+        let Some(sample) = self.next(interrupts)? else {
+            let input = self.path.display();
+            return Err(format!("{input}: has fewer frames than before; it may be changing").into());
+        };
+        Ok(Frame::new(sample)?)
     }
 }
 

@@ -33,8 +33,8 @@ impl Browser {
     /// Opens `page`; `None` where the test is skipped because there is no browser.
     pub fn open(page: &Path) -> Option<Self> {
         for program in ["chromium", "chromedriver"] {
-            let found = Command::new(program).arg("--version").stdout(Stdio::null()).status();
-            if !found.is_ok_and(|status| status.success()) {
+            let found = Command::new(program).arg("--version").output();
+            if !found.is_ok_and(|output| output.status.success()) {
                 skip(&format!("{program} is missing; run tools/install-system browser"));
                 return None;
             }
@@ -130,9 +130,13 @@ impl Browser {
         self.emulate("setEmulatedMedia", json!({ "features": [feature] }));
     }
 
-    /// What the console says, of any level.
-    pub fn console(&self) -> Vec<Value> {
-        self.post("/se/log", json!({ "type": "browser" })).as_array().unwrap().clone()
+    /// Fails where the console holds errors.
+    #[track_caller]
+    pub fn assert_no_errors(&self) {
+        let entries = self.post("/se/log", json!({ "type": "browser" }));
+        let mut entries = entries.as_array().unwrap().clone();
+        entries.retain(|entry| entry["level"] == "SEVERE");
+        assert!(entries.is_empty(), "{entries:?}");
     }
 }
 

@@ -123,6 +123,8 @@ fn what_cannot_be_compared_is_named() {
     }
     let late = compare(&folder, &["a.mkv", "a.mkv", "--start", "1:00"]);
     assert_refused(&late, &["a.mkv: is 0.0", "choose an earlier --start"]);
+    let nothing = compare(&folder, &["a.mkv", "a.mkv", "--duration", "0"]);
+    assert_refused(&nothing, &["a.mkv: has no frame in the part from 0 s on", "--duration"]);
     assert_refused(
         &compare(&folder, &["a.mkv", "a.mkv", "-o", "no/x.html"]),
         &["no/x.html", "cannot be created"],
