@@ -8,6 +8,7 @@ use gst_video::{
     VideoResamplerMethod,
 };
 
+use super::color::to_rgb;
 use crate::upscale::elements::text;
 
 /// PSNR of equal pictures, as the evaluation has it.
@@ -40,7 +41,12 @@ impl Frame {
         let info = rgb((size.width(), size.height()))?;
         let shape = size.par();
         let shape = f64::from(shape.numer()) / f64::from(shape.denom());
-        let buffer = sample.buffer_owned().ok_or("a frame has no pixels")?;
+        let mut buffer = sample.buffer_owned().ok_or("a frame has no pixels")?;
+        if size.format() == VideoFormat::Y444 {
+            buffer = to_rgb(&buffer, &size, &info)?;
+        }
+        let caps = info.to_caps().map_err(text)?;
+        let sample = gst::Sample::builder().buffer(&buffer).caps(&caps).build();
         Ok(Self { sample, buffer, info, shape })
     }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+mod color;
 mod encode;
 mod figures;
 mod matching;

@@ -167,7 +167,8 @@ impl Reader {
             }
         });
         let limits = AppSink::builder().sync(false).max_buffers(2);
-        let format = if wanted.is_some() { "video/x-raw,format=RGB" } else { "video/x-raw(ANY)" };
+        let format =
+            if wanted.is_some() { "video/x-raw,format={RGB,Y444}" } else { "video/x-raw(ANY)" };
         let frames = limits.caps(&format.parse::<gst::Caps>().map_err(text)?).build();
         let bus = pipeline.bus().ok_or_else(|| "the pipeline has no bus".to_owned())?;
         let (path, watchdog) = (source.path.clone(), Watchdog::new());

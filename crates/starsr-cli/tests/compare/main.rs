@@ -243,6 +243,25 @@ fn figures_are_those_of_the_pixels() {
 }
 
 #[test]
+fn colors_of_video_are_those_of_pictures() {
+    let folder = TempDir::new().unwrap();
+    for color in ["white", "black", "0x808080"] {
+        ffmpeg(&folder, &format!("-f lavfi -i color={color}:size=48x32 -frames:v 1 a.png"));
+        for (matrix, range) in [("bt709", "tv"), ("smpte170m", "pc")] {
+            ffmpeg(
+                &folder,
+                &format!(
+                    "-i a.png -vf scale=out_color_matrix={matrix}:out_range={range},format=yuv420p -colorspace {matrix} -color_range {range} -c:v libx264 -qp 1 b.mp4"
+                ),
+            );
+            let (_, data) = compared(&folder, &["--force", "a.png", "b.mp4"]);
+            let difference = data["frames"][0]["difference"].as_f64().unwrap();
+            assert!(difference < 1.0, "{color}, {matrix}, {range}: {difference}");
+        }
+    }
+}
+
+#[test]
 fn rotation_and_the_shape_of_pixels_are_respected() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("a.mp4");
