@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod compare;
 mod info;
 mod terminal;
 mod upscale;
@@ -28,6 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Upscale(Box<upscale::Args>),
+    Compare(compare::Args),
     Info(info::Args),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
@@ -40,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Upscale(args) => upscale::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Info(args) => info::run(&args).map_err(Stop::Failed),
         Command::Documentation { dir } => write_documentation(&dir).map_err(Stop::Failed),
     };

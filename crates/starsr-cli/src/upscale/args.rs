@@ -199,7 +199,7 @@ impl std::fmt::Display for Rate {
 }
 
 /// A rate such as 25, 23.976 or 30000/1001.
-fn rate(text: &str) -> Result<Rate, String> {
+pub fn rate(text: &str) -> Result<Rate, String> {
     let rate = match text.split_once('/') {
         Some((frames, seconds)) => frames.parse().ok().zip(seconds.parse().ok()),
         None => text
@@ -228,7 +228,7 @@ pub enum Deinterlace {
 }
 
 /// Seconds from `[[hours:]minutes:]seconds`.
-fn time(text: &str) -> Result<f64, String> {
+pub fn time(text: &str) -> Result<f64, String> {
     let parts: Vec<_> = text.split(':').map(str::parse::<f64>).collect();
     let valid = |part: &Result<f64, _>| part.as_ref().is_ok_and(|part| *part >= 0.0);
     let is_valid = parts.len() <= 3 && parts.iter().all(valid);

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use gst::prelude::*;
 use serde_json::Value;
 
-use super::args::Args;
+use super::cut::Cut;
 use super::elements::make;
 use super::input::QUICKTIME;
 use super::probe::{Probe, ffmpeg, file, index, seconds, word};
@@ -70,9 +70,9 @@ pub struct Converter {
 }
 
 impl Converter {
-    /// Decodes the video of `input` that `probe` chooses, at its times.
-    pub fn of_video(args: &Args, input: &Path, probe: &Probe) -> Option<Self> {
-        let (video, cut) = (probe.video()?, args.cut());
+    /// Decodes the part `cut` of the video of `input` that `probe` chooses, at its times.
+    pub fn of_video(input: &Path, probe: &Probe, cut: Option<Cut>) -> Option<Self> {
+        let video = probe.video()?;
         let mut command = ffmpeg();
         if let Some(cut) = cut {
             cut.skip(&mut command);
@@ -133,15 +133,11 @@ impl Drop for Converter {
     }
 }
 
-/// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, a part has to
+/// Whether FFmpeg decodes the file: GStreamer reads such files wrongly or not at all, a `cut` has to
 /// be exact, another video is wanted than GStreamer's first, or its frames have to be put right.
-pub fn is_converted(probe: &Probe, args: &Args) -> bool {
+pub fn is_converted(probe: &Probe, cut: Option<Cut>) -> bool {
     let Some(video) = probe.video() else { return false };
-    if args.cut().is_some()
-        || probe.is_further_video()
-        || is_unknown(video)
-        || probe.scan().is_some()
-    {
+    if cut.is_some() || probe.is_further_video() || is_unknown(video) || probe.scan().is_some() {
         return true;
     }
     match probe.format() {

@@ -78,7 +78,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if let Some(codec) = args.codec {
         encoder::check(codec, args, container)?;
     }
-    let mut output = Output::create(&job.source, &job.output, args.force)?;
+    let mut output = Output::create(&[&job.source], &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
     let (_spool, job) = &arrive(args, job, interrupts)?;
     let probe = probe(args, job)?;

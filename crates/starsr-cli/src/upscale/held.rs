@@ -185,6 +185,16 @@ impl Held {
     }
 }
 
+/// Whether some thread of `source` or `parser` is reading the input. parsebin drops a demuxer's error
+/// that comes while the demuxer is still starting; then this is the only sign of it.
+pub fn is_reading(source: &gst::Element, parser: &gst::Element) -> bool {
+    let Some(parser) = parser.downcast_ref::<gst::Bin>() else { return true };
+    let elements = parser.iterate_recurse().into_iter().flatten().chain([source.clone()]);
+    elements
+        .flat_map(|element| element.pads())
+        .any(|pad| pad.task_state() == gst::TaskState::Started)
+}
+
 /// Whether a parser's list of streams names a video.
 fn has_video(collection: &gst::StreamCollection) -> bool {
     collection.iter().any(|stream| {

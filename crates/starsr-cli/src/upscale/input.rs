@@ -13,9 +13,10 @@ use std::process::Command;
 use gst::prelude::*;
 use rustix::fs::OFlags;
 
-use super::args::Args;
+use super::args::Rate;
 use super::batch::pictures_in;
 use super::converter::{Converter, is_converted};
+use super::cut::Cut;
 use super::elements::make;
 use super::output::reason;
 use super::pattern::Pattern;
@@ -110,17 +111,19 @@ impl Kept {
     }
 }
 
-/// The element that reads `input`, which ffprobe describes so, and what has to stay for it.
+/// The element that reads the part `cut` of `input`, which ffprobe describes so, and what has to stay
+/// for it. Numbered pictures come at `rate`.
 pub fn source(
-    args: &Args,
     input: &Path,
     probe: Option<&Probe>,
+    cut: Option<Cut>,
+    rate: Rate,
 ) -> Result<(gst::Element, Kept), String> {
     if let Some((pattern, number)) = numbered(input) {
-        return pictures(args, input, &pattern, number);
+        return pictures(rate, input, &pattern, number);
     }
     if input.is_dir() {
-        return folder_of_pictures(args, input);
+        return folder_of_pictures(rate, input);
     }
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
@@ -133,8 +136,8 @@ pub fn source(
         source.set_property("fd", pipe.as_raw_fd());
         return Ok((source, Kept { _pipe: Some(pipe), ..Kept::default() }));
     }
-    let converted = probe.filter(|probe| is_converted(probe, args));
-    if let Some(converter) = converted.and_then(|probe| Converter::of_video(args, input, probe)) {
+    let converted = probe.filter(|probe| is_converted(probe, cut));
+    if let Some(converter) = converted.and_then(|probe| Converter::of_video(input, probe, cut)) {
         let source = converter.source()?;
         let kept = Kept { converter: Some(converter), ..Kept::default() };
         return Ok((source, kept.describe(probe)));
@@ -152,7 +155,7 @@ fn numbered(input: &Path) -> Option<(Pattern, u64)> {
 
 /// The element that reads pictures from `number` on as far as there are any.
 fn pictures(
-    args: &Args,
+    rate: Rate,
     input: &Path,
     pattern: &Pattern,
     number: u64,
@@ -163,7 +166,7 @@ fn pictures(
         Some("jpg" | "jpeg") => "image/jpeg",
         _ => {
             let mut command = ffmpeg();
-            command.args(["-framerate", &args.framerate.to_string()]);
+            command.args(["-framerate", &rate.to_string()]);
             command.args(["-start_number", &number.to_string(), "-f", "image2", "-i"]);
             command.arg(input);
             return converted_pictures(command, input, &pattern.file(number));
@@ -176,14 +179,14 @@ fn pictures(
     source.set_property("start-index", index);
     source.set_property(
         "caps",
-        gst::Caps::builder(media).field("framerate", args.framerate.fraction()).build(),
+        gst::Caps::builder(media).field("framerate", rate.fraction()).build(),
     );
     let probe = Probe::new(&pattern.file(number));
     Ok((source, Kept::default().describe(probe.as_ref())))
 }
 
 /// The element that reads the pictures in `folder` by name.
-fn folder_of_pictures(args: &Args, folder: &Path) -> Result<(gst::Element, Kept), String> {
+fn folder_of_pictures(rate: Rate, folder: &Path) -> Result<(gst::Element, Kept), String> {
     let mut names = OsString::from("*.");
     names.push(picture_extension(folder)?);
     let pictures =
@@ -191,7 +194,7 @@ fn folder_of_pictures(args: &Args, folder: &Path) -> Result<(gst::Element, Kept)
     let first = pictures.first().ok_or("there are no pictures")?;
     let mut command = ffmpeg();
     // A pattern in the folder itself has no other special characters.
-    command.current_dir(folder).args(["-framerate", &args.framerate.to_string()]);
+    command.current_dir(folder).args(["-framerate", &rate.to_string()]);
     command.args(["-f", "image2", "-pattern_type", "glob", "-i"]).arg(names);
     converted_pictures(command, folder, first)
 }

@@ -2,9 +2,11 @@
 
 //! What the pipeline says on its bus, and what the user is to know of it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use gst::glib;
 use gst::prelude::*;
 use serde_json::json;
 
@@ -216,14 +218,8 @@ impl<'a> Listener<'a> {
             gst::MessageView::Toc(_) if self.loses_chapters => {
                 self.say(progress, "not in the output: chapters (.mkv keeps them)");
             }
-            gst::MessageView::Element(element) => {
-                let lacking =
-                    element.structure().filter(|structure| structure.name() == "missing-plugin");
-                if let Some(name) =
-                    lacking.and_then(|structure| structure.get::<String>("name").ok())
-                {
-                    self.missing = Some(name);
-                }
+            gst::MessageView::Element(_) => {
+                self.missing = missing_plugin(message).or(self.missing.take());
             }
             _ => {}
         }
@@ -278,7 +274,7 @@ impl<'a> Listener<'a> {
         let (what, debug) = (error.error(), error.debug().unwrap_or_default());
         let source = message.src().and_then(|source| source.downcast_ref::<gst::Element>());
         let factory = source.and_then(|source| source.factory()).map(|factory| factory.name());
-        let (input, output) = (self.job.input.display(), self.job.output.display());
+        let output = self.job.output.display();
         let mut text = match factory.as_deref() {
             Some("filesink" | "fdsink") if what.matches(gst::ResourceError::NoSpaceLeft) => {
                 format!("{output}: no space left on the device")
@@ -289,17 +285,7 @@ impl<'a> Listener<'a> {
                 None => format!("{output}: cannot be written"),
             },
             Some("starsr") => what.message().to_owned(),
-            _ if what.matches(gst::StreamError::TypeNotFound)
-                || what.matches(gst::StreamError::WrongType) =>
-            {
-                format!("{input}: not a media file that GStreamer knows")
-            }
-            _ => match &self.missing {
-                Some(plugin) => {
-                    format!("{input}: GStreamer has no {plugin}; install the plugin for it")
-                }
-                None => format!("{input}: {}", what.message().trim_end_matches('.')),
-            },
+            _ => about_input(&self.job.input, &what, self.missing.as_deref()),
         };
         if text.contains("deinterlace") && self.args.deinterlace.is_none() {
             text += " (here: --deinterlace)";
@@ -309,6 +295,24 @@ impl<'a> Listener<'a> {
         }
         text
     }
+}
+
+/// The sentence for an error in reading `input`, for which a plugin may be `missing`.
+pub fn about_input(input: &Path, error: &glib::Error, missing: Option<&str>) -> String {
+    let input = input.display();
+    if error.matches(gst::StreamError::TypeNotFound) || error.matches(gst::StreamError::WrongType) {
+        return format!("{input}: not a media file that GStreamer knows");
+    }
+    match missing {
+        Some(plugin) => format!("{input}: GStreamer has no {plugin}; install the plugin for it"),
+        None => format!("{input}: {}", error.message().trim_end_matches('.')),
+    }
+}
+
+/// The description of the plugin that `message` says is missing.
+pub fn missing_plugin(message: &gst::Message) -> Option<String> {
+    let structure = message.structure().filter(|lacking| lacking.name() == "missing-plugin")?;
+    structure.get("name").ok()
 }
 
 /// Says what the output will be, and what it needs.
@@ -341,7 +345,7 @@ fn describe_output(
 
 /// Whether the error only says that data stopped flowing, as sources and demuxers do after another
 /// element's error.
-fn is_aftermath(message: &gst::Message) -> bool {
+pub fn is_aftermath(message: &gst::Message) -> bool {
     let gst::MessageView::Error(error) = message.view() else { return false };
     error.error().matches(gst::StreamError::Failed)
         && error.debug().is_some_and(|debug| debug.contains("streaming stopped, reason"))

@@ -9,33 +9,33 @@ use clap::CommandFactory;
 use gst::prelude::*;
 use serde_json::json;
 
-mod args;
+pub mod args;
 mod batch;
 mod choice;
 mod codec;
 mod converter;
-mod counts;
-mod cut;
-mod elements;
+pub mod counts;
+pub mod cut;
+pub mod elements;
 mod encoder;
 mod encoding;
 mod file;
-mod held;
-mod input;
-mod interrupts;
-mod mending;
-mod messages;
-mod output;
+pub mod held;
+pub mod input;
+pub mod interrupts;
+pub mod mending;
+pub mod messages;
+pub mod output;
 mod pattern;
 mod pictures;
-mod pipeline;
+pub mod pipeline;
 mod preview;
 pub mod probe;
 mod progress;
 mod remux;
 mod scan;
 mod spool;
-mod stall;
+pub mod stall;
 mod steady;
 pub mod streams;
 
@@ -64,7 +64,7 @@ impl From<String> for Stop {
 
 /// Whether FFmpeg decodes a file by default.
 pub fn is_read_by_ffmpeg(probe: &probe::Probe) -> bool {
-    converter::is_converted(probe, &Args::of(&[]))
+    converter::is_converted(probe, None)
 }
 
 /// Upscales the files that `args` name.

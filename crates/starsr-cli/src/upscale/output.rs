@@ -69,12 +69,14 @@ pub struct Finished {
 impl Output {
     /// Checks that `target` may be written and makes the hidden file beside it. What killed runs
     /// have left for the same target is removed.
-    pub fn create(input: &Path, target: &Path, force: bool) -> Result<Self, String> {
+    pub fn create(inputs: &[&Path], target: &Path, force: bool) -> Result<Self, String> {
         let shown = target.display();
         if let Ok(old) = fs::metadata(target) {
-            let same = fs::metadata(input)
-                .is_ok_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()));
-            if same {
+            let same = |input: &&Path| {
+                fs::metadata(input)
+                    .is_ok_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()))
+            };
+            if inputs.iter().any(same) {
                 return Err(format!("{shown}: output and input are the same file"));
             }
             if !old.is_file() {

@@ -17,7 +17,7 @@ use super::counts::Counts;
 use super::cut::Cut;
 use super::elements::{make, sync, text};
 use super::encoding::{Encoding, Ending, standard_output};
-use super::held::{Held, Prelude};
+use super::held::{Held, Prelude, is_reading};
 use super::input;
 use super::mending::{ContainerColors, mend_demuxers};
 use super::pictures::Pictures;
@@ -91,7 +91,8 @@ impl Pipeline {
     /// called.
     pub fn open(args: &Args, input: &Path, probe: Option<&Probe>) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let ((source, input), parser) = (input::source(args, input, probe)?, make("parsebin")?);
+        let (source, input) = input::source(input, probe, args.cut(), args.framerate)?;
+        let parser = make("parsebin")?;
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
         // only hard limit.
@@ -174,14 +175,9 @@ impl Pipeline {
         Prelude::settle(&self.prelude, &self.pipeline);
     }
 
-    /// Whether some thread is reading the input. parsebin drops a demuxer's error that comes while
-    /// the demuxer is still starting; then this is the only sign of it.
+    /// Whether some thread is reading the input.
     pub fn is_reading(&self) -> bool {
-        let Some(parser) = self.parser.downcast_ref::<gst::Bin>() else { return true };
-        let elements = parser.iterate_recurse().into_iter().flatten().chain([self.source.clone()]);
-        elements
-            .flat_map(|element| element.pads())
-            .any(|pad| pad.task_state() == gst::TaskState::Started)
+        is_reading(&self.source, &self.parser)
     }
 
     /// Whether the video waits for the input, and not the input for what is behind it.
@@ -433,7 +429,7 @@ pub fn frames(duration: gst::ClockTime, rate: gst::Fraction) -> Option<u64> {
 }
 
 /// A pad in `bin` that swallows a stream.
-fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
+pub fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
     let sink = make("fakesink")?;
     sink.set_property("sync", false);
     sink.set_property("async", false);

@@ -100,7 +100,7 @@ impl Remux {
         let mut this = Self {
             input: input.to_owned(),
             container,
-            is_rebased: format == MATROSKA || is_converted(probe, args),
+            is_rebased: format == MATROSKA || is_converted(probe, args.cut()),
             cut: args.cut(),
             is_timeless: format == "avi" && args.cut().is_none(),
             video: index(main),

@@ -70,19 +70,6 @@ fn a_pipe_that_nobody_writes_to_is_given_up() {
     assert_eq!(names(&folder), ["pipe"]);
 }
 
-/// Lets an MP4 with one track ask players to rotate it by 90 degrees: GStreamer's muxer cannot.
-fn rotate(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    let header = bytes.windows(4).position(|name| name == b"tkhd").unwrap();
-    // The matrix of version 0, ISO/IEC 14496-12, section 8.3.2: fixed point, 16.16 and 2.30.
-    let matrix = [0, 1 << 16, 0, -1 << 16, 0, 0, (SIZE.1 as i32) << 16, 0, 1 << 30];
-    for (number, value) in matrix.into_iter().enumerate() {
-        let start = header + 44 + 4 * number;
-        bytes[start..start + 4].copy_from_slice(&i32::to_be_bytes(value));
-    }
-    fs::write(path, bytes).unwrap();
-}
-
 #[test]
 fn rotated_video_is_upright_every_time() {
     let folder = TempDir::new().unwrap();

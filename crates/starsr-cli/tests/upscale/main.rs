@@ -26,7 +26,7 @@ mod outputs;
 mod parts;
 mod pictures;
 
-use media::{Packet, SIZE, clip, decoded, frames, packets, play, video, write};
+use media::{Packet, SIZE, clip, decoded, frames, packets, play, rotate, video, write};
 
 /// `starsr upscale`, quiet.
 fn upscale() -> Command {

@@ -3,6 +3,7 @@
 //! Making clips and looking into files.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,6 +48,19 @@ pub fn video(frames: u32) -> String {
 pub fn clip(path: &Path, frames: u32) {
     let mux = if path.extension() == Some(OsStr::new("mp4")) { "mp4mux" } else { "matroskamux" };
     write(path, &format!("{mux} name=mux ! filesink name=file {}", video(frames)));
+}
+
+/// Lets an MP4 with one track ask players to rotate it by 90 degrees: GStreamer's muxer cannot.
+pub fn rotate(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let header = bytes.windows(4).position(|name| name == b"tkhd").unwrap();
+    // The matrix of version 0, ISO/IEC 14496-12, section 8.3.2: fixed point, 16.16 and 2.30.
+    let matrix = [0, 1 << 16, 0, -1 << 16, 0, 0, (SIZE.1 as i32) << 16, 0, 1 << 30];
+    for (number, value) in matrix.into_iter().enumerate() {
+        let start = header + 44 + 4 * number;
+        bytes[start..start + 4].copy_from_slice(&i32::to_be_bytes(value));
+    }
+    fs::write(path, bytes).unwrap();
 }
 
 /// One packet of a compressed stream.
