@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::media::converter::is_converted;
+use crate::media::input;
+use crate::media::probe::{Probe, flags, has_flag, is_foreign, kind, seconds, tags, word};
+use crate::media::streams::{Container, Kind};
 use crate::terminal;
-use crate::upscale::probe::{Probe, flags, has_flag, is_foreign, kind, seconds, tags, word};
-use crate::upscale::streams::{Container, Kind};
-use crate::upscale::{Remux, check_input, clock, is_read_by_ffmpeg};
+use crate::upscale::Remux;
+use crate::values::clock;
 
 /// Show the streams of a file, and what an upscaled one would not keep
 #[derive(Debug, Clone, clap::Args)]
@@ -32,12 +35,12 @@ struct Line {
 /// Describes the file that `args` name.
 pub fn run(args: &Args) -> Result<(), String> {
     let shown = args.file.display();
-    check_input(&args.file)?;
+    input::check(&args.file)?;
     let probe = Probe::new(&args.file).ok_or_else(|| {
         format!("{shown}: FFmpeg's ffprobe cannot read this file, or is not installed")
     })?;
     let lines = lines(&probe);
-    let reader = if is_read_by_ffmpeg(&probe) { "FFmpeg" } else { "GStreamer" };
+    let reader = if is_converted(&probe, None) { "FFmpeg" } else { "GStreamer" };
     let mut losses = Vec::new();
     for (extension, container) in [("mkv", Container::Matroska), ("mp4", Container::Mp4)] {
         losses.push((extension, Remux::losses(&args.file, &probe, container)?));

@@ -10,13 +10,14 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod compare;
 mod info;
+mod interrupts;
+mod media;
+mod output;
 mod terminal;
 mod upscale;
+mod values;
 
-use upscale::Stop;
-
-/// Exit status after Ctrl-C, as of a program that SIGINT ends.
-const INTERRUPTED: u8 = 130;
+use interrupts::{INTERRUPTED, Stop};
 
 /// Makes low-quality video sharp and large again with STAR diffusion models.
 #[derive(Debug, Parser)]

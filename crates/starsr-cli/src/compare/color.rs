@@ -5,7 +5,7 @@
 use gst_video::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFrameRef, VideoInfo};
 
-use crate::upscale::elements::text;
+use crate::media::elements::text;
 
 /// The pixels of a frame in Y444 as `rgb`.
 pub fn to_rgb(yuv: &gst::Buffer, info: &VideoInfo, rgb: &VideoInfo) -> Result<gst::Buffer, String> {

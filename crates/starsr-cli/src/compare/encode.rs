@@ -7,7 +7,7 @@ use gst::prelude::*;
 use gst_app::{AppSink, AppSrc};
 
 use super::figures::Frame;
-use crate::upscale::elements::{is_available, make, text};
+use crate::media::elements::{is_available, make, text};
 
 /// As many pixels in all become about 30 MB without loss; more become JPEG.
 const LOSSLESS_PIXELS: u64 = 40_000_000;

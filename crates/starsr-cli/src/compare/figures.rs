@@ -9,7 +9,7 @@ use gst_video::{
 };
 
 use super::color::to_rgb;
-use crate::upscale::elements::text;
+use crate::media::elements::text;
 
 /// PSNR of equal pictures, as the evaluation has it.
 const EQUAL: f64 = 100.0;

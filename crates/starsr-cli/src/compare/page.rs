@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::upscale::output::reason;
+use crate::output::reason;
 
 const PAGE: &str = include_str!("page.html");
 /// Where the data are in it.

@@ -12,19 +12,18 @@ use gst_app::AppSink;
 use parking_lot::Mutex;
 
 use super::figures::Frame;
-use crate::upscale::Stop;
-use crate::upscale::args::Rate;
-use crate::upscale::counts::Counts;
-use crate::upscale::cut::Cut;
-use crate::upscale::elements::{make, sync, text};
-use crate::upscale::held::{Held, Prelude, STREAMS_KNOWN, is_reading};
-use crate::upscale::input::{self, Kept};
-use crate::upscale::mending::{ContainerColors, complete_colors, mend_demuxers};
-use crate::upscale::messages::{about_input, is_aftermath, missing_plugin};
-use crate::upscale::pipeline::nowhere;
-use crate::upscale::probe::Probe;
-use crate::upscale::stall::Watchdog;
-use crate::upscale::streams::{Kind, always_pad, is_picture};
+use crate::interrupts::Stop;
+use crate::media::counts::Counts;
+use crate::media::cut::Cut;
+use crate::media::elements::{always_pad, make, nowhere, sync, text};
+use crate::media::errors::{about_input, is_aftermath, missing_plugin};
+use crate::media::held::{Held, Prelude, STREAMS_KNOWN, is_reading};
+use crate::media::input::{self, Kept};
+use crate::media::mending::{ContainerColors, complete_colors, mend_demuxers};
+use crate::media::probe::Probe;
+use crate::media::stall::Watchdog;
+use crate::media::streams::{Kind, is_picture};
+use crate::values::Rate;
 
 /// Interval at which the clock and Ctrl-C are checked.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);

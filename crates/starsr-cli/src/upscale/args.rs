@@ -8,9 +8,10 @@ use clap::{Args as _, FromArgMatches};
 use gst::glib;
 use gst::prelude::*;
 
-use super::choice::Choice;
+use super::choice::Choices;
 use super::codec::Codec;
-use super::cut::Cut;
+use crate::media::cut::Cut;
+use crate::values::{Rate, rate, time};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -134,18 +135,8 @@ pub struct Args {
     /// Upscale the Nth video stream instead of the default one
     #[arg(long, value_name = "N", help_heading = "Streams")]
     pub video: Option<usize>,
-    /// Keep these audio streams only: numbers or languages with commas, such as 1,3 or eng
-    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_audio", help_heading = "Streams")]
-    pub audio: Option<Choice>,
-    /// Keep no audio
-    #[arg(long, help_heading = "Streams")]
-    pub no_audio: bool,
-    /// Keep these subtitles only
-    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_subtitles", help_heading = "Streams")]
-    pub subtitles: Option<Choice>,
-    /// Keep no subtitles
-    #[arg(long, help_heading = "Streams")]
-    pub no_subtitles: bool,
+    #[command(flatten)]
+    pub choices: Choices,
     /// Carry streams and tags with GStreamer alone, even where FFmpeg is installed
     #[arg(long, help_heading = "Streams")]
     pub no_ffmpeg: bool,
@@ -175,46 +166,6 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "expected NAME=VALUE".to_owned())
 }
 
-/// Frames a second, as a fraction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate(i32, i32);
-
-impl Rate {
-    pub fn fraction(self) -> gst::Fraction {
-        gst::Fraction::new(self.0, self.1)
-    }
-
-    /// How long so many frames last.
-    pub fn duration_of(self, frames: u64) -> Option<gst::ClockTime> {
-        let (rate, seconds) = (u64::try_from(self.0).ok()?, u64::try_from(self.1).ok()?);
-        let time = frames.checked_mul(1_000_000_000)?.mul_div_round(seconds, rate)?;
-        Some(gst::ClockTime::from_nseconds(time))
-    }
-}
-
-impl std::fmt::Display for Rate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.0, self.1)
-    }
-}
-
-/// A rate such as 25, 23.976 or 30000/1001.
-pub fn rate(text: &str) -> Result<Rate, String> {
-    let rate = match text.split_once('/') {
-        Some((frames, seconds)) => frames.parse().ok().zip(seconds.parse().ok()),
-        None => text
-            .parse::<f64>()
-            .ok()
-            .filter(|rate| (0.001..=10_000.0).contains(rate))
-            .and_then(gst::Fraction::approximate_f64)
-            .map(|rate| (rate.numer(), rate.denom())),
-    };
-    match rate {
-        Some((frames, seconds)) if frames > 0 && seconds > 0 => Ok(Rate(frames, seconds)),
-        _ => Err("expected frames a second, such as 25 or 30000/1001".to_owned()),
-    }
-}
-
 /// What becomes of interlaced video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Deinterlace {
@@ -225,16 +176,6 @@ pub enum Deinterlace {
     /// The same, but telecined video gets its 24 frames a second back, and what is only called
     /// interlaced stays as it is
     Auto,
-}
-
-/// Seconds from `[[hours:]minutes:]seconds`.
-pub fn time(text: &str) -> Result<f64, String> {
-    let parts: Vec<_> = text.split(':').map(str::parse::<f64>).collect();
-    let valid = |part: &Result<f64, _>| part.as_ref().is_ok_and(|part| *part >= 0.0);
-    let is_valid = parts.len() <= 3 && parts.iter().all(valid);
-    let time = parts.into_iter().flatten().fold(0.0, |time, part| 60.0 * time + part);
-    // More would not fit into GStreamer's nanoseconds.
-    if is_valid && time < 1e9 { Ok(time) } else { Err("expected seconds or [H:]MM:SS".to_owned()) }
 }
 
 impl Args {

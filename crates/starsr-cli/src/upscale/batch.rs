@@ -8,9 +8,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::output::reason;
-use super::pictures::Pictures;
-use super::streams::Container;
+use crate::media::folder::{files_in, is_picture_name, pictures_in};
+use crate::media::streams::Container;
+use crate::output::reason;
 
 /// Extensions of the files that are taken from a folder.
 const VIDEO: [&str; 28] = [
@@ -58,29 +58,10 @@ pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
     Ok(files.into_iter().map(job).collect())
 }
 
-/// The visible pictures in `folder`, by name.
-pub fn pictures_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    files_in(folder, Pictures::is_name)
-}
-
 /// Whether the name is a video's.
 fn is_video(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     VIDEO.iter().any(|known| extension == *known)
-}
-
-/// The visible files in `folder` that are `wanted`, by name.
-fn files_in(folder: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.is_file() && wanted(&path) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// A name for the output of `input`, with its extension where that is a container's or a picture's.
@@ -92,7 +73,7 @@ fn name(input: &Path, number: u32) -> OsString {
     name.push(".");
     match (Container::from_path(input), input.extension()) {
         (Ok(_), Some(extension)) => name.push(extension),
-        (Err(_), Some(extension)) if Pictures::is_name(input) => name.push(extension),
+        (Err(_), Some(extension)) if is_picture_name(input) => name.push(extension),
         _ => name.push("mkv"),
     }
     name

@@ -2,8 +2,24 @@
 
 //! Which of the input's streams of a kind go into the output.
 
-use super::args::Args;
-use super::streams::Kind;
+use crate::media::streams::Kind;
+
+/// The streams beside the video that go into the output.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choices {
+    /// Keep these audio streams only: numbers or languages with commas, such as 1,3 or eng
+    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_audio", help_heading = "Streams")]
+    pub audio: Option<Choice>,
+    /// Keep no audio
+    #[arg(long, help_heading = "Streams")]
+    pub no_audio: bool,
+    /// Keep these subtitles only
+    #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_subtitles", help_heading = "Streams")]
+    pub subtitles: Option<Choice>,
+    /// Keep no subtitles
+    #[arg(long, help_heading = "Streams")]
+    pub no_subtitles: bool,
+}
 
 /// Streams of one kind, by number or by language.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,29 +65,31 @@ fn is_same(own: &str, wanted: &str) -> bool {
 /// A stream as far as the choice asks: its kind and, where known, its language.
 pub type Described = (Option<Kind>, String);
 
-/// Which of `streams` the options ask for. Fails where they name one that is not there.
-pub fn select(args: &Args, streams: &[Described]) -> Result<Vec<bool>, String> {
-    let mut wanted = vec![true; streams.len()];
-    let kinds = [
-        (Kind::Audio, &args.audio, args.no_audio, "--audio"),
-        (Kind::Subtitle, &args.subtitles, args.no_subtitles, "--subtitles"),
-    ];
-    for (kind, choice, none, option) in kinds {
-        let of_kind = (0..streams.len()).filter(|place| streams[*place].0 == Some(kind));
-        let mut count = 0;
-        let mut found = false;
-        for place in of_kind {
-            count += 1;
-            let takes = |choice: &Choice| choice.takes(count, &streams[place].1);
-            wanted[place] = !none && choice.as_ref().is_none_or(takes);
-            found |= wanted[place];
+impl Choices {
+    /// Which of `streams` the options ask for. Fails where they name one that is not there.
+    pub fn select(&self, streams: &[Described]) -> Result<Vec<bool>, String> {
+        let mut wanted = vec![true; streams.len()];
+        let kinds = [
+            (Kind::Audio, &self.audio, self.no_audio, "--audio"),
+            (Kind::Subtitle, &self.subtitles, self.no_subtitles, "--subtitles"),
+        ];
+        for (kind, choice, none, option) in kinds {
+            let of_kind = (0..streams.len()).filter(|place| streams[*place].0 == Some(kind));
+            let mut count = 0;
+            let mut found = false;
+            for place in of_kind {
+                count += 1;
+                let takes = |choice: &Choice| choice.takes(count, &streams[place].1);
+                wanted[place] = !none && choice.as_ref().is_none_or(takes);
+                found |= wanted[place];
+            }
+            if choice.is_some() && !found {
+                return Err(format!(
+                    "{option} names none of the input's {count} streams of {}; starsr info lists them",
+                    kind.word()
+                ));
+            }
         }
-        if choice.is_some() && !found {
-            return Err(format!(
-                "{option} names none of the input's {count} streams of {}; starsr info lists them",
-                kind.word()
-            ));
-        }
+        Ok(wanted)
     }
-    Ok(wanted)
 }

@@ -4,7 +4,7 @@
 
 use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo, VideoTransferFunction};
 
-use super::elements::is_available;
+use crate::media::elements::is_available;
 
 /// What the video is encoded as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -7,8 +7,8 @@ use gst_video::{VideoFormatInfo, VideoInfo};
 
 use super::args::{Args, set_property};
 use super::codec::Codec;
-use super::elements::make;
-use super::streams::{Container, always_pad};
+use crate::media::elements::{always_pad, make};
+use crate::media::streams::Container;
 
 /// Threads that an encoder which has no choice of its own gets.
 const THREADS: usize = 4;

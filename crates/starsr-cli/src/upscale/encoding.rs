@@ -12,10 +12,9 @@ use parking_lot::Mutex;
 
 use super::args::Args;
 use super::codec::Codec;
-use super::elements::{sync, text};
 use super::encoder;
 use super::pictures::Pictures;
-use super::streams::always_pad;
+use crate::media::elements::{always_pad, sync, text};
 
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;

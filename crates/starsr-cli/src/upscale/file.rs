@@ -10,23 +10,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Stop;
 use super::args::{Args, Deinterlace};
 use super::batch::Job;
 use super::encoder;
-use super::input;
-use super::interrupts::Interrupts;
 use super::messages::{Event, Listener};
-use super::output::{Finished, Output};
-use super::pattern::Pattern;
 use super::pictures::Pictures;
 use super::pipeline::{Destination, Input, Pipeline, frames};
-use super::probe::{Probe, seconds, word};
-use super::progress::{Progress, clock, counted};
+use super::progress::Progress;
 use super::remux::Remux;
-use super::scan::Scan;
-use super::spool::Spool;
-use super::streams::Container;
+use crate::interrupts::Interrupts;
+use crate::interrupts::Stop;
+use crate::media::folder::is_picture_name;
+use crate::media::input;
+use crate::media::pattern::Pattern;
+use crate::media::probe::{Probe, seconds, word};
+use crate::media::scan::Scan;
+use crate::media::spool::Spool;
+use crate::media::streams::Container;
+use crate::output::{Finished, Output};
+use crate::values::{clock, counted};
 
 /// How much earlier than its container the video may end without a warning, up to a fiftieth.
 const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
@@ -36,7 +38,7 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     input::check(&job.input)?;
     if job.output == Path::new("-") {
         to_standard_output(args, job, interrupts)
-    } else if Pictures::is_name(&job.output) {
+    } else if is_picture_name(&job.output) {
         to_pictures(args, job, interrupts)
     } else {
         to_file(args, job, interrupts)
@@ -46,7 +48,7 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
 /// Waits for an input that comes through a pipe; gives what has to stay for it, and the job of reading
 /// it from where it is.
 fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spool>, Job), Stop> {
-    let spool = Spool::new(args, &job.source, &interrupts.count)?;
+    let spool = Spool::new(&job.source, args.stall_timeout, &interrupts.count)?;
     let copied = spool.as_ref().and_then(Spool::path);
     let source = copied.unwrap_or_else(|| job.source.clone());
     Ok((spool, Job { source, input: job.input.clone(), output: job.output.clone() }))
@@ -292,7 +294,7 @@ impl<'a> Work<'a> {
             &format!(
                 "about {} for {} ({:.2} frames/s), {} MB of memory beside the model, {} MB of disk",
                 clock(seconds),
-                counted(frames),
+                counted(frames, "frame"),
                 measured.rate,
                 memory.div_ceil(1_000_000),
                 (disk / 1e6).ceil()
@@ -374,7 +376,7 @@ fn describe_input(job: &Job, input: &Input, progress: &Progress) {
         words.push(clock(duration.nseconds() as f64 / 1e9));
     }
     if let Some(frames) = input.frames {
-        words.push(format!("about {}", counted(frames)));
+        words.push(format!("about {}", counted(frames, "frame")));
     }
     progress.announce(
         &format!("{}: {}", job.input.display(), words.join(", ")),

@@ -2,21 +2,20 @@
 
 //! What the pipeline says on its bus, and what the user is to know of it.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use gst::glib;
 use gst::prelude::*;
 use serde_json::json;
 
-use super::Stop;
 use super::args::Args;
 use super::batch::Job;
-use super::held::STREAMS_KNOWN;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
-use super::stall::Watchdog;
+use crate::interrupts::Stop;
+use crate::media::errors::{about_input, is_aftermath, missing_plugin};
+use crate::media::held::STREAMS_KNOWN;
+use crate::media::stall::Watchdog;
 
 /// Interval at which the clock and Ctrl-C are checked.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
@@ -297,24 +296,6 @@ impl<'a> Listener<'a> {
     }
 }
 
-/// The sentence for an error in reading `input`, for which a plugin may be `missing`.
-pub fn about_input(input: &Path, error: &glib::Error, missing: Option<&str>) -> String {
-    let input = input.display();
-    if error.matches(gst::StreamError::TypeNotFound) || error.matches(gst::StreamError::WrongType) {
-        return format!("{input}: not a media file that GStreamer knows");
-    }
-    match missing {
-        Some(plugin) => format!("{input}: GStreamer has no {plugin}; install the plugin for it"),
-        None => format!("{input}: {}", error.message().trim_end_matches('.')),
-    }
-}
-
-/// The description of the plugin that `message` says is missing.
-pub fn missing_plugin(message: &gst::Message) -> Option<String> {
-    let structure = message.structure().filter(|lacking| lacking.name() == "missing-plugin")?;
-    structure.get("name").ok()
-}
-
 /// Says what the output will be, and what it needs.
 fn describe_output(
     job: &Job,
@@ -341,12 +322,4 @@ fn describe_output(
             "memory": memory,
         }),
     );
-}
-
-/// Whether the error only says that data stopped flowing, as sources and demuxers do after another
-/// element's error.
-pub fn is_aftermath(message: &gst::Message) -> bool {
-    let gst::MessageView::Error(error) = message.view() else { return false };
-    error.error().matches(gst::StreamError::Failed)
-        && error.debug().is_some_and(|debug| debug.contains("streaming stopped, reason"))
 }

@@ -9,63 +9,28 @@ use clap::CommandFactory;
 use gst::prelude::*;
 use serde_json::json;
 
-pub mod args;
+mod args;
 mod batch;
 mod choice;
 mod codec;
-mod converter;
-pub mod counts;
-pub mod cut;
-pub mod elements;
 mod encoder;
 mod encoding;
 mod file;
-pub mod held;
-pub mod input;
-pub mod interrupts;
-pub mod mending;
-pub mod messages;
-pub mod output;
-mod pattern;
+mod messages;
 mod pictures;
-pub mod pipeline;
+mod pipeline;
 mod preview;
-pub mod probe;
 mod progress;
 mod remux;
-mod scan;
-mod spool;
-pub mod stall;
 mod steady;
-pub mod streams;
 
+use crate::interrupts::Interrupts;
+use crate::interrupts::Stop;
+use crate::media::elements;
+use crate::terminal;
 pub use args::Args;
 use batch::Job;
-pub use input::check as check_input;
-use interrupts::Interrupts;
-pub use progress::clock;
 pub use remux::Remux;
-
-use crate::terminal;
-
-/// Why there is no output.
-pub enum Stop {
-    /// A sentence for the user.
-    Failed(String),
-    /// Ctrl-C, SIGTERM or SIGHUP.
-    Interrupted,
-}
-
-impl From<String> for Stop {
-    fn from(reason: String) -> Self {
-        Self::Failed(reason)
-    }
-}
-
-/// Whether FFmpeg decodes a file by default.
-pub fn is_read_by_ffmpeg(probe: &probe::Probe) -> bool {
-    converter::is_converted(probe, None)
-}
 
 /// Upscales the files that `args` name.
 pub fn run(args: &Args) -> Result<(), Stop> {

@@ -14,9 +14,9 @@ use std::process::{Child, ChildStdin, Stdio};
 use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
-use super::output::{folder, hidden_prefix, reason};
-use super::pattern::Pattern;
-use super::probe::{ffmpeg, is_installed};
+use crate::media::ffmpeg::{ffmpeg, is_installed};
+use crate::media::pattern::Pattern;
+use crate::output::{folder, hidden_prefix, reason};
 
 /// Name of the file in a hidden folder that is locked while a process writes there.
 const LOCK: &str = ".lock";
@@ -43,12 +43,6 @@ struct Encoder {
 }
 
 impl Pictures {
-    /// Whether the name is a picture's.
-    pub fn is_name(path: &Path) -> bool {
-        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp"].iter().any(|known| extension == *known)
-    }
-
     /// Checks that pictures may be written to `target`.
     pub fn create(target: &Path, force: bool) -> Result<Self, String> {
         let shown = target.display();

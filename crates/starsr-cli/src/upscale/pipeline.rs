@@ -11,21 +11,21 @@ use parking_lot::Mutex;
 
 use super::args::Args;
 use super::batch::Job;
-use super::choice;
 use super::codec::Codec;
-use super::counts::Counts;
-use super::cut::Cut;
-use super::elements::{make, sync, text};
 use super::encoding::{Encoding, Ending, standard_output};
-use super::held::{Held, Prelude, is_reading};
-use super::input;
-use super::mending::{ContainerColors, mend_demuxers};
 use super::pictures::Pictures;
 use super::preview;
-use super::probe::{Probe, counted};
 use super::progress::State;
 use super::steady::Steady;
-use super::streams::{Container, Kind, always_pad, is_picture, media_name, passage};
+use crate::media::counts::Counts;
+use crate::media::cut::Cut;
+use crate::media::elements::{always_pad, make, nowhere, sync, text};
+use crate::media::held::{Held, Prelude, is_reading};
+use crate::media::input;
+use crate::media::mending::{ContainerColors, mend_demuxers};
+use crate::media::probe::Probe;
+use crate::media::streams::{Container, Kind, is_picture, media_name, passage};
+use crate::values::counted;
 
 /// The most bytes of one compressed stream that are read ahead.
 const READ_AHEAD_BYTES: u32 = 128 << 20;
@@ -225,7 +225,7 @@ impl Pipeline {
             (Some(_), Some(number)) => format!(
                 "{}: has {}, and --video is {number}",
                 job.input.display(),
-                counted(videos.len(), "video stream")
+                counted(videos.len() as u64, "video stream")
             ),
             _ => format!("{}: has no video stream", job.input.display()),
         })?;
@@ -428,16 +428,6 @@ pub fn frames(duration: gst::ClockTime, rate: gst::Fraction) -> Option<u64> {
     duration.nseconds().mul_div_round(frames, seconds.checked_mul(1_000_000_000)?)
 }
 
-/// A pad in `bin` that swallows a stream.
-pub fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
-    let sink = make("fakesink")?;
-    sink.set_property("sync", false);
-    sink.set_property("async", false);
-    bin.add(&sink).map_err(text)?;
-    sync([&sink])?;
-    always_pad(&sink, "sink")
-}
-
 /// Swallows a stream that begins midway, and says so.
 fn leave_out(parser: &gst::Element, pad: &gst::Pad) -> Result<(), String> {
     let bin = parser.parent().and_downcast::<gst::Bin>().ok_or("the pipeline is gone")?;
@@ -460,7 +450,7 @@ fn wanted_streams(
         return Ok(vec![true; streams.len()]);
     };
     let describe = |stream: &Held| (Some(Kind::of(&stream.caps())), stream.language());
-    choice::select(args, &streams.iter().map(describe).collect::<Vec<_>>())
+    args.choices.select(&streams.iter().map(describe).collect::<Vec<_>>())
 }
 
 /// Leaves only the size asked for to what is in front of it.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::f64::consts::TAU;
 use std::sync::Arc;
 
+use crate::media::elements::always_pad;
 use gst::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{
@@ -14,8 +15,6 @@ use gst_video::{
     VideoResamplerMethod,
 };
 use parking_lot::Mutex;
-
-use super::streams::always_pad;
 
 /// Seconds in which the line moves from left to right and back.
 const PERIOD: f64 = 6.0;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use crate::terminal;
+use crate::values::{clock, counted};
 
 /// Interval between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -130,9 +131,9 @@ impl Progress {
             return;
         }
         let mut text = match self.frames {
-            _ if done == 0 => format!("first window: {} read", counted(taken)),
+            _ if done == 0 => format!("first window: {} read", counted(taken, "frame")),
             Some(frames) => format!("{done}/{} frames, {}", frames.max(done), rate(done, elapsed)),
-            None => format!("{}, {}", counted(done), rate(done, elapsed)),
+            None => format!("{}, {}", counted(done, "frame"), rate(done, elapsed)),
         };
         if done == 0 {
             if evaluations > window_evaluations {
@@ -216,7 +217,7 @@ impl Progress {
         });
         let (rate, time) = (rate(frames, time), clock(time.as_secs_f64()));
         let path = path.display();
-        let frames = counted(frames);
+        let frames = counted(frames, "frame");
         let sentence = format!("{path}: {frames}, {width}x{height}, {time} ({rate})");
         self.announce(&sentence, "done", fields);
     }
@@ -230,23 +231,7 @@ impl Drop for Progress {
     }
 }
 
-/// A number of frames in words.
-pub fn counted(frames: u64) -> String {
-    if frames == 1 { "1 frame".to_owned() } else { format!("{frames} frames") }
-}
-
 /// Frames a second.
 fn rate(frames: u64, time: Duration) -> String {
     format!("{:.2} fps", frames as f64 / time.as_secs_f64().max(1e-3))
-}
-
-/// Seconds as `m:ss` or `h:mm:ss`.
-pub fn clock(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    } else {
-        format!("{minutes}:{seconds:02}")
-    }
 }

@@ -13,17 +13,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Stop;
 use super::args::Args;
-use super::choice;
-use super::converter::is_converted;
-use super::cut::{Cut, NOT_BEFORE};
-use super::input::{MATROSKA, QUICKTIME};
-use super::probe::{
-    Probe, counted, ffmpeg, file, first_frame, flags, has_flag, index, is_foreign, kind, start_of,
-    tags_of_stream, word,
+use crate::interrupts::Stop;
+use crate::media::converter::is_converted;
+use crate::media::cut::{Cut, NOT_BEFORE};
+use crate::media::ffmpeg::{ffmpeg, file};
+use crate::media::probe::{MATROSKA, QUICKTIME};
+use crate::media::probe::{
+    Probe, first_frame, flags, has_flag, index, is_foreign, kind, start_of, tags_of_stream, word,
 };
-use super::streams::{Container, Kind};
+use crate::media::streams::{Container, Kind};
+use crate::values::counted;
 
 /// Formats, in the words of ffprobe, whose streams FFmpeg reads as well as GStreamer does.
 const FORMATS: [&str; 9] =
@@ -93,7 +93,7 @@ impl Remux {
         }
         let (tags, own) = (probe.tags(), tags_of_stream(main));
         let has_more = tags.iter().any(|(name, _)| is_foreign(name)) || !own.is_empty();
-        let chooses = args.audio.is_some() || args.subtitles.is_some();
+        let chooses = args.choices.audio.is_some() || args.choices.subtitles.is_some();
         if probe.streams().len() == 1 && probe.chapters() == 0 && !has_more && !chooses {
             return Ok(None);
         }
@@ -118,12 +118,12 @@ impl Remux {
         };
         let described: Vec<_> =
             others.iter().map(|stream| (kind(stream), language(stream))).collect();
-        let wanted = choice::select(args, &described)?.into_iter();
+        let wanted = args.choices.select(&described)?.into_iter();
         let others = others.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             others.map(|(stream, _)| stream).partition(|stream| !probe.is_elsewhere(stream, main));
         if !elsewhere.is_empty() {
-            let count = counted(elsewhere.len(), "stream");
+            let count = counted(elsewhere.len() as u64, "stream");
             this.left_out.push(format!("{count} of other programmes"));
         }
         this.choose(&here, args.drop_unsupported)?;

@@ -11,8 +11,8 @@ use gst_video::prelude::*;
 use parking_lot::Mutex;
 
 use super::args::Deinterlace;
-use super::elements::make;
-use super::mending::{ContainerColors, complete_colors};
+use crate::media::elements::make;
+use crate::media::mending::{ContainerColors, complete_colors};
 
 /// What stays as it is in the first frame.
 const FIELDS: [&str; 6] =

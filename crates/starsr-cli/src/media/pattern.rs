@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output::folder;
+use crate::output::folder;
 
 /// A path whose file name has a place for a number.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Ctrl-C, SIGTERM and SIGHUP.
+//! Ctrl-C, SIGTERM and SIGHUP, and other ends without an output.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+
+/// Exit status after Ctrl-C, as of a program that SIGINT ends.
+pub const INTERRUPTED: u8 = 130;
+
+/// Why there is no output.
+pub enum Stop {
+    /// A sentence for the user.
+    Failed(String),
+    /// Ctrl-C, SIGTERM or SIGHUP.
+    Interrupted,
+}
+
+impl From<String> for Stop {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
 
 /// The signals so far. The second one ends the program at once.
 pub struct Interrupts {
@@ -26,7 +43,7 @@ impl Interrupts {
                     // One that stays is removed by the next run.
                     let _ = fs::remove_file(part);
                 }
-                std::process::exit(crate::INTERRUPTED.into());
+                std::process::exit(INTERRUPTED.into());
             }
         })
         .map_err(|error| format!("signals cannot be handled: {error}"))?;

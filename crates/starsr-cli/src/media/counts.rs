@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::elements::always_pad;
 use gst::prelude::*;
-
-use super::streams::always_pad;
 
 /// The frames that have passed starsr, and all that moves.
 #[derive(Default)]

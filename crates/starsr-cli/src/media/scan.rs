@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use super::probe::{ffmpeg, file};
+use super::ffmpeg::{ffmpeg, file};
 
 /// Seconds that are looked at: enough for a film with a still beginning.
 const LENGTH: &str = "120";

@@ -36,3 +36,18 @@ pub fn sync<'a>(elements: impl IntoIterator<Item = &'a gst::Element>) -> Result<
 pub fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
+
+/// A pad in `bin` that swallows a stream.
+pub fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
+    let sink = make("fakesink")?;
+    sink.set_property("sync", false);
+    sink.set_property("async", false);
+    bin.add(&sink).map_err(text)?;
+    sync([&sink])?;
+    always_pad(&sink, "sink")
+}
+
+/// An element's pad that is always there.
+pub fn always_pad(element: &gst::Element, name: &str) -> Result<gst::Pad, String> {
+    element.static_pad(name).ok_or_else(|| format!("{} has no pad {name}", element.name()))
+}

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 
-use super::elements::make;
+use super::elements::{always_pad, make};
 
 /// The output's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,11 +200,6 @@ impl Passage {
         element.sync_state_with_parent().map_err(|error| error.to_string())?;
         Ok(sink)
     }
-}
-
-/// An element's pad that is always there.
-pub fn always_pad(element: &gst::Element, name: &str) -> Result<gst::Pad, String> {
-    element.static_pad(name).ok_or_else(|| format!("{} has no pad {name}", element.name()))
 }
 
 /// Turns marked-up text that leaves `pad` back into stored text.

@@ -15,9 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, tee};
 
-use super::Stop;
-use super::args::Args;
-use super::output::reason;
+use crate::interrupts::Stop;
+use crate::output::reason;
 
 /// Interval at which Ctrl-C is checked.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -35,9 +34,13 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Waits for the beginning of a pipe, and copies the whole where that is needed; `None` for what
-    /// is no pipe.
-    pub fn new(args: &Args, input: &Path, interrupts: &AtomicU32) -> Result<Option<Self>, Stop> {
+    /// Waits for the beginning of a pipe, but not longer than `stall_timeout` seconds, where that is not
+    /// 0. Copies the whole where that is needed; `None` for what is no pipe.
+    pub fn new(
+        input: &Path,
+        stall_timeout: u64,
+        interrupts: &AtomicU32,
+    ) -> Result<Option<Self>, Stop> {
         let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
         if !fs::metadata(input).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
             return Ok(None);
@@ -45,7 +48,7 @@ impl Spool {
         // Without waiting for a program that writes to it.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let pipe = OpenOptions::new().read(true).custom_flags(flags).open(input).map_err(failed)?;
-        let reader = Reader { args, input, pipe: &pipe, interrupts };
+        let reader = Reader { stall_timeout, input, pipe: &pipe, interrupts };
         let copy = if is_spooled(&reader.peek()?) { Some(reader.copy()?) } else { None };
         Ok(Some(Self { _pipe: pipe, copy }))
     }
@@ -65,7 +68,7 @@ fn is_spooled(head: &[u8]) -> bool {
 }
 
 struct Reader<'a> {
-    args: &'a Args,
+    stall_timeout: u64,
     input: &'a Path,
     pipe: &'a File,
     interrupts: &'a AtomicU32,
@@ -119,7 +122,7 @@ impl Reader<'_> {
     /// Waits for bytes or the end.
     fn wait(&self) -> Result<(), Stop> {
         let since = Instant::now();
-        let limit = self.args.stall_timeout;
+        let limit = self.stall_timeout;
         loop {
             let mut pipes = [PollFd::new(self.pipe, PollFlags::IN)];
             match poll(&mut pipes, Some(&TICK)) {

@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::cut::Cut;
 use super::elements::make;
-use super::input::QUICKTIME;
-use super::probe::{Probe, ffmpeg, file, index, seconds, word};
+use super::ffmpeg::{ffmpeg, file};
+use super::probe::QUICKTIME;
+use super::probe::{Probe, index, seconds, word};
 
 /// Containers that FFmpeg reads. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
 /// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.

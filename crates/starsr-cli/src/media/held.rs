@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use gst::prelude::*;
 use parking_lot::Mutex;
 
-use super::streams::{Kind, always_pad};
+use super::elements::always_pad;
+use super::streams::Kind;
 
 /// Name of the message posted once all streams of the input are known.
 pub const STREAMS_KNOWN: &str = "streams-known";

@@ -2,17 +2,18 @@
 
 //! What FFmpeg's program ffprobe says about a file, in its own JSON.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use super::ffmpeg::{ffprobe, is_installed};
 use super::scan::Scan;
 use super::streams::Kind;
+use crate::values::counted;
 
+/// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
+pub const QUICKTIME: &str = "mov,mp4,m4a,3gp,3g2,mj2";
+pub const MATROSKA: &str = "matroska,webm";
 /// Tags that describe the file or the compressed stream which the input was.
 const OWN_TAGS: [&str; 7] = [
     "major_brand",
@@ -73,7 +74,7 @@ impl Probe {
     pub fn choose_video(&mut self, number: usize) -> Result<(), String> {
         let chosen = number.checked_sub(1).and_then(|place| self.videos().nth(place));
         let Some(chosen) = chosen.map(index) else {
-            let count = counted(self.videos().count(), "video stream");
+            let count = counted(self.videos().count() as u64, "video stream");
             return Err(format!("has {count}, and --video is {number}"));
         };
         self.video = Some(chosen);
@@ -161,13 +162,6 @@ pub fn first_frame(input: &Path, stream: u64) -> Option<f64> {
     frames.find_map(|frame| seconds(&frame["best_effort_timestamp_time"]))
 }
 
-fn ffprobe(input: &Path, arguments: &[&str]) -> Option<Value> {
-    let mut command = Command::new("ffprobe");
-    command.args(["-v", "error", "-of", "json"]).args(arguments).arg(file(input));
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
-}
-
 /// A number of seconds, which ffprobe gives as text.
 pub fn seconds(value: &Value) -> Option<f64> {
     value.as_str()?.parse().ok()
@@ -176,28 +170,6 @@ pub fn seconds(value: &Value) -> Option<f64> {
 /// When a stream begins, in seconds.
 pub fn start_of(stream: &Value) -> Option<f64> {
     seconds(&stream["start_time"])
-}
-
-/// Whether the search path has `program`.
-pub fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).is_file())
-}
-
-/// FFmpeg, with the options of every call.
-pub fn ffmpeg() -> Command {
-    let mut command = Command::new("ffmpeg");
-    // Ctrl-C is for this program, which then ends FFmpeg.
-    command.process_group(0);
-    command.args(["-nostdin", "-v", "error", "-y"]).stdin(Stdio::null());
-    command
-}
-
-/// A path that FFmpeg takes for nothing else.
-pub fn file(path: &Path) -> OsString {
-    let mut name = OsStr::new("file:").to_owned();
-    name.push(path);
-    name
 }
 
 pub fn index(stream: &Value) -> u64 {
@@ -248,9 +220,4 @@ pub fn is_foreign(name: &str) -> bool {
     // mkvmerge's statistics count the packets of the stream that was.
     let statistics = ["BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_", "ENCODER"];
     !OWN_TAGS.contains(&name) && !statistics.iter().any(|start| name.starts_with(start))
-}
-
-/// A number of things in words.
-pub fn counted(count: usize, thing: &str) -> String {
-    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }

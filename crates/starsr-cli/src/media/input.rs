@@ -13,18 +13,16 @@ use std::process::Command;
 use gst::prelude::*;
 use rustix::fs::OFlags;
 
-use super::args::Rate;
-use super::batch::pictures_in;
 use super::converter::{Converter, is_converted};
 use super::cut::Cut;
 use super::elements::make;
-use super::output::reason;
+use super::ffmpeg::ffmpeg;
+use super::folder::pictures_in;
 use super::pattern::Pattern;
-use super::probe::{Probe, ffmpeg, word};
+use super::probe::{Probe, word};
+use crate::output::reason;
+use crate::values::Rate;
 
-/// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
-pub const QUICKTIME: &str = "mov,mp4,m4a,3gp,3g2,mj2";
-pub const MATROSKA: &str = "matroska,webm";
 /// Bytes at the beginning of a WebP that say whether it is animated.
 const WEBP: u64 = 21;
 
