@@ -54,7 +54,9 @@ fn frame_of(words: impl Iterator<Item = [u16; 4]>, info: &gst_video::VideoInfo) 
 }
 
 fn input(format: gst_video::VideoFormat) -> gst_video::VideoInfo {
-    gst_video::VideoInfo::builder(format, SIZE.0, SIZE.1)
+    // Of Mediatek's 10-bit tiles GStreamer converts only whole ones, 16 columns wide.
+    let width = if format.to_str().starts_with("MT2110") { 16 } else { SIZE.0 };
+    gst_video::VideoInfo::builder(format, width, SIZE.1)
         .fps(gst::Fraction::new(25, 1))
         .build()
         .unwrap()
@@ -71,7 +73,10 @@ fn upscaled(
     rig.eos();
     let caps = &rig.caps_of_buffers()[0];
     let out = gst_video::VideoInfo::from_caps(caps).unwrap();
-    assert_eq!((out.format(), out.width(), out.height()), (info.format(), 4 * SIZE.0, 4 * SIZE.1));
+    assert_eq!(
+        (out.format(), out.width(), out.height()),
+        (info.format(), 4 * info.width(), 4 * info.height())
+    );
     assert_eq!(out.colorimetry(), info.colorimetry());
     (rig.buffers().remove(0), out)
 }
@@ -100,7 +105,8 @@ fn black_stays_black_and_white_stays_white() {
                 if components > 1 { level(1) } else { 0x8000 },
                 if components > 1 { level(2) } else { 0x8000 },
             ];
-            let frame = frame_of(std::iter::repeat_n(word, (SIZE.0 * SIZE.1) as usize), &info);
+            let pixels = (info.width() * info.height()) as usize;
+            let frame = frame_of(std::iter::repeat_n(word, pixels), &info);
             let before = words(&frame, &info)[0];
             let (after, out) = upscaled(frame, &info);
             for after in words(&after, &out) {

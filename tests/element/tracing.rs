@@ -85,6 +85,10 @@ fn a_traced_pipeline() {
 /// on the machine and is printed.
 #[test]
 fn the_latency_tracer_reads_true() {
+    // That of Debian 13 takes a lock of its pad twice: every pipeline hangs with it.
+    if matches!(gst::version(), (1, 26, 0..=2, _)) {
+        return eprintln!("skipped: GStreamer's latency tracer hangs before 1.26.3");
+    }
     for overlap in [0, 2] {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");

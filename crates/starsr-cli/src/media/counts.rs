@@ -18,10 +18,19 @@ pub struct Counts {
     /// that frame.
     first: AtomicU64,
     last: AtomicU64,
-    /// What the input calls the moment at which the output begins, in ns.
+    /// What the input calls the pipeline's beginning, in ns.
     start: AtomicU64,
     /// The latest end of a packet of any stream, in ns.
     furthest: AtomicU64,
+}
+
+/// When the first frame is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Beginning {
+    /// As the input counts time.
+    pub in_input: gst::ClockTime,
+    /// Since the pipeline's beginning.
+    pub running: gst::ClockTime,
 }
 
 impl Counts {
@@ -40,9 +49,14 @@ impl Counts {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// What the input calls the moment that is 0 in the output.
-    pub fn start(&self) -> gst::ClockTime {
-        gst::ClockTime::from_nseconds(self.start.load(Ordering::Relaxed))
+    /// When the first frame is shown, as the input and as the pipeline count time.
+    pub fn first(&self) -> Beginning {
+        let first = self.first.load(Ordering::Relaxed).saturating_sub(1);
+        let start = self.start.load(Ordering::Relaxed);
+        Beginning {
+            in_input: gst::ClockTime::from_nseconds(first),
+            running: gst::ClockTime::from_nseconds(first.saturating_sub(start)),
+        }
     }
 
     /// Time from the first frame to the end of the last finished one.

@@ -30,7 +30,12 @@ pub fn mend_demuxers(parser: &gst::Element) -> ContainerColors {
             }
             Some("matroskademux") => {
                 let first = first.clone();
-                element.connect_pad_added(move |_, pad| hold_start(pad, first.clone()));
+                element.connect_pad_added(move |_, pad| hold_start(pad, first.clone(), EARLIER));
+            }
+            Some("flvdemux") => {
+                let first = first.clone();
+                let same = gst::ClockTime::ZERO;
+                element.connect_pad_added(move |_, pad| hold_start(pad, first.clone(), same));
             }
             _ => {}
         }
@@ -58,20 +63,24 @@ fn prefer_bitstream(pad: &gst::Pad, found: ContainerColors) {
     });
 }
 
-/// Lets all segments begin where the first one of all streams does, or a little before it:
-/// matroskademux begins anew when a block turns out to be earlier, and then the first frame lies
-/// too early against all others.
-fn hold_start(pad: &gst::Pad, first: Arc<Mutex<Option<gst::ClockTime>>>) {
+/// Lets all segments begin `earlier` than the first one of all streams: matroskademux begins anew
+/// when a block turns out to be earlier, as flvdemux does from GStreamer 1.26 on, and then the first
+/// frame lies too early against all others.
+fn hold_start(pad: &gst::Pad, first: Arc<Mutex<Option<gst::ClockTime>>>, earlier: gst::ClockTime) {
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
         if let Some(gst::EventView::Segment(event)) = info.event().map(|event| event.view())
             && let Some(segment) = event.segment().downcast_ref::<gst::ClockTime>()
-            && let Some(start) = segment.start()
-            && segment.time() == Some(gst::ClockTime::ZERO)
+            && let Some((start, time)) = segment.start().zip(segment.time())
+            && (time == gst::ClockTime::ZERO || time == start)
         {
-            let start = *first.lock().get_or_insert(start.saturating_sub(EARLIER));
+            let first = *first.lock().get_or_insert(start.saturating_sub(earlier));
             let mut segment = segment.clone();
-            segment.set_start(start);
-            segment.set_position(start);
+            segment.set_start(first);
+            segment.set_position(first);
+            // Matroska's begins at zero, FLV's where its time stamps do.
+            if time > gst::ClockTime::ZERO {
+                segment.set_time(first);
+            }
             info.data = Some(gst::PadProbeData::Event(gst::event::Segment::new(&segment)));
         }
         gst::PadProbeReturn::Ok

@@ -127,7 +127,12 @@ pub fn build(args: &Args, codec: Codec) -> Result<Vec<gst::Element>, String> {
 /// Caps for frames of a decoded `video` in front of an encoder of `codec`.
 pub fn format_caps(codec: Codec, video: &VideoInfo) -> Option<gst::Caps> {
     let format = codec.format(video.format_info())?;
-    Some(gst_video::VideoCapsBuilder::new().format(format).build())
+    let caps = gst_video::VideoCapsBuilder::new().format(format);
+    if VideoFormatInfo::from_format(format).w_sub().iter().all(|sub| *sub == 0) {
+        return Some(caps.build());
+    }
+    // Where players look for chroma: GStreamer leaves it open, or from 1.26 on takes another site.
+    Some(caps.field("chroma-site", "mpeg2").build())
 }
 
 /// What is lost where frames of a `decoded` video, which has transparency or not, are encoded in the

@@ -20,6 +20,7 @@ use super::progress::Progress;
 use super::remux::Remux;
 use crate::interrupts::Interrupts;
 use crate::interrupts::Stop;
+use crate::media::counts::Beginning;
 use crate::media::folder::is_picture_name;
 use crate::media::input;
 use crate::media::pattern::Pattern;
@@ -97,12 +98,12 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if args.estimate {
         return work.estimate(&destination, left_out, interrupts);
     }
-    let Upscaled { frames, size, start, progress } =
+    let Upscaled { frames, size, first, progress } =
         work.upscale(&destination, left_out, interrupts)?;
     let mut incomplete = None;
     if let Some(remux) = remux {
         let whole = output.another()?;
-        match remux.run(output.part(), whole.path(), start, &interrupts.count) {
+        match remux.run(output.part(), whole.path(), first, &interrupts.count) {
             Ok(()) => output.replace(whole),
             // The upscaled video is worth keeping without the rest.
             Err(Stop::Failed(reason)) => incomplete = Some(reason),
@@ -169,8 +170,7 @@ fn no_encoder(args: &Args, job: &Job) -> Result<(), String> {
 struct Upscaled {
     frames: u64,
     size: (u32, u32),
-    /// What the input calls the moment that is 0 in the video.
-    start: gst::ClockTime,
+    first: Beginning,
     progress: Progress,
 }
 
@@ -355,8 +355,8 @@ impl<'a> Work<'a> {
             }
             None => Err(format!("{input}: the size of its video is unknown"))?,
             Some(size) => {
-                let start = self.pipeline.counts.start();
-                Ok(Upscaled { frames: done, size, start, progress })
+                let first = self.pipeline.counts.first();
+                Ok(Upscaled { frames: done, size, first, progress })
             }
         }
     }

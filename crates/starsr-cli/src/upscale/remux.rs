@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::args::Args;
 use crate::interrupts::Stop;
 use crate::media::converter::is_converted;
+use crate::media::counts::Beginning;
 use crate::media::cut::{Cut, NOT_BEFORE};
 use crate::media::ffmpeg::{ffmpeg, file};
 use crate::media::probe::{MATROSKA, QUICKTIME};
@@ -32,6 +33,10 @@ const FORMATS: [&str; 9] =
 const EXACT: f64 = 0.0015;
 /// Interval at which a running program is looked at.
 const TICK: Duration = Duration::from_millis(50);
+
+/// What FFmpeg's messages say when it cannot write.
+const UNWRITTEN: [&str; 3] =
+    ["Error writing trailer", "Error closing file", "av_interleaved_write_frame()"];
 
 /// How the rest of an input gets into the output.
 pub struct Remux {
@@ -216,8 +221,8 @@ impl Remux {
         }
     }
 
-    /// Writes `target` from the video in `part` and the rest of the input. `start` is what the
-    /// input calls the moment 0 of `part`.
+    /// Writes `target` from the video in `part`, which begins with the frame at `first`, and the rest
+    /// of the input.
     ///
     /// # Errors
     ///
@@ -226,13 +231,17 @@ impl Remux {
         &self,
         part: &Path,
         target: &Path,
-        start: gst::ClockTime,
+        first: Beginning,
         interrupts: &AtomicU32,
     ) -> Result<(), Stop> {
         let start = if self.is_timeless {
             0.0
         } else if self.is_rebased {
-            start.nseconds() as f64 / 1e9
+            let seconds = |time: gst::ClockTime| time.nseconds() as f64 / 1e9;
+            let running = seconds(first.running);
+            // GStreamer's muxer of MP4 leaves out the time in front of the first frame.
+            let muxed = first_frame(part, 0).filter(|muxed| (muxed - running).abs() > EXACT);
+            seconds(first.in_input) - muxed.unwrap_or(running)
         } else {
             self.shift(part).filter(|shift| shift.abs() > EXACT).unwrap_or(0.0)
         };
@@ -344,6 +353,13 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
         }
     };
     let words = words.join().unwrap_or_default();
+    // FFmpeg 5 calls it a success when the disk is full.
+    if let Some(line) =
+        words.lines().find(|line| UNWRITTEN.iter().any(|start| line.contains(start)))
+    {
+        let reason = line.rsplit_once(": ").map_or(line, |(_, reason)| reason);
+        return Err(failed(format!("its output cannot be written: {reason}")));
+    }
     if status.success() {
         return Ok(());
     }

@@ -215,3 +215,31 @@ fn without_ffmpeg_the_video_and_the_sound_are_kept() {
     };
     assert_eq!(sound(&output), sound(&input));
 }
+
+/// GStreamer's demuxer of Matroska lets the time begin a little before the first frame, which MP4 leaves
+/// out.
+#[test]
+fn sound_stays_with_video_that_begins_late() {
+    let folder = TempDir::new().unwrap();
+    let streams = "-f lavfi -i testsrc2=size=48x32:rate=25 -f lavfi -i sine=sample_rate=48000";
+    let encoding = "-t 0.8 -c:v libx264 -preset ultrafast -c:a aac -output_ts_offset 100 in.mkv";
+    ffmpeg(&folder, &format!("{streams} {encoding}"));
+    let input = probe(&folder.path().join("in.mkv"));
+    for output in ["out.mkv", "out.mp4", "out.mov"] {
+        assert_done(&convert(&[], &folder.path().join("in.mkv"), &folder.path().join(output)));
+        assert_same_packets(&input, &probe(&folder.path().join(output)));
+    }
+    for output in ["part.mkv", "part.mp4"] {
+        let cut = ["--start", "0.4"];
+        assert_done(&convert(&cut, &folder.path().join("in.mkv"), &folder.path().join(output)));
+        let part = probe(&folder.path().join(output));
+        let starts: Vec<f64> = part["streams"].as_array().unwrap().iter().map(start).collect();
+        // An AAC packet is 21 ms long.
+        assert!((starts[0] - starts[1]).abs() < 0.022, "{output}: {starts:?}");
+    }
+}
+
+/// When a stream begins, in seconds.
+fn start(stream: &Value) -> f64 {
+    stream["start_time"].as_str().unwrap().parse().unwrap()
+}

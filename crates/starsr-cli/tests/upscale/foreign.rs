@@ -68,6 +68,21 @@ fn sound_that_is_found_after_the_video_is_kept() {
     assert_eq!(times(&folder, "without.mkv"), every_40_ms(10));
 }
 
+/// Frames that wait for others are shown late, so that the sound begins before them but comes after
+/// the first.
+#[test]
+fn sound_that_begins_before_the_video_does_not_shift_it() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(
+        &folder,
+        &format!("{VIDEO} {SOUND} -t 0.4 -c:v libx264 -bf 2 -pix_fmt yuv420p -c:a aac in.flv"),
+    );
+    for options in [&[][..], &["--no-ffmpeg"]] {
+        upscaled(&folder, &[options, &["--force"]].concat(), "in.flv", "out.mkv");
+        assert_eq!(times(&folder, "out.mkv"), every_40_ms(10), "{options:?}");
+    }
+}
+
 #[test]
 fn one_programme_of_a_broadcast_is_kept_whole() {
     let folder = TempDir::new().unwrap();

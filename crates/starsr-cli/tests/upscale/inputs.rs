@@ -91,4 +91,6 @@ fn an_animated_gif_is_a_video() {
     assert_done(&convert(&["--strength", "0"], &input, &output));
     let times = [0, 100, 200, 300, 400].map(gst::ClockTime::from_mseconds);
     assert_eq!(frames(&output), (times.to_vec(), (SIZE.0 * 4, SIZE.1 * 4)));
+    // Made of RGB, its chroma lies where players expect it.
+    assert_eq!(carrying::probe(&output)["streams"][0]["chroma_location"], "left");
 }

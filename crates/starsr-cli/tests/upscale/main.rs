@@ -22,6 +22,7 @@ mod foreign;
 mod inputs;
 mod media;
 mod midway;
+mod moments;
 mod outputs;
 mod parts;
 mod pictures;
