@@ -74,8 +74,9 @@ examples: build ## build the examples in Rust and C into target/release/examples
 docs: ## check the links of the documentation and build its site into build/docs
 	tools/build-docs
 
-tables: build ## write the tables of docs/element.md from the code
+tables: build ## write the tables of docs/element.md and docs/files.md from the code
 	STARSR_WRITE_DOCS=1 cargo test --release --locked --test element documentation
+	STARSR_WRITE_DOCS=1 cargo test --release --locked -p starsr-cli --test upscale formats
 
 .PHONY: bench
 bench: build ## run the benchmarks, with cargo's arguments in ARGS

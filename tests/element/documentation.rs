@@ -13,7 +13,7 @@ use starsr::diffusion::schedule::SamplerMode;
 use starsr::model::{Denoiser, Model, Query};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Result, Settings, Size, Upscaler};
-use starsr_testkit::rig;
+use starsr_testkit::{documentation, rig};
 
 /// A model of which only the sizes are asked.
 struct Unused;
@@ -182,31 +182,10 @@ fn memory() -> String {
     table
 }
 
-/// `page` with `content` between the marks of `name`.
-fn filled(page: &str, name: &str, content: &str) -> String {
-    let mark = format!("<!-- {name} -->\n");
-    let [before, _, after] = page.split(&mark).collect::<Vec<_>>()[..] else {
-        panic!("no two marks of {name}")
-    };
-    format!("{before}{mark}{content}{mark}{after}")
-}
-
 #[test]
 fn tables_are_what_the_code_says() {
-    const PAGE: &str = "docs/element.md";
-    let page = file(PAGE);
-    let mut right = page.clone();
-    for (name, content) in
-        [("properties", properties()), ("latency", latencies()), ("memory", memory())]
-    {
-        right = filled(&right, name, &content);
-    }
-    if std::env::var_os("STARSR_WRITE_DOCS").is_some() {
-        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE), right).unwrap();
-    } else if page != right {
-        let wrong = page.lines().zip(right.lines()).find(|(is, should)| is != should);
-        panic!(
-            "{PAGE} does not say what the code says; run make tables. The first difference: {wrong:#?}"
-        );
-    }
+    documentation::check(
+        "docs/element.md",
+        &[("properties", properties()), ("latency", latencies()), ("memory", memory())],
+    );
 }

@@ -7,6 +7,7 @@
 // Whatever fails here fails the test that called it.
 #![allow(clippy::missing_panics_doc, clippy::missing_errors_doc)]
 
+pub mod documentation;
 pub mod fixtures;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;

@@ -87,6 +87,14 @@ fn hold_start(pad: &gst::Pad, first: Arc<Mutex<Option<gst::ClockTime>>>, earlier
     });
 }
 
+/// Leaves all of the colours open where `video` states the usual range alone, as that of FFmpeg 7 does:
+/// what is right for its size applies then.
+pub fn forget_bare_range(video: &mut gst::StructureRef) {
+    if video.get::<&str>("colorimetry") == Ok("2:0:0:0") {
+        video.remove_field("colorimetry");
+    }
+}
+
 /// `caps` of decoded video with what they leave open about colours taken from the container.
 pub fn complete_colors(
     caps: &gst::CapsRef,
@@ -114,4 +122,20 @@ pub fn complete_colors(
     let mut caps = caps.to_owned();
     caps.make_mut().structure_mut(0)?.set("colorimetry", complete.to_string());
     Some(caps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_alone_says_nothing() {
+        gst::init().unwrap();
+        for (colors, stays) in [("2:0:0:0", false), ("1:0:0:0", true), ("bt601", true)] {
+            let mut video =
+                gst::Structure::builder("video/x-raw").field("colorimetry", colors).build();
+            forget_bare_range(&mut video);
+            assert_eq!(video.has_field("colorimetry"), stays, "{colors}");
+        }
+    }
 }

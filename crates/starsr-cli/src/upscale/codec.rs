@@ -2,7 +2,7 @@
 
 //! What the video is encoded as.
 
-use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo, VideoTransferFunction};
+use gst_video::{VideoColorimetry, VideoFormat, VideoFormatInfo, VideoInfo, VideoTransferFunction};
 
 use crate::media::elements::is_available;
 
@@ -66,6 +66,42 @@ impl Codec {
             Self::Av1 | Self::Vp9 => Some((24, 63)),
             Self::Prores | Self::Ffv1 => None,
         }
+    }
+
+    /// FFmpeg's bitstream filter that writes what `colors` say, for codecs whose encoder in GStreamer does
+    /// not.
+    pub fn color_filter(self, colors: &VideoColorimetry) -> Option<String> {
+        let [primaries, transfer, matrix] =
+            [colors.primaries().to_iso(), colors.transfer().to_iso(), colors.matrix().to_iso()];
+        match self {
+            Self::Av1 => Some(format!(
+                "av1_metadata=color_primaries={primaries}:transfer_characteristics={transfer}:matrix_coefficients={matrix}"
+            )),
+            Self::Prores => {
+                // ProRes has no number for the transfers that are the same function as BT.709's.
+                let transfer = if matches!(transfer, 6 | 14 | 15) { 1 } else { transfer };
+                Some(format!(
+                    "prores_metadata=color_primaries={primaries}:color_trc={transfer}:colorspace={matrix}"
+                ))
+            }
+            Self::Vp9 => {
+                let space = match matrix {
+                    1 => "bt709",
+                    5 => "bt601",
+                    6 => "smpte170",
+                    7 => "smpte240",
+                    9 => "bt2020",
+                    _ => return None,
+                };
+                Some(format!("vp9_metadata=color_space={space}"))
+            }
+            Self::H264 | Self::H265 | Self::Ffv1 => None,
+        }
+    }
+
+    /// Whether [`Self::color_filter`] has something to write.
+    pub fn needs_color_filter(self) -> bool {
+        matches!(self, Self::Av1 | Self::Prores | Self::Vp9)
     }
 
     /// The format in which `video` is encoded, where it is not left to GStreamer, which takes the

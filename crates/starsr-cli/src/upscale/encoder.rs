@@ -16,13 +16,18 @@ const THREADS: usize = 4;
 /// Fails where `container` cannot hold `codec`, or where the options do not go with it.
 pub fn check(codec: Codec, args: &Args, container: Container) -> Result<(), String> {
     let holds = match codec {
-        Codec::H264 | Codec::H265 | Codec::Av1 | Codec::Vp9 => true,
+        Codec::H264 | Codec::H265 => true,
+        Codec::Av1 | Codec::Vp9 => container != Container::Mov,
         Codec::Prores => container != Container::Mp4,
         Codec::Ffv1 => container == Container::Matroska,
     };
     let name = codec.name();
     if !holds {
-        let others = if codec == Codec::Prores { ".mov or .mkv" } else { ".mkv" };
+        let others = match codec {
+            Codec::Prores => ".mov or .mkv",
+            Codec::Av1 | Codec::Vp9 => ".mp4 or .mkv",
+            _ => ".mkv",
+        };
         return Err(format!("{} cannot hold {name}; name the output {others}", container.name()));
     }
     match (codec.qualities(), args.quality) {

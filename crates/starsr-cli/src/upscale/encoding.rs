@@ -13,11 +13,15 @@ use parking_lot::Mutex;
 use super::args::Args;
 use super::codec::Codec;
 use super::encoder;
+use super::luminance;
 use super::pictures::Pictures;
 use crate::media::elements::{always_pad, sync, text};
 
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
+
+/// What caps say of colours.
+const COLORS: [&str; 3] = ["colorimetry", "mastering-display-info", "content-light-level"];
 
 /// What the video ends in.
 pub enum Ending {
@@ -56,6 +60,9 @@ pub fn standard_output() -> i32 {
     std::io::stdout().as_raw_fd()
 }
 
+/// Caps of the frames that are encoded, once known.
+pub type Encoded = Arc<Mutex<Option<gst::Caps>>>;
+
 /// From the filter that holds the encoder's format to the ending.
 pub struct Encoding {
     args: Args,
@@ -64,6 +71,7 @@ pub struct Encoding {
     /// The decoded video, and whether it has transparency.
     decoded: Arc<Mutex<Option<(VideoInfo, bool)>>>,
     is_opaque: bool,
+    encoded: Encoded,
     /// The pictures, their sink and their first number.
     pictures: Option<(Arc<Pictures>, gst::Element, u64)>,
 }
@@ -75,6 +83,7 @@ impl Encoding {
         format: gst::Element,
         ending: &Ending,
         is_opaque: bool,
+        encoded: Encoded,
     ) -> Result<Self, String> {
         let pictures = match ending {
             Ending::Pictures(sink, pictures, number) => {
@@ -83,7 +92,15 @@ impl Encoding {
             _ => None,
         };
         let (args, inlet, decoded) = (args.clone(), ending.inlet()?, Arc::default());
-        Ok(Self { args, format, inlet, decoded, is_opaque, pictures })
+        if matches!(ending, Ending::Muxer(..)) && args.encoder.is_none() {
+            tag(&inlet, &encoded);
+        }
+        if let Ending::Muxer(muxer, _) = ending
+            && muxer.factory().is_some_and(|factory| factory.name() == "matroskamux")
+        {
+            luminance::correct(&inlet);
+        }
+        Ok(Self { args, format, inlet, decoded, is_opaque, encoded, pictures })
     }
 
     /// Sets up the encoder for the frames that will leave `decoder`.
@@ -126,11 +143,12 @@ impl Encoding {
         sync(encoder.iter().rev())
     }
 
-    /// Notes in `size` that of the frames for the encoder, says what they lose, and gives a variable
+    /// Notes the caps of the frames for the encoder, says what they lose, and gives a variable
     /// frame rate a fine enough timescale.
-    pub fn watch(&self, size: Arc<Mutex<Option<(u32, u32)>>>) -> Result<(), String> {
+    pub fn watch(&self) -> Result<(), String> {
         let (inlet, decoded) = (self.inlet.clone(), self.decoded.clone());
         let (filter, pictures) = (self.format.downgrade(), self.pictures.clone());
+        let encoded = self.encoded.clone();
         always_pad(&self.format, "src")?.add_probe(
             gst::PadProbeType::EVENT_DOWNSTREAM,
             move |_, info| {
@@ -138,7 +156,7 @@ impl Encoding {
                     && let Ok(video) = VideoInfo::from_caps(caps.caps())
                     && let Some(filter) = filter.upgrade()
                 {
-                    *size.lock() = Some((video.width(), video.height()));
+                    *encoded.lock() = Some(caps.caps_owned());
                     if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
                         inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
                     }
@@ -169,6 +187,29 @@ impl Encoding {
         }
         Ok(())
     }
+}
+
+/// Lets the muxer's `inlet` know the colours of the frames that are `encoded`: not every encoder passes
+/// them on.
+fn tag(inlet: &gst::Pad, encoded: &Encoded) {
+    let encoded = encoded.clone();
+    inlet.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
+            && let Some(frames) = &*encoded.lock()
+            && let Some(frames) = frames.structure(0)
+        {
+            let mut caps = event.caps_owned();
+            if let Some(structure) = caps.make_mut().structure_mut(0) {
+                for name in COLORS {
+                    if let Ok(value) = frames.value(name) {
+                        structure.set_value(name, value.clone());
+                    }
+                }
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Makes a second frame that leaves `filter` an error.

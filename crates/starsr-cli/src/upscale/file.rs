@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use gst_video::VideoColorimetry;
 use serde_json::json;
 
 use super::args::{Args, Deinterlace};
@@ -98,12 +99,12 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if args.estimate {
         return work.estimate(&destination, left_out, interrupts);
     }
-    let Upscaled { frames, size, first, progress } =
+    let Upscaled { frames, size, first, colors, progress } =
         work.upscale(&destination, left_out, interrupts)?;
     let mut incomplete = None;
     if let Some(remux) = remux {
         let whole = output.another()?;
-        match remux.run(output.part(), whole.path(), first, &interrupts.count) {
+        match remux.run(output.part(), whole.path(), first, &colors, &interrupts.count) {
             Ok(()) => output.replace(whole),
             // The upscaled video is worth keeping without the rest.
             Err(Stop::Failed(reason)) => incomplete = Some(reason),
@@ -171,6 +172,7 @@ struct Upscaled {
     frames: u64,
     size: (u32, u32),
     first: Beginning,
+    colors: VideoColorimetry,
     progress: Progress,
 }
 
@@ -348,15 +350,16 @@ impl<'a> Work<'a> {
             );
         }
         let input = self.job.input.display();
-        match self.pipeline.size() {
+        match self.pipeline.encoded() {
             _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
             _ if taken != done => {
                 Err(format!("{input}: {taken} frames were read but {done} upscaled"))?
             }
             None => Err(format!("{input}: the size of its video is unknown"))?,
-            Some(size) => {
+            Some(video) => {
+                let (size, colors) = ((video.width(), video.height()), video.colorimetry());
                 let first = self.pipeline.counts.first();
-                Ok(Upscaled { frames: done, size, first, progress })
+                Ok(Upscaled { frames: done, size, first, colors, progress })
             }
         }
     }

@@ -127,10 +127,10 @@ impl<'a> Listener<'a> {
             let counts = &pipeline.counts;
             progress.update(pipeline.state());
             if !self.described
-                && let Some((size, stats)) = pipeline.size().zip(pipeline.stats())
+                && let Some((video, stats)) = pipeline.encoded().zip(pipeline.stats())
             {
                 self.described = true;
-                describe_output(self.job, size, &stats, progress);
+                describe_output(self.job, (video.width(), video.height()), &stats, progress);
             }
             if self.is_measured(counts.done()) {
                 return Ok(Event::Measured);

@@ -16,6 +16,7 @@ mod codec;
 mod encoder;
 mod encoding;
 mod file;
+mod luminance;
 mod messages;
 mod pictures;
 mod pipeline;

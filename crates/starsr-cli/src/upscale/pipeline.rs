@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gst::prelude::*;
+use gst_video::VideoInfo;
 use parking_lot::Mutex;
 
 use super::args::Args;
 use super::batch::Job;
 use super::codec::Codec;
-use super::encoding::{Encoding, Ending, standard_output};
+use super::encoding::{Encoded, Encoding, Ending, standard_output};
 use super::pictures::Pictures;
 use super::preview;
 use super::progress::State;
@@ -75,7 +76,7 @@ pub struct Pipeline {
     colors: ContainerColors,
     /// What the source reads, where the source did not open it.
     input: input::Kept,
-    size: Arc<Mutex<Option<(u32, u32)>>>,
+    encoded: Encoded,
     starsr: Mutex<Option<gst::Element>>,
 }
 
@@ -135,7 +136,7 @@ impl Pipeline {
             inlets: Mutex::default(),
             colors,
             input,
-            size: Arc::default(),
+            encoded: Encoded::default(),
             starsr: Mutex::default(),
         };
         this.set_state(gst::State::Paused)?;
@@ -147,9 +148,9 @@ impl Pipeline {
         self.input.is_converted()
     }
 
-    /// Size of the upscaled frames, once known.
-    pub fn size(&self) -> Option<(u32, u32)> {
-        *self.size.lock()
+    /// The upscaled video, once known.
+    pub fn encoded(&self) -> Option<VideoInfo> {
+        self.encoded.lock().as_deref().and_then(|caps| VideoInfo::from_caps(caps).ok())
     }
 
     /// The statistics of starsr, once it runs.
@@ -377,8 +378,9 @@ impl Pipeline {
         self.pipeline.add_many(&chain).map_err(text)?;
         gst::Element::link_many(&chain).map_err(text)?;
         let first = always_pad(&chain[0], "sink")?;
-        let encoding = Encoding::new(args, format, ending, self.input.is_opaque())?;
-        encoding.watch(self.size.clone())?;
+        let encoding =
+            Encoding::new(args, format, ending, self.input.is_opaque(), self.encoded.clone())?;
+        encoding.watch()?;
         match ending {
             // The default depends on the video, which is unknown before it is decoded.
             Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}

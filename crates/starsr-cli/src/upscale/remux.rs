@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use gst_video::VideoColorimetry;
 use serde_json::Value;
 
 use super::args::Args;
+use super::codec::Codec;
 use crate::interrupts::Stop;
 use crate::media::converter::is_converted;
 use crate::media::counts::Beginning;
@@ -52,6 +54,8 @@ pub struct Remux {
     tags: Vec<(String, String)>,
     flags: String,
     carried: Vec<Carried>,
+    /// How the video is encoded, where its stream still lacks its colours.
+    codec: Option<Codec>,
     cut: Option<Cut>,
     keeps_own_tags: bool,
     /// What will be missing from the output, a sentence each.
@@ -99,13 +103,16 @@ impl Remux {
         let (tags, own) = (probe.tags(), tags_of_stream(main));
         let has_more = tags.iter().any(|(name, _)| is_foreign(name)) || !own.is_empty();
         let chooses = args.choices.audio.is_some() || args.choices.subtitles.is_some();
-        if probe.streams().len() == 1 && probe.chapters() == 0 && !has_more && !chooses {
+        let codec = args.codec.filter(|codec| codec.needs_color_filter());
+        let is_alone = probe.streams().len() == 1 && probe.chapters() == 0 && !has_more;
+        if is_alone && !chooses && codec.is_none() {
             return Ok(None);
         }
         let mut this = Self {
             input: input.to_owned(),
             container,
             is_rebased: format == MATROSKA || is_converted(probe, args.cut()),
+            codec,
             cut: args.cut(),
             is_timeless: format == "avi" && args.cut().is_none(),
             video: index(main),
@@ -221,8 +228,8 @@ impl Remux {
         }
     }
 
-    /// Writes `target` from the video in `part`, which begins with the frame at `first`, and the rest
-    /// of the input.
+    /// Writes `target` from the video in `part`, which begins with the frame at `first` and has
+    /// `colors`, and the rest of the input.
     ///
     /// # Errors
     ///
@@ -232,6 +239,7 @@ impl Remux {
         part: &Path,
         target: &Path,
         first: Beginning,
+        colors: &VideoColorimetry,
         interrupts: &AtomicU32,
     ) -> Result<(), Stop> {
         let start = if self.is_timeless {
@@ -246,13 +254,13 @@ impl Remux {
             self.shift(part).filter(|shift| shift.abs() > EXACT).unwrap_or(0.0)
         };
         let mut delays = vec![0.0; self.carried.len()];
-        finish(self.command(part, target, start, &delays), interrupts)?;
+        finish(self.command(part, target, start, &delays, colors), interrupts)?;
         // FFmpeg 5 takes the delay of Opus away each time it copies such a stream to Matroska.
         let has_opus = self.carried.iter().any(|stream| stream.is_opus);
         if self.container == Container::Matroska && has_opus && self.cut.is_none() {
             self.measure(part, target, start, &mut delays);
             if delays.iter().any(|delay| *delay != 0.0) {
-                finish(self.command(part, target, start, &delays), interrupts)?;
+                finish(self.command(part, target, start, &delays, colors), interrupts)?;
             }
         }
         Ok(())
@@ -264,7 +272,14 @@ impl Remux {
     }
 
     /// The command that writes `target`, with each carried stream later by its delay in seconds.
-    fn command(&self, part: &Path, target: &Path, start: f64, delays: &[f64]) -> Command {
+    fn command(
+        &self,
+        part: &Path,
+        target: &Path,
+        start: f64,
+        delays: &[f64],
+        colors: &VideoColorimetry,
+    ) -> Command {
         let mut command = ffmpeg();
         command.arg("-copyts").arg("-i").arg(file(part));
         let shifted = delays.iter().filter(|delay| **delay != 0.0);
@@ -276,6 +291,9 @@ impl Remux {
             command.args(["-itsoffset", &offset, "-i"]).arg(file(&self.input));
         }
         command.args(["-map", "0:v:0", "-c", "copy"]);
+        if let Some(filter) = self.codec.and_then(|codec| codec.color_filter(colors)) {
+            command.args(["-bsf:0", &filter]);
+        }
         if let Some(cut) = self.cut {
             cut.limit(&mut command);
         }
@@ -363,5 +381,7 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
     if status.success() {
         return Ok(());
     }
-    Err(failed(words.lines().next_back().unwrap_or("failed").trim().to_owned()))
+    Err(failed(
+        words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("failed").trim().to_owned(),
+    ))
 }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::args::Deinterlace;
 use crate::media::elements::make;
-use crate::media::mending::{ContainerColors, complete_colors};
+use crate::media::mending::{ContainerColors, complete_colors, forget_bare_range};
 
 /// What stays as it is in the first frame.
 const FIELDS: [&str; 6] =
@@ -87,6 +87,7 @@ impl Steady {
         }
         let mut seen = self.seen.lock();
         if let Some(structure) = caps.make_mut().structure_mut(0) {
+            forget_bare_range(structure);
             if seen.becomes_interlaced {
                 structure.set("interlace-mode", "mixed");
             }

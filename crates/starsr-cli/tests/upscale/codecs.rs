@@ -2,6 +2,8 @@
 
 //! What the video is encoded as.
 
+use starsr_testkit::fixtures;
+
 use super::carrying::{ffmpeg, main_stream, probe};
 use super::*;
 
@@ -49,6 +51,7 @@ fn a_codec_that_does_not_fit_is_refused_before_the_work() {
     for (options, name, words) in [
         (&["--codec", "ffv1"][..], "out.mp4", ["MP4 cannot hold FFV1", ".mkv"]),
         (&["--codec", "prores"], "out.mp4", ["MP4 cannot hold ProRes", ".mov"]),
+        (&["--codec", "av1"], "out.mov", ["QuickTime cannot hold AV1", ".mp4 or .mkv"]),
         (&["--codec", "prores", "--quality", "3"], "out.mov", ["--quality", "ProRes"]),
         (&["--codec", "h264", "--quality", "60"], "out.mkv", ["--quality", "50"]),
         (&["--codec", "av1", "--preset", "fast"], "out.mkv", ["--preset", "AV1"]),
@@ -95,5 +98,42 @@ fn hdr_is_hevc_with_its_metadata() {
             ["hevc", "yuv420p10le", "smpte2084"]
         );
         assert_eq!(side_data(&output), side_data(&input), "{name}");
+    }
+}
+
+#[test]
+fn each_codec_has_the_colours_in_its_stream_and_in_the_container() {
+    let folder = TempDir::new().unwrap();
+    for (transfer, mastering) in [("smpte2084", true), ("arib-std-b67", false)] {
+        let hdr10 = "hdr10=1:repeat-headers=1:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400:";
+        let parameters = format!(
+            "{}log-level=error:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc",
+            if mastering { hdr10 } else { "" }
+        );
+        ffmpeg(
+            &folder,
+            &format!(
+                "-f lavfi -i testsrc2=size=128x96:rate=25 -frames:v 2 -vf scale=out_color_matrix=bt2020,format=yuv420p10le \
+                 -c:v libx265 -x265-params {parameters} in.mkv"
+            ),
+        );
+        for codec in ["h264", "h265", "av1", "vp9", "prores", "ffv1"] {
+            let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mkv"));
+            let mut command = upscale();
+            command.args(["--force", "--codec", codec, "--model"]).arg(fixtures::tiny());
+            assert_done(&command.args([&input, &output]).output().unwrap());
+            let after = probe(&output);
+            let video = main_stream(&after);
+            assert_eq!(
+                [&video["color_space"], &video["color_transfer"], &video["color_primaries"]],
+                ["bt2020nc", transfer, "bt2020"],
+                "{codec}"
+            );
+            // What the container says of the display.
+            let sides = video["side_data_list"].as_array().into_iter().flatten();
+            let brightest: Vec<_> =
+                sides.filter_map(|side| side["max_luminance"].as_str()).collect();
+            assert_eq!(brightest, if mastering { vec!["1000/1"] } else { vec![] }, "{codec}");
+        }
     }
 }

@@ -19,6 +19,7 @@ mod carrying;
 mod choosing;
 mod codecs;
 mod foreign;
+mod formats;
 mod inputs;
 mod media;
 mod midway;
