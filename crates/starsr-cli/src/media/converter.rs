@@ -13,55 +13,18 @@ use serde_json::Value;
 use super::cut::Cut;
 use super::elements::make;
 use super::ffmpeg::{ffmpeg, file};
-use super::probe::QUICKTIME;
-use super::probe::{Probe, index, seconds, word};
+use super::probe::{Probe, QUICKTIME, index, seconds, word};
 
 /// Containers that FFmpeg reads. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
 /// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.
 const CONTAINERS: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng"];
 /// Formats of frames that GStreamer 1.22's libav decoders can hand on. With any other they crash.
-const FORMATS: [&str; 23] = [
-    "yuv420p",
-    "yuv422p",
-    "yuv444p",
-    "yuv411p",
-    "yuv410p",
-    "yuv420p10le",
-    "yuv422p10le",
-    "yuv444p10le",
-    "yuv420p12le",
-    "yuv422p12le",
-    "yuv444p12le",
-    "yuva420p",
-    "yuva420p10le",
-    "yuva422p10le",
-    "yuva444p10le",
-    "gray",
-    "gray16le",
-    "bgr0",
-    "bgra",
-    "gbrp10le",
-    "gbrp12le",
-    "gbrap10le",
-    "gbrap12le",
-];
+const FORMATS: &str = "\
+    yuv420p|yuv422p|yuv444p|yuv411p|yuv410p|yuv420p10le|yuv422p10le|yuv444p10le|yuv420p12le|yuv422p12le|\
+    yuv444p12le|yuva420p|yuva420p10le|yuva422p10le|yuva444p10le|gray|gray16le|bgr0|bgra|gbrp10le|gbrp12le|\
+    gbrap10le|gbrap12le";
 /// Formats with which they crash, without the order of bytes, and the ends of more.
-const UNKNOWN: [&str; 14] = [
-    "yuv440p",
-    "yuv440p10",
-    "yuv440p12",
-    "yuva422p",
-    "yuva444p",
-    "gray9",
-    "gray10",
-    "gray12",
-    "gray14",
-    "ya8",
-    "ya16",
-    "rgb48",
-    "rgba64",
-    "xyz12",
-];
+const UNKNOWN: &str = "yuv440p|yuv440p10|yuv440p12|yuva422p|yuva444p|gray9|gray10|gray12|gray14|ya8|ya16|rgb48|rgba64|xyz12";
 const UNKNOWN_DEPTHS: [&str; 3] = ["p9", "p14", "p16"];
 
 /// A running FFmpeg that decodes.
@@ -109,7 +72,7 @@ impl Converter {
         } else if is_deep(&["rgb48", "gbrp14", "gbrp16"]) {
             ("rgb48be".to_owned(), "png")
         } else {
-            (FORMATS.join("|"), "ffv1")
+            (FORMATS.to_owned(), "ffv1")
         };
         filters.push(format!("format=pix_fmts={formats}"));
         command.args(["-vf", &filters.join(","), "-c:v", codec, "-f", "matroska", "-"]);
@@ -156,5 +119,6 @@ fn is_unknown(video: &Value) -> bool {
     let format = word(video, "pix_fmt");
     let format = format.trim_end_matches("le").trim_end_matches("be");
     let is_deep = UNKNOWN_DEPTHS.iter().any(|depth| format.ends_with(depth));
-    (is_deep || UNKNOWN.contains(&format)) && word(video, "codec_name") != "png"
+    (is_deep || UNKNOWN.split('|').any(|unknown| unknown == format))
+        && word(video, "codec_name") != "png"
 }

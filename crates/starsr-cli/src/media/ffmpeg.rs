@@ -4,11 +4,17 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
 
 use serde_json::Value;
+
+/// What FFmpeg's messages say when it cannot write.
+const UNWRITTEN: [&str; 3] =
+    ["Error writing trailer", "Error closing file", "av_interleaved_write_frame()"];
 
 /// Whether the search path has `program`.
 pub fn is_installed(program: &str) -> bool {
@@ -30,6 +36,38 @@ pub fn file(path: &Path) -> OsString {
     let mut name = OsStr::new("file:").to_owned();
     name.push(path);
     name
+}
+
+/// What a running program says on its standard error, read so that it never waits for a reader.
+pub struct Words(JoinHandle<String>);
+
+impl Words {
+    /// Reads from `program`, which was started with a pipe there.
+    pub fn of(program: &mut Child) -> Option<Self> {
+        let mut errors = program.stderr.take()?;
+        Some(Self(thread::spawn(move || {
+            let mut words = Vec::new();
+            // Without them a message is shorter.
+            let _ = errors.read_to_end(&mut words);
+            String::from_utf8_lossy(&words).into_owned()
+        })))
+    }
+
+    /// All words, once the program has ended.
+    pub fn join(self) -> String {
+        self.0.join().unwrap_or_default()
+    }
+}
+
+/// Why FFmpeg could not write, where its `words` say so: version 5 ends with success all the same.
+pub fn unwritten(words: &str) -> Option<&str> {
+    let line = words.lines().find(|line| UNWRITTEN.iter().any(|start| line.contains(start)))?;
+    Some(line.rsplit_once(": ").map_or(line, |(_, reason)| reason))
+}
+
+/// The last line of `words`.
+pub fn last_line(words: &str) -> &str {
+    words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it gives no reason").trim()
 }
 
 /// What ffprobe answers about `input`.

@@ -132,7 +132,12 @@ fn to_pictures(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), St
     let (_spool, job) = &arrive(args, job, interrupts)?;
     let work = Work::open(args, job, probe(args, job)?.as_ref())?;
     let destination = Destination::Pictures(&pictures, number);
-    let Upscaled { frames, size, progress, .. } = work.upscale(&destination, &[], interrupts)?;
+    let upscaled = work.upscale(&destination, &[], interrupts).map_err(|stop| match stop {
+        // The pipeline only knows that its pipe is broken.
+        Stop::Failed(reason) => Stop::Failed(pictures.failure().unwrap_or(reason)),
+        Stop::Interrupted => Stop::Interrupted,
+    });
+    let Upscaled { frames, size, progress, .. } = upscaled?;
     pictures.finish()?;
     progress.finish(&job.output, frames, size);
     Ok(())

@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
-use crate::media::ffmpeg::{ffmpeg, is_installed};
+use crate::media::ffmpeg::{Words, ffmpeg, is_installed, last_line, unwritten};
 use crate::media::pattern::Pattern;
 use crate::output::{folder, hidden_prefix, reason};
 
@@ -40,6 +40,8 @@ pub struct Pictures {
 struct Encoder {
     program: Option<Child>,
     input: Option<ChildStdin>,
+    /// Reads what it says.
+    words: Option<Words>,
 }
 
 impl Pictures {
@@ -99,7 +101,7 @@ impl Pictures {
         };
         let extension = self.target.extension().unwrap_or_default().to_ascii_lowercase();
         let mut command = ffmpeg();
-        command.current_dir(self.hidden.as_path()).stdin(Stdio::piped()).stderr(Stdio::null());
+        command.current_dir(self.hidden.as_path()).stdin(Stdio::piped()).stderr(Stdio::piped());
         command.args(["-f", "rawvideo", "-pix_fmt", frames]);
         command.args(["-s", &format!("{}x{}", video.width(), video.height()), "-i", "-"]);
         command.args(["-fps_mode", "passthrough", "-start_number", &number.to_string()]);
@@ -130,8 +132,23 @@ impl Pictures {
         let mut program = command.arg(name).spawn().map_err(failed)?;
         let input = program.stdin.take();
         let descriptor = input.as_ref().map(AsRawFd::as_raw_fd);
-        *self.encoder.lock() = Encoder { program: Some(program), input };
+        let words = Words::of(&mut program);
+        *self.encoder.lock() = Encoder { program: Some(program), input, words };
         descriptor.ok_or_else(|| "ffmpeg takes no frames".to_owned())
+    }
+
+    /// Why the encoder fails, where it does. It takes no more frames.
+    pub fn failure(&self) -> Option<String> {
+        let mut encoder = self.encoder.lock();
+        drop(encoder.input.take());
+        let status = encoder.program.take()?.wait().ok()?;
+        let words = encoder.words.take()?.join();
+        (!status.success()).then(|| self.sentence(&words))
+    }
+
+    fn sentence(&self, words: &str) -> String {
+        let reason = unwritten(words).unwrap_or_else(|| last_line(words));
+        format!("{}: FFmpeg cannot write the pictures: {reason}", self.target.display())
     }
 
     /// Waits for the encoder and gives the pictures their names.
@@ -141,8 +158,9 @@ impl Pictures {
         drop(encoder.input.take());
         if let Some(mut program) = encoder.program.take() {
             let status = program.wait().map_err(|error| format!("ffmpeg: {}", reason(&error)))?;
-            if !status.success() {
-                return Err(format!("{shown}: FFmpeg could not write the pictures"));
+            let words = encoder.words.take().map(Words::join).unwrap_or_default();
+            if !status.success() || unwritten(&words).is_some() {
+                return Err(self.sentence(&words));
             }
         }
         // What is finished is not thrown away.

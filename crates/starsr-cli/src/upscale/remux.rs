@@ -3,7 +3,6 @@
 //! The input's other streams, tags, chapters and attachments, added to the finished video with the
 //! programs of FFmpeg: GStreamer's demuxers and muxers lose some of them.
 
-use std::io::Read;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +19,7 @@ use crate::interrupts::Stop;
 use crate::media::converter::is_converted;
 use crate::media::counts::Beginning;
 use crate::media::cut::{Cut, NOT_BEFORE};
-use crate::media::ffmpeg::{ffmpeg, file};
+use crate::media::ffmpeg::{Words, ffmpeg, file, last_line, unwritten};
 use crate::media::probe::{MATROSKA, QUICKTIME};
 use crate::media::probe::{
     Probe, first_frame, flags, has_flag, index, is_foreign, kind, start_of, tags_of_stream, word,
@@ -35,10 +34,6 @@ const FORMATS: [&str; 9] =
 const EXACT: f64 = 0.0015;
 /// Interval at which a running program is looked at.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What FFmpeg's messages say when it cannot write.
-const UNWRITTEN: [&str; 3] =
-    ["Error writing trailer", "Error closing file", "av_interleaved_write_frame()"];
 
 /// How the rest of an input gets into the output.
 pub struct Remux {
@@ -351,13 +346,7 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
-    let errors = child.stderr.take();
-    let words = thread::spawn(move || {
-        let mut words = Vec::new();
-        // Without them the message is shorter.
-        let _ = errors.map(|mut errors| errors.read_to_end(&mut words));
-        String::from_utf8_lossy(&words).into_owned()
-    });
+    let words = Words::of(&mut child);
     let status = loop {
         if interrupts.load(Ordering::SeqCst) > 0 {
             // It may have ended already.
@@ -370,18 +359,9 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
             None => thread::sleep(TICK),
         }
     };
-    let words = words.join().unwrap_or_default();
-    // FFmpeg 5 calls it a success when the disk is full.
-    if let Some(line) =
-        words.lines().find(|line| UNWRITTEN.iter().any(|start| line.contains(start)))
-    {
-        let reason = line.rsplit_once(": ").map_or(line, |(_, reason)| reason);
+    let words = words.map(Words::join).unwrap_or_default();
+    if let Some(reason) = unwritten(&words) {
         return Err(failed(format!("its output cannot be written: {reason}")));
     }
-    if status.success() {
-        return Ok(());
-    }
-    Err(failed(
-        words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("failed").trim().to_owned(),
-    ))
+    if status.success() { Ok(()) } else { Err(failed(last_line(&words).to_owned())) }
 }
