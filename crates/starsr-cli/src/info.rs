@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use crate::media::converter::is_converted;
 use crate::media::input;
-use crate::media::probe::{Probe, flags, has_flag, is_foreign, kind, seconds, tags, word};
+use crate::media::probe::{
+    Probe, flags, fraction, has_flag, is_foreign, kind, seconds, tags, word,
+};
 use crate::media::streams::{Container, Kind};
 use crate::terminal;
 use crate::upscale::Remux;
@@ -35,6 +37,9 @@ struct Line {
 /// Describes the file that `args` name.
 pub fn run(args: &Args) -> Result<(), String> {
     let shown = args.file.display();
+    if let Some((kind, count)) = input::count_of_pictures(&args.file) {
+        return Err(format!("{shown}: stands for {count} pictures ({kind}); name one of them"));
+    }
     input::check(&args.file)?;
     let probe = Probe::new(&args.file).ok_or_else(|| {
         format!("{shown}: FFmpeg's ffprobe cannot read this file, or is not installed")
@@ -78,10 +83,17 @@ pub fn run(args: &Args) -> Result<(), String> {
         Some(_) => terminal::say(format_args!("starsr upscale reads it with {reader}")),
     }
     for (extension, losses) in losses.iter().filter(|_| probe.video().is_some()) {
-        let all = if losses.is_empty() { "keeps all streams" } else { "would lack:" };
-        terminal::say(format_args!("an .{extension} output {all}"));
-        for loss in losses {
-            terminal::say(format_args!("  {loss}"));
+        match losses.as_deref() {
+            None => terminal::say(format_args!(
+                "what an .{extension} output lacks is said when the work begins"
+            )),
+            Some([]) => terminal::say(format_args!("an .{extension} output keeps all streams")),
+            Some(losses) => {
+                terminal::say(format_args!("an .{extension} output would lack:"));
+                for loss in losses {
+                    terminal::say(format_args!("  {loss}"));
+                }
+            }
         }
     }
     Ok(())
@@ -135,12 +147,8 @@ fn video(stream: &Value) -> Vec<String> {
         "unknown" | "1:1" | "0:1" => {}
         ratio => facts.push(format!("pixels {ratio}")),
     }
-    if let Some((frames, time)) = word(stream, "avg_frame_rate").split_once('/')
-        && let (Ok(frames), Ok(time)) = (frames.parse::<f64>(), time.parse::<f64>())
-        && frames > 0.0
-        && time > 0.0
-    {
-        facts.push(format!("{} frames/s", (frames / time * 1000.0).round() / 1000.0));
+    if let Some(rate) = fraction(word(stream, "avg_frame_rate")).filter(|rate| *rate > 0.0) {
+        facts.push(format!("{} frames/s", (rate * 1000.0).round() / 1000.0));
     }
     if let Some(time) = seconds(&stream["duration"]) {
         facts.push(clock(time));

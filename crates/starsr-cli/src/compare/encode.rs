@@ -9,7 +9,7 @@ use gst_app::{AppSink, AppSrc};
 use super::figures::Frame;
 use crate::media::elements::{is_available, make, text};
 
-/// As many pixels in all become about 30 MB without loss; more become JPEG.
+/// Up to this many pixels in all, frames are stored without loss (about 30 MB), and above it as JPEG.
 const LOSSLESS_PIXELS: u64 = 40_000_000;
 /// WebP holds no larger sides.
 const WEBP_SIDE: u32 = 16383;

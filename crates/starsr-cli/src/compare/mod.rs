@@ -21,7 +21,7 @@ use crate::media::cut::Cut;
 use crate::media::ffmpeg::is_installed;
 use crate::output::{Finished, Output};
 use crate::terminal;
-use crate::values::{Rate, rate, time};
+use crate::values::{Rate, counted, rate, time};
 use encode::{Encoder, Format};
 use figures::Frame;
 use matching::{Matching, matching};
@@ -39,7 +39,7 @@ Examples:
 Frames are matched by their times, which count from the first frame shown of each file. The smaller picture is enlarged to the size of the larger one.
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
 
-/// Browsers hold no longer text, in MB.
+/// Size in MB above which browsers may refuse the page.
 const LARGE: f64 = 500.0;
 
 /// Write a page for a browser on which two videos or pictures can be compared
@@ -140,8 +140,10 @@ fn notes(matching: &Matching) -> Vec<String> {
     };
     let lacks = (lacking > 0)
         .then(|| format!("B has no frame at the time of {lacking} of the {common} frames of A"));
-    let more =
-        (surplus > 0).then(|| format!("B has {surplus} more frames, at times at which A has none"));
+    let more = (surplus > 0).then(|| {
+        let more = counted(surplus as u64, "more frame");
+        format!("B has {more}, at times at which A has none")
+    });
     [lacks, more, rest("A", "B", a_rest), rest("B", "A", b_rest)].into_iter().flatten().collect()
 }
 
@@ -205,6 +207,7 @@ impl Work<'_> {
                 entry["bTime"] = seconds(self.b_times, *number);
                 entry["psnr"] = rounded(figures.psnr);
                 entry["difference"] = rounded(figures.difference);
+                entry["isEqual"] = (figures.difference == 0.0).into();
             }
             page.frame(&entry).map_err(&failed)?;
         }

@@ -313,6 +313,9 @@ impl Reader {
     /// The next frame; `None` after the last.
     fn next(&mut self, interrupts: &AtomicU32) -> Result<Option<gst::Sample>, Stop> {
         loop {
+            if interrupts.load(Ordering::SeqCst) > 0 {
+                return Err(Stop::Interrupted);
+            }
             if let Some(sample) = self.frames.try_pull_sample(TICK) {
                 self.watchdog.reset();
                 return Ok(Some(sample));

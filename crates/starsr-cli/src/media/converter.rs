@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use gst::prelude::*;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::cut::Cut;
@@ -15,21 +16,22 @@ use super::elements::make;
 use super::ffmpeg::{ffmpeg, file};
 use super::probe::{Probe, QUICKTIME, index, seconds, word};
 
-/// Containers that FFmpeg reads. GStreamer's demuxers: AVI gets the times of B-frames and raw pictures
-/// wrong, DV loses its first frames by chance, GIF never ends; BMP and TIFF are not known to it.
+/// Containers that FFmpeg reads, because GStreamer's demuxers fail on them: AVI gets wrong times for
+/// B-frames and raw pictures, DV sometimes loses its first frames, GIF never ends, and BMP and TIFF are
+/// unknown.
 const CONTAINERS: [&str; 6] = ["avi", "dv", "gif", "bmp_pipe", "tiff_pipe", "apng"];
-/// Formats of frames that GStreamer 1.22's libav decoders can hand on. With any other they crash.
-const FORMATS: &str = "\
+/// Pixel formats that GStreamer 1.22's libav decoders can hand on. With any other they crash.
+const PIXEL_FORMATS: &str = "\
     yuv420p|yuv422p|yuv444p|yuv411p|yuv410p|yuv420p10le|yuv422p10le|yuv444p10le|yuv420p12le|yuv422p12le|\
     yuv444p12le|yuva420p|yuva420p10le|yuva422p10le|yuva444p10le|gray|gray16le|bgr0|bgra|gbrp10le|gbrp12le|\
     gbrap10le|gbrap12le";
-/// Formats with which they crash, without the order of bytes, and the ends of more.
+/// Pixel formats with which they crash, without the byte order, and below, endings of further names.
 const UNKNOWN: &str = "yuv440p|yuv440p10|yuv440p12|yuva422p|yuva444p|gray9|gray10|gray12|gray14|ya8|ya16|rgb48|rgba64|xyz12";
 const UNKNOWN_DEPTHS: [&str; 3] = ["p9", "p14", "p16"];
 
 /// A running FFmpeg that decodes.
 pub struct Converter {
-    program: Child,
+    program: Mutex<Child>,
     pipe: File,
 }
 
@@ -43,14 +45,15 @@ impl Converter {
         }
         command.args(["-copyts", "-i"]).arg(file(input));
         command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
-        let scan = probe.scan().map(|scan| scan.filters().to_owned());
+        let scan = probe.scan().and_then(|scan| scan.filters()).map(str::to_owned);
         let filters = scan.into_iter().chain(cut.map(|cut| cut.filter(probe.start()))).collect();
         Self::start(command, filters, Some(video))
     }
 
-    /// Decodes the pictures that `command` lets FFmpeg read; `probe` is of the first.
-    pub fn of_pictures(command: Command, probe: Option<&Probe>) -> Option<Self> {
-        Self::start(command, Vec::new(), probe.and_then(Probe::video))
+    /// Decodes the part `cut` of the pictures that `command` lets FFmpeg read; `probe` is of the first.
+    pub fn of_pictures(command: Command, probe: Option<&Probe>, cut: Option<Cut>) -> Option<Self> {
+        let filters = cut.map(|cut| cut.filter(0.0)).into_iter().collect();
+        Self::start(command, filters, probe.and_then(Probe::video))
     }
 
     /// Runs `command` with an encoder that keeps all of `video`.
@@ -72,13 +75,21 @@ impl Converter {
         } else if is_deep(&["rgb48", "gbrp14", "gbrp16"]) {
             ("rgb48be".to_owned(), "png")
         } else {
-            (FORMATS.to_owned(), "ffv1")
+            (PIXEL_FORMATS.to_owned(), "ffv1")
         };
         filters.push(format!("format=pix_fmts={formats}"));
         command.args(["-vf", &filters.join(","), "-c:v", codec, "-f", "matroska", "-"]);
         let mut program = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
         let pipe = File::from(OwnedFd::from(program.stdout.take()?));
-        Some(Self { program, pipe })
+        Some(Self { program: Mutex::new(program), pipe })
+    }
+
+    /// Waits for the end, once all that it decodes is read, and says whether it was no good one.
+    pub fn complaint(&self) -> Option<String> {
+        let status = self.program.lock().wait().ok()?;
+        (!status.success()).then(|| {
+            format!("FFmpeg, which decodes it, failed ({status}); the video may be incomplete")
+        })
     }
 
     /// The element that reads what it decodes.
@@ -92,8 +103,9 @@ impl Converter {
 impl Drop for Converter {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.program.kill();
-        let _ = self.program.wait();
+        let mut program = self.program.lock();
+        let _ = program.kill();
+        let _ = program.wait();
     }
 }
 

@@ -7,11 +7,17 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::interrupts::Stop;
+
+/// Interval at which a running program is looked at.
+const TICK: Duration = Duration::from_millis(50);
 /// What FFmpeg's messages say when it cannot write.
 const UNWRITTEN: [&str; 3] =
     ["Error writing trailer", "Error closing file", "av_interleaved_write_frame()"];
@@ -56,6 +62,22 @@ impl Words {
     /// All words, once the program has ended.
     pub fn join(self) -> String {
         self.0.join().unwrap_or_default()
+    }
+}
+
+/// Waits for the end of `program`, which an interrupt ends.
+pub fn wait(program: &mut Child, interrupts: &AtomicU32) -> Result<ExitStatus, Stop> {
+    loop {
+        if interrupts.load(Ordering::SeqCst) > 0 {
+            // It may have ended already.
+            let _ = program.kill();
+            let _ = program.wait();
+            return Err(Stop::Interrupted);
+        }
+        match program.try_wait().map_err(|error| format!("ffmpeg: {error}"))? {
+            Some(status) => return Ok(status),
+            None => thread::sleep(TICK),
+        }
     }
 }
 

@@ -16,8 +16,9 @@ use rustix::fs::OFlags;
 use super::converter::{Converter, is_converted};
 use super::cut::Cut;
 use super::elements::make;
-use super::ffmpeg::ffmpeg;
+use super::ffmpeg::{ffmpeg, file};
 use super::folder::pictures_in;
+use super::hdr::Hdr;
 use super::pattern::Pattern;
 use super::probe::{Probe, word};
 use crate::output::reason;
@@ -86,9 +87,15 @@ pub struct Kept {
     _pipe: Option<File>,
     converter: Option<Converter>,
     is_opaque: bool,
+    hdr: Option<Hdr>,
 }
 
 impl Kept {
+    /// What may be wrong with video that FFmpeg has decoded to its end.
+    pub fn complaint(&self) -> Option<String> {
+        self.converter.as_ref()?.complaint()
+    }
+
     /// Whether FFmpeg decodes the input.
     pub fn is_converted(&self) -> bool {
         self.converter.is_some()
@@ -97,6 +104,11 @@ impl Kept {
     /// Whether the video has no transparency; GStreamer's decoder of PNG adds one to 16 bits.
     pub fn is_opaque(&self) -> bool {
         self.is_opaque
+    }
+
+    /// The metadata of HDR10 that the frames lack.
+    pub fn hdr(&self) -> Option<&Hdr> {
+        self.hdr.as_ref()
     }
 
     fn describe(mut self, probe: Option<&Probe>) -> Self {
@@ -118,10 +130,10 @@ pub fn source(
     rate: Rate,
 ) -> Result<(gst::Element, Kept), String> {
     if let Some((pattern, number)) = numbered(input) {
-        return pictures(rate, input, &pattern, number);
+        return pictures(rate, input, &pattern, number, cut);
     }
     if input.is_dir() {
-        return folder_of_pictures(rate, input);
+        return folder_of_pictures(rate, input, cut);
     }
     let failed = |error: io::Error| format!("{}: {}", input.display(), reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
@@ -137,7 +149,8 @@ pub fn source(
     let converted = probe.filter(|probe| is_converted(probe, cut));
     if let Some(converter) = converted.and_then(|probe| Converter::of_video(input, probe, cut)) {
         let source = converter.source()?;
-        let kept = Kept { converter: Some(converter), ..Kept::default() };
+        let hdr = probe.and_then(|probe| Hdr::of(input, probe));
+        let kept = Kept { converter: Some(converter), hdr, ..Kept::default() };
         return Ok((source, kept.describe(probe)));
     }
     let source = make("filesrc")?;
@@ -157,6 +170,7 @@ fn pictures(
     input: &Path,
     pattern: &Pattern,
     number: u64,
+    cut: Option<Cut>,
 ) -> Result<(gst::Element, Kept), String> {
     let extension = input.extension().unwrap_or_default().to_ascii_lowercase();
     let media = match extension.to_str() {
@@ -166,8 +180,8 @@ fn pictures(
             let mut command = ffmpeg();
             command.args(["-framerate", &rate.to_string()]);
             command.args(["-start_number", &number.to_string(), "-f", "image2", "-i"]);
-            command.arg(input);
-            return converted_pictures(command, input, &pattern.file(number));
+            command.arg(file(&pattern.printf()));
+            return converted_pictures(command, input, &pattern.file(number), cut);
         }
     };
     let index = i32::try_from(number)
@@ -184,8 +198,13 @@ fn pictures(
 }
 
 /// The element that reads the pictures in `folder` by name.
-fn folder_of_pictures(rate: Rate, folder: &Path) -> Result<(gst::Element, Kept), String> {
-    let mut names = OsString::from("*.");
+fn folder_of_pictures(
+    rate: Rate,
+    folder: &Path,
+    cut: Option<Cut>,
+) -> Result<(gst::Element, Kept), String> {
+    // In front of a colon, FFmpeg would look for a protocol.
+    let mut names = OsString::from("./*.");
     names.push(picture_extension(folder)?);
     let pictures =
         pictures_in(folder).map_err(|error| format!("{}: {}", folder.display(), reason(&error)))?;
@@ -194,18 +213,19 @@ fn folder_of_pictures(rate: Rate, folder: &Path) -> Result<(gst::Element, Kept),
     // A pattern in the folder itself has no other special characters.
     command.current_dir(folder).args(["-framerate", &rate.to_string()]);
     command.args(["-f", "image2", "-pattern_type", "glob", "-i"]).arg(names);
-    converted_pictures(command, folder, first)
+    converted_pictures(command, folder, first, cut)
 }
 
-/// The element that reads the pictures of `input` from FFmpeg, which `command` lets read them; they
-/// are like `first`.
+/// The element that reads the part `cut` of the pictures of `input` from FFmpeg, which `command` lets
+/// read them; they are like `first`.
 fn converted_pictures(
     command: Command,
     input: &Path,
     first: &Path,
+    cut: Option<Cut>,
 ) -> Result<(gst::Element, Kept), String> {
     let probe = Probe::new(first);
-    let converter = Converter::of_pictures(command, probe.as_ref())
+    let converter = Converter::of_pictures(command, probe.as_ref(), cut)
         .ok_or_else(|| format!("{}: is read by FFmpeg, which is not installed", input.display()))?;
     let source = converter.source()?;
     let kept = Kept { converter: Some(converter), ..Kept::default() };

@@ -9,6 +9,7 @@ pub mod elements;
 pub mod errors;
 pub mod ffmpeg;
 pub mod folder;
+pub mod hdr;
 pub mod held;
 pub mod input;
 pub mod mending;

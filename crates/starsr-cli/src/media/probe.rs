@@ -3,12 +3,14 @@
 //! What FFmpeg's program ffprobe says about a file, in its own JSON.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 
 use serde_json::Value;
 
 use super::ffmpeg::{ffprobe, is_installed};
 use super::scan::Scan;
 use super::streams::Kind;
+use crate::interrupts::Stop;
 use crate::values::counted;
 
 /// QuickTime, MP4 and their kin, and Matroska and WebM, in ffprobe's words.
@@ -55,14 +57,18 @@ impl Probe {
     }
 
     /// Looks at the frames of the video in `input`, which takes a moment.
-    pub fn examine(&mut self, input: &Path) {
-        self.scan = self.video().and_then(|video| {
-            let is_interlaced = !matches!(word(video, "field_order"), "unknown" | "progressive");
-            match Scan::of(input, index(video), is_interlaced)? {
-                Scan::Progressive if !is_interlaced => None,
-                scan => Some(scan),
-            }
+    pub fn examine(&mut self, input: &Path, interrupts: &AtomicU32) -> Result<(), Stop> {
+        let Some(video) = self.video() else { return Ok(()) };
+        let is_interlaced = !matches!(word(video, "field_order"), "unknown" | "progressive");
+        let rate = fraction(word(video, "avg_frame_rate")).unwrap_or(0.0);
+        let scan = Scan::of(input, index(video), is_interlaced, interrupts)?;
+        self.scan = scan.filter(|scan| match scan {
+            Scan::Progressive => is_interlaced,
+            Scan::Interlaced => true,
+            // Of 30 frames a second, and 24 are made of them.
+            Scan::Telecined => (29.0..=30.1).contains(&rate),
         });
+        Ok(())
     }
 
     /// How frames were made that FFmpeg has to put right, as far as [`Self::examine`] has looked.
@@ -220,4 +226,11 @@ pub fn is_foreign(name: &str) -> bool {
     // mkvmerge's statistics count the packets of the stream that was.
     let statistics = ["BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_", "ENCODER"];
     !OWN_TAGS.contains(&name) && !statistics.iter().any(|start| name.starts_with(start))
+}
+
+/// The value of a fraction such as `30000/1001`.
+pub fn fraction(text: &str) -> Option<f64> {
+    let (numerator, denominator) = text.split_once('/')?;
+    let value = numerator.parse::<f64>().ok()? / denominator.parse::<f64>().ok()?;
+    value.is_finite().then_some(value)
 }

@@ -4,8 +4,10 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::AtomicU32;
 
-use super::ffmpeg::{ffmpeg, file};
+use super::ffmpeg::{Words, ffmpeg, file, wait};
+use crate::interrupts::Stop;
 
 /// Seconds that are looked at: enough for a film with a still beginning.
 const LENGTH: &str = "120";
@@ -28,29 +30,41 @@ pub enum Scan {
 impl Scan {
     /// Looks at a video of `input`, the stream at `index`, which is called interlaced or not. `None`
     /// where FFmpeg cannot.
-    pub fn of(input: &Path, index: u64, is_called_interlaced: bool) -> Option<Self> {
+    pub fn of(
+        input: &Path,
+        index: u64,
+        is_called_interlaced: bool,
+        interrupts: &AtomicU32,
+    ) -> Result<Option<Self>, Stop> {
         let mut command = ffmpeg();
         command.args(["-v", "info", "-t", LENGTH, "-i"]).arg(file(input));
         command.args(["-map", &format!("0:{index}"), "-vf", "idet", "-f", "null", "-"]);
-        let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().ok()?;
-        let report = String::from_utf8_lossy(&output.stderr);
-        let repeated = counts(&report, "Repeated Fields")?;
+        let program = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let Ok(mut program) = program else { return Ok(None) };
+        let words = Words::of(&mut program);
+        wait(&mut program, interrupts)?;
+        let report = words.map(Words::join).unwrap_or_default();
+        Ok(Self::from_report(&report, is_called_interlaced))
+    }
+
+    fn from_report(report: &str, is_called_interlaced: bool) -> Option<Self> {
+        let repeated = counts(report, "Repeated Fields")?;
         if TELECINED.contains(&share(&repeated, &["Top", "Bottom"])) {
             return Some(Self::Telecined);
         }
         // Sharp edges of drawn pictures look interlaced, so a video that is called progressive is so.
-        let kinds = counts(&report, "Multi frame detection")?;
+        let kinds = counts(report, "Multi frame detection")?;
         let is_progressive = !is_called_interlaced || share(&kinds, &["Progressive"]) > PROGRESSIVE;
         Some(if is_progressive { Self::Progressive } else { Self::Interlaced })
     }
 
-    /// FFmpeg's filters that restore whole frames without interpolation.
-    pub fn filters(self) -> &'static str {
+    /// FFmpeg's filters that restore whole frames without interpolation, where there are some.
+    pub fn filters(self) -> Option<&'static str> {
         match self {
-            Self::Progressive => "setfield=prog",
-            Self::Interlaced => "null",
+            Self::Progressive => Some("setfield=prog"),
+            Self::Interlaced => None,
             Self::Telecined => {
-                "fieldmatch=combmatch=full,yadif=deint=interlaced,decimate,setfield=prog"
+                Some("fieldmatch=combmatch=full,yadif=deint=interlaced,decimate,setfield=prog")
             }
         }
     }

@@ -3,11 +3,12 @@
 //! Which of the input's streams of a kind go into the output.
 
 use crate::media::streams::Kind;
+use crate::values::counted;
 
 /// The streams beside the video that go into the output.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Choices {
-    /// Keep these audio streams only: numbers or languages with commas, such as 1,3 or eng
+    /// Keep these audio streams only: numbers, or languages as starsr info prints them, with commas: 1,3 or eng
     #[arg(long, value_name = "LIST", value_parser = Choice::parse, conflicts_with = "no_audio", help_heading = "Streams")]
     pub audio: Option<Choice>,
     /// Keep no audio
@@ -29,7 +30,7 @@ pub struct Choice(Vec<Pick>);
 enum Pick {
     /// The first is 1.
     Number(usize),
-    /// As the container tags it, such as `eng`.
+    /// As the container tags it, and as `starsr info` prints it, such as `eng`.
     Language(String),
 }
 
@@ -46,20 +47,25 @@ impl Choice {
         };
         text.split(',').map(pick).collect::<Result<_, _>>().map(Self)
     }
+}
 
-    fn takes(&self, number: usize, language: &str) -> bool {
-        self.0.iter().any(|pick| match pick {
-            Pick::Number(wanted) => *wanted == number,
-            Pick::Language(wanted) => is_same(&language.to_ascii_lowercase(), wanted),
-        })
+impl Pick {
+    /// Whether it is the stream of `number` among its kind.
+    fn is(&self, number: usize, language: &str) -> bool {
+        match self {
+            Self::Number(wanted) => *wanted == number,
+            Self::Language(wanted) => language.eq_ignore_ascii_case(wanted),
+        }
     }
 }
 
-/// Whether both tags name one language: most tags of three letters begin with that of two.
-fn is_same(own: &str, wanted: &str) -> bool {
-    own == wanted
-        || own.len() == 2 && wanted.starts_with(own)
-        || wanted.len() == 2 && own.starts_with(wanted)
+impl std::fmt::Display for Pick {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Language(language) => write!(f, "{language}"),
+        }
+    }
 }
 
 /// A stream as far as the choice asks: its kind and, where known, its language.
@@ -75,18 +81,18 @@ impl Choices {
         ];
         for (kind, choice, none, option) in kinds {
             let of_kind = (0..streams.len()).filter(|place| streams[*place].0 == Some(kind));
-            let mut count = 0;
-            let mut found = false;
-            for place in of_kind {
-                count += 1;
-                let takes = |choice: &Choice| choice.takes(count, &streams[place].1);
-                wanted[place] = !none && choice.as_ref().is_none_or(takes);
-                found |= wanted[place];
+            let of_kind: Vec<_> = of_kind.collect();
+            let picks = choice.as_ref().map_or(&[][..], |choice| &choice.0);
+            let is = |pick: &Pick, number: usize| pick.is(number + 1, &streams[of_kind[number]].1);
+            for (number, place) in of_kind.iter().enumerate() {
+                let is_picked = picks.iter().any(|pick| is(pick, number));
+                wanted[*place] = !none && (choice.is_none() || is_picked);
             }
-            if choice.is_some() && !found {
+            let is_there = |pick: &&Pick| (0..of_kind.len()).any(|number| is(pick, number));
+            if let Some(pick) = picks.iter().find(|pick| !is_there(pick)) {
+                let count = counted(of_kind.len() as u64, &format!("{} stream", kind.word()));
                 return Err(format!(
-                    "{option} names none of the input's {count} streams of {}; starsr info lists them",
-                    kind.word()
+                    "{option} {pick} is none of the input's {count}; starsr info lists them"
                 ));
             }
         }

@@ -2,7 +2,10 @@
 
 //! What the video is encoded as.
 
-use gst_video::{VideoColorimetry, VideoFormat, VideoFormatInfo, VideoInfo, VideoTransferFunction};
+use gst_video::{
+    VideoColorRange, VideoColorimetry, VideoFormat, VideoFormatInfo, VideoInfo,
+    VideoTransferFunction,
+};
 
 use crate::media::elements::is_available;
 
@@ -74,12 +77,20 @@ impl Codec {
         let [primaries, transfer, matrix] =
             [colors.primaries().to_iso(), colors.transfer().to_iso(), colors.matrix().to_iso()];
         match self {
-            Self::Av1 => Some(format!(
-                "av1_metadata=color_primaries={primaries}:transfer_characteristics={transfer}:matrix_coefficients={matrix}"
-            )),
+            Self::Av1 => {
+                let is_full = colors.range() == VideoColorRange::Range0_255;
+                let range = if is_full { "pc" } else { "tv" };
+                Some(format!(
+                    "av1_metadata=color_primaries={primaries}:transfer_characteristics={transfer}:matrix_coefficients={matrix}:color_range={range}"
+                ))
+            }
             Self::Prores => {
-                // ProRes has no number for the transfers that are the same function as BT.709's.
+                // ProRes has no number for the transfers that are the same function as BT.709's, and FFmpeg
+                // takes 0 for what ProRes does not know.
                 let transfer = if matches!(transfer, 6 | 14 | 15) { 1 } else { transfer };
+                let primaries =
+                    if matches!(primaries, 1 | 5 | 6 | 9 | 11 | 12) { primaries } else { 0 };
+                let matrix = if matches!(matrix, 1 | 6 | 9) { matrix } else { 0 };
                 Some(format!(
                     "prores_metadata=color_primaries={primaries}:color_trc={transfer}:colorspace={matrix}"
                 ))

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use gst_video::VideoColorimetry;
@@ -58,20 +58,20 @@ fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spo
 
 /// What FFmpeg says about the input, where it may be asked. Fails where the part that is wanted is
 /// not in it.
-fn probe(args: &Args, job: &Job) -> Result<Option<Probe>, String> {
+fn probe(args: &Args, job: &Job, interrupts: &AtomicU32) -> Result<Option<Probe>, Stop> {
     let mut probe = if args.no_ffmpeg { None } else { Probe::new(&job.source) };
     let failed = |reason| format!("{}: {reason}", job.input.display());
     if let (Some(probe), Some(number)) = (&mut probe, args.video) {
         probe.choose_video(number).map_err(failed)?;
     }
     if let (Some(probe), Some(Deinterlace::Auto)) = (&mut probe, args.deinterlace) {
-        probe.examine(&job.source);
+        probe.examine(&job.source, interrupts)?;
     }
     if let Some(duration) = probe.as_ref().and_then(Probe::duration)
         && let Some(start) = args.start.filter(|start| *start >= duration)
     {
         let input = job.input.display();
-        return Err(format!("{input}: is {duration} s long, and --start is {start} s"));
+        return Err(format!("{input}: is {duration} s long, and --start is {start} s").into());
     }
     Ok(probe)
 }
@@ -85,7 +85,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     let mut output = Output::create(&[&job.source], &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
     let (_spool, job) = &arrive(args, job, interrupts)?;
-    let probe = probe(args, job)?;
+    let probe = probe(args, job, &interrupts.count)?;
     let remux = match &probe {
         None => None,
         Some(probe) => Remux::plan(args, &job.source, probe, container)?,
@@ -130,7 +130,7 @@ fn to_pictures(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), St
     // Pictures keep the numbers of those they are made of.
     let number = Pattern::of(&job.source).and_then(|pattern| pattern.first()).unwrap_or(1);
     let (_spool, job) = &arrive(args, job, interrupts)?;
-    let work = Work::open(args, job, probe(args, job)?.as_ref())?;
+    let work = Work::open(args, job, probe(args, job, &interrupts.count)?.as_ref())?;
     let destination = Destination::Pictures(&pictures, number);
     let upscaled = work.upscale(&destination, &[], interrupts).map_err(|stop| match stop {
         // The pipeline only knows that its pipe is broken.
@@ -150,7 +150,7 @@ fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result
         return Err("--json does not go with - as output".to_owned().into());
     }
     let (_spool, job) = &arrive(args, job, interrupts)?;
-    let work = Work::open(args, job, probe(args, job)?.as_ref())?;
+    let work = Work::open(args, job, probe(args, job, &interrupts.count)?.as_ref())?;
     let Upscaled { frames, size, progress, .. } =
         work.upscale(&Destination::Y4m, &[], interrupts)?;
     progress.finish(&job.output, frames, size);
@@ -190,8 +190,12 @@ struct Work<'a> {
     codec: Option<String>,
     /// The length as FFmpeg has it, or that of pictures.
     duration: Option<gst::ClockTime>,
+    /// How many pictures there are, where all of several are wanted.
+    pictures: Option<u64>,
     loses_chapters: bool,
     is_telecined: bool,
+    /// Whether --deinterlace=auto has nothing to go by.
+    guesses_fields: bool,
 }
 
 impl<'a> Work<'a> {
@@ -208,12 +212,15 @@ impl<'a> Work<'a> {
             pipeline,
             codec: None,
             duration: length.map(gst::ClockTime::from_seconds_f64),
+            pictures: None,
             loses_chapters: false,
+            guesses_fields: args.deinterlace == Some(Deinterlace::Auto) && probe.is_none(),
             is_telecined: probe.and_then(Probe::scan) == Some(Scan::Telecined),
         };
         if let Some((name, count)) = input::count_of_pictures(&job.source) {
             this.codec = Some(name);
             this.duration = args.framerate.duration_of(count);
+            this.pictures = args.cut().is_none().then_some(count);
         } else if let Some(video) = video.filter(|_| this.pipeline.is_converted()) {
             this.codec = Some(word(video, "codec_name").to_uppercase());
         }
@@ -242,6 +249,10 @@ impl<'a> Work<'a> {
             input.frames = length.and_then(|(time, rate)| frames(time, rate));
         }
         describe_input(self.job, &input, progress);
+        if self.guesses_fields {
+            let text = "its fields are not looked at without FFmpeg: --deinterlace=auto is double";
+            listener.say(progress, &format!("{}: {text}", self.job.input.display()));
+        }
         if self.is_telecined {
             let text = "is telecined: its 24 frames of every 30 are restored";
             listener.say(progress, &format!("{}: {text}", self.job.input.display()));
@@ -355,6 +366,12 @@ impl<'a> Work<'a> {
             );
         }
         let input = self.job.input.display();
+        if let Some(complaint) = self.pipeline.complaint() {
+            listener.say(&progress, &format!("warning: {input}: {complaint}"));
+        }
+        if let Some(count) = self.pictures.filter(|count| *count != taken) {
+            Err(format!("{input}: {taken} of {count} pictures could be decoded"))?;
+        }
         match self.pipeline.encoded() {
             _ if taken == 0 => Err(format!("{input}: no video frame could be decoded"))?,
             _ if taken != done => {

@@ -40,7 +40,10 @@ pub fn run(args: &Args) -> Result<(), Stop> {
         (None, [input, output]) => {
             let is_standard = input.as_os_str() == "-";
             let input = if is_standard { PathBuf::from("/dev/stdin") } else { input.clone() };
-            vec![Job { source: input.clone(), input, output: output.clone() }]
+            // For FFmpeg, whose own standard input is another one.
+            let standard = format!("/proc/{}/fd/0", std::process::id());
+            let source = if is_standard { standard.into() } else { input.clone() };
+            vec![Job { source, input, output: output.clone() }]
         }
         (None, files) => {
             let reason = if files.len() < 2 {

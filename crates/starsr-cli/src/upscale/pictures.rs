@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
-use crate::media::ffmpeg::{Words, ffmpeg, is_installed, last_line, unwritten};
+use crate::media::ffmpeg::{Words, ffmpeg, file, is_installed, last_line, unwritten};
 use crate::media::pattern::Pattern;
 use crate::output::{folder, hidden_prefix, reason};
 
@@ -129,7 +129,7 @@ impl Pictures {
             None => format!("picture.{}", extension.to_string_lossy()).into(),
         };
         let failed = |error: io::Error| format!("ffmpeg: {}", reason(&error));
-        let mut program = command.arg(name).spawn().map_err(failed)?;
+        let mut program = command.arg(file(Path::new(&name))).spawn().map_err(failed)?;
         let input = program.stdin.take();
         let descriptor = input.as_ref().map(AsRawFd::as_raw_fd);
         let words = Words::of(&mut program);

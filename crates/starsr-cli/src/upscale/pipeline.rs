@@ -143,6 +143,11 @@ impl Pipeline {
         Ok(this)
     }
 
+    /// What may be wrong with video that FFmpeg has decoded to its end.
+    pub fn complaint(&self) -> Option<String> {
+        self.input.complaint()
+    }
+
     /// Whether FFmpeg decodes the input.
     pub fn is_converted(&self) -> bool {
         self.input.is_converted()
@@ -361,7 +366,7 @@ impl Pipeline {
         queue.set_property("max-size-buffers", 0u32);
         queue.set_property("max-size-time", 0u64);
         let format = make("capsfilter")?;
-        let steady = Steady::new(args.deinterlace)?;
+        let steady = Steady::new(args.deinterlace, self.input.hdr())?;
         let mut chain = steady.elements()?;
         chain.push(starsr);
         if args.width.is_some() || args.height.is_some() {

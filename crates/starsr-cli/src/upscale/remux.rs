@@ -6,9 +6,7 @@
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::AtomicU32;
 
 use gst_video::VideoColorimetry;
 use serde_json::Value;
@@ -19,7 +17,7 @@ use crate::interrupts::Stop;
 use crate::media::converter::is_converted;
 use crate::media::counts::Beginning;
 use crate::media::cut::{Cut, NOT_BEFORE};
-use crate::media::ffmpeg::{Words, ffmpeg, file, last_line, unwritten};
+use crate::media::ffmpeg::{Words, ffmpeg, file, last_line, unwritten, wait};
 use crate::media::probe::{MATROSKA, QUICKTIME};
 use crate::media::probe::{
     Probe, first_frame, flags, has_flag, index, is_foreign, kind, start_of, tags_of_stream, word,
@@ -32,8 +30,6 @@ const FORMATS: [&str; 9] =
     [QUICKTIME, MATROSKA, "mpegts", "mpeg", "avi", "flv", "ogg", "asf", "dv"];
 /// Seconds that are no difference; Matroska counts in thousandths.
 const EXACT: f64 = 0.0015;
-/// Interval at which a running program is looked at.
-const TICK: Duration = Duration::from_millis(50);
 
 /// How the rest of an input gets into the output.
 pub struct Remux {
@@ -92,7 +88,7 @@ impl Remux {
         container: Container,
     ) -> Result<Option<Self>, String> {
         let (format, Some(main)) = (probe.format(), probe.video()) else { return Ok(None) };
-        if !FORMATS.contains(&format) {
+        if !FORMATS.contains(&format) && !is_converted(probe, args.cut()) {
             return Ok(None);
         }
         let (tags, own) = (probe.tags(), tags_of_stream(main));
@@ -137,15 +133,17 @@ impl Remux {
         Ok(Some(this))
     }
 
-    /// What an output in `container` would lack by default, a phrase each.
+    /// What an output in `container` would lack by default, a phrase each; `None` where GStreamer alone
+    /// finds that out.
     pub fn losses(
         input: &Path,
         probe: &Probe,
         container: Container,
-    ) -> Result<Vec<String>, String> {
+    ) -> Result<Option<Vec<String>>, String> {
         let args = Args::of(&["--drop-unsupported"]);
+        let is_carried = FORMATS.contains(&probe.format()) || is_converted(probe, None);
         let plan = Self::plan(&args, input, probe, container)?;
-        Ok(plan.map_or_else(Vec::new, |plan| plan.left_out))
+        Ok(is_carried.then(|| plan.map_or_else(Vec::new, |plan| plan.left_out)))
     }
 
     /// Decides what becomes of each of the `others`.
@@ -347,18 +345,7 @@ fn finish(mut command: Command, interrupts: &AtomicU32) -> Result<(), Stop> {
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     let words = Words::of(&mut child);
-    let status = loop {
-        if interrupts.load(Ordering::SeqCst) > 0 {
-            // It may have ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Stop::Interrupted);
-        }
-        match child.try_wait().map_err(|error| failed(error.to_string()))? {
-            Some(status) => break status,
-            None => thread::sleep(TICK),
-        }
-    };
+    let status = wait(&mut child, interrupts)?;
     let words = words.map(Words::join).unwrap_or_default();
     if let Some(reason) = unwritten(&words) {
         return Err(failed(format!("its output cannot be written: {reason}")));

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::args::Deinterlace;
 use crate::media::elements::make;
+use crate::media::hdr::Hdr;
 use crate::media::mending::{ContainerColors, complete_colors, forget_bare_range};
 
 /// What stays as it is in the first frame.
@@ -28,6 +29,7 @@ pub struct Steady {
     deinterlace: gst::Element,
     /// What is made of interlaced video, where it is wanted.
     deinterlaces: Option<Deinterlace>,
+    hdr: Option<Hdr>,
     scale: [gst::Element; 3],
     seen: Arc<Mutex<Seen>>,
 }
@@ -44,11 +46,13 @@ struct Seen {
 }
 
 impl Steady {
-    /// With `deinterlaces`, interlaced video is deinterlaced from the first frame on.
-    pub fn new(deinterlaces: Option<Deinterlace>) -> Result<Self, String> {
+    /// With `deinterlaces`, interlaced video is deinterlaced from the first frame on. The caps get what
+    /// they lack of `hdr`.
+    pub fn new(deinterlaces: Option<Deinterlace>, hdr: Option<&Hdr>) -> Result<Self, String> {
         let deinterlace = make("deinterlace")?;
         let scale = [make("videoconvert")?, make("videoscale")?, make("capsfilter")?];
-        Ok(Self { deinterlace, deinterlaces, scale, seen: Arc::default() })
+        let hdr = hdr.cloned();
+        Ok(Self { deinterlace, deinterlaces, hdr, scale, seen: Arc::default() })
     }
 
     /// The elements, in their order.
@@ -88,6 +92,9 @@ impl Steady {
         let mut seen = self.seen.lock();
         if let Some(structure) = caps.make_mut().structure_mut(0) {
             forget_bare_range(structure);
+            if let Some(hdr) = &self.hdr {
+                hdr.complete(structure);
+            }
             if seen.becomes_interlaced {
                 structure.set("interlace-mode", "mixed");
             }

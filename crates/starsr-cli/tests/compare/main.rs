@@ -182,7 +182,7 @@ fn frames_are_matched_by_their_times() {
     ];
     assert_eq!(times(&data), expected);
     assert!(said.contains("no frame at the time of 1 of the 5 frames of A"), "{said}");
-    assert!(said.contains("B has 1 more frames"), "{said}");
+    assert!(said.contains("B has 1 more frame"), "{said}");
     assert!(said.contains("A goes on for 0.04 s after the end of B"), "{said}");
     assert!(said.contains("5 of 5 frames"), "{said}");
     assert_eq!(data["about"]["notes"].as_array().unwrap().len(), 3);

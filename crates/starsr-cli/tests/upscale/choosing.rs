@@ -61,7 +61,7 @@ fn streams_are_chosen_by_number_and_language() {
 fn gstreamer_alone_chooses_too() {
     let folder = TempDir::new().unwrap();
     film(&folder);
-    let options = ["--no-ffmpeg", "--video", "1", "--audio", "deu", "--no-subtitles"];
+    let options = ["--no-ffmpeg", "--video", "1", "--audio", "2", "--no-subtitles"];
     assert_done(&plain(&folder, &options, "in.mkv", "out.mkv"));
     let (width, streams) = kept(&folder, "out.mkv");
     assert_eq!((width, streams.len()), (192.into(), 1));
@@ -74,8 +74,8 @@ fn a_choice_of_nothing_is_refused() {
     film(&folder);
     for without in [&[][..], &["--no-ffmpeg"]] {
         for (options, words) in [
-            (&["--audio", "3"], "--audio names none of the input's 2 streams"),
-            (&["--subtitles", "eng"], "--subtitles names none of the input's 1 streams"),
+            (&["--audio", "1,3"], "--audio 3 is none of the input's 2 audio streams"),
+            (&["--subtitles", "en"], "--subtitles en is none of the input's 1 subtitle stream"),
             (&["--video", "3"], "has 2 video streams, and --video is 3"),
         ] {
             let options = [without, &options[..]].concat();

@@ -88,9 +88,12 @@ fn hdr_is_hevc_with_its_metadata() {
         data
     };
     assert_eq!(side_data(&input).len(), 2);
-    for name in ["out.mp4", "out.mkv"] {
+    let part = ["--strength", "0", "--start", "0.04", "--force"];
+    for (name, options) in
+        [("out.mp4", &part[..2]), ("out.mkv", &part[..2]), ("out.mp4", &part), ("out.mkv", &part)]
+    {
         let output = folder.path().join(name);
-        assert_done(&convert(&["--strength", "0"], &input, &output));
+        assert_done(&convert(options, &input, &output));
         let after = probe(&output);
         let video = main_stream(&after);
         assert_eq!(

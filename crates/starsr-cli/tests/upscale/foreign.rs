@@ -208,6 +208,25 @@ fn deep_video_of_a_variable_rate_is_encoded() {
 }
 
 #[test]
+fn sound_of_what_ffmpeg_decodes_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let encoding = "-t 0.8 -c:v mpeg2video -c:a pcm_s16le";
+    ffmpeg(&folder, &format!("{VIDEO} {SOUND} {encoding} in.mxf"));
+    for options in [&["--start", "0.4"][..], &["--video", "1", "--start", "0"]] {
+        upscaled(&folder, &[options, &["--force"]].concat(), "in.mxf", "out.mkv");
+        assert_eq!(codecs(&probe(&folder.path().join("out.mkv"))), ["h264", "pcm_s16le"]);
+    }
+    // Standard input may be a file, too.
+    ffmpeg(&folder, &format!("{VIDEO} {SOUND} -t 0.4 -c:v mpeg4 -bf 2 -c:a mp3 in.avi"));
+    let input = fs::File::open(folder.path().join("in.avi")).unwrap();
+    let mut command = upscale();
+    command.args(["--preset", "ultrafast", "-", "avi.mkv"]).current_dir(folder.path()).stdin(input);
+    assert_done(&command.output().unwrap());
+    assert_eq!(times(&folder, "avi.mkv"), every_40_ms(10));
+    assert_eq!(codecs(&probe(&folder.path().join("avi.mkv"))), ["h264", "mp3"]);
+}
+
+#[test]
 fn telecined_film_gets_its_frames_back() {
     let folder = TempDir::new().unwrap();
     // Smaller pictures say too little about their fields.

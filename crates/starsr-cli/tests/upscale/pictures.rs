@@ -97,6 +97,32 @@ fn a_folder_of_pictures_is_a_video_and_a_batch() {
 }
 
 #[test]
+fn parts_of_pictures_are_cut_and_broken_ones_are_named() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("scans")).unwrap();
+    for (extension, pattern) in [("tiff", "12:30 in%d.tiff"), ("png", "in%d.png")] {
+        let names = format!("scans/{pattern}");
+        let mut command = Command::new("ffmpeg");
+        command.args(["-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32:rate=25"]);
+        let made = command.args(["-frames:v", "6", &names]).current_dir(folder.path()).output();
+        assert_done(&made.unwrap());
+        for input in [names.as_str(), "scans"] {
+            let part = ["--framerate", "10", "--start", "0.2", "--duration", "0.3", "--force"];
+            assert_done(&plain(&folder, &part, input, "out.mkv"));
+            assert_eq!(frames(&path("out.mkv")).0.len(), 3, "{input}");
+        }
+        fs::write(path("scans").join(pattern.replace("%d", "4")), "no picture").unwrap();
+        let broken = plain(&folder, &["--force"], "scans", "broken.mkv");
+        assert_refused(&broken, &["scans: 5 of 6 pictures could be decoded"]);
+        for entry in fs::read_dir(path("scans")).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        assert!(!path("broken.mkv").exists(), "{extension}");
+    }
+}
+
+#[test]
 fn animated_pictures_are_videos_or_refused() {
     let folder = TempDir::new().unwrap();
     ffmpeg(&folder, &format!("{VIDEO} -frames:v 5 in.apng"));
