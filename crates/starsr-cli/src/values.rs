@@ -44,6 +44,30 @@ pub fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+/// Uncompressed frames without a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raw {
+    /// Width and height in pixels, as FFmpeg takes them.
+    pub size: String,
+    /// FFmpeg's name of the pixel format.
+    pub format: String,
+}
+
+/// Frames such as `640x480,yuv420p`.
+pub fn raw(text: &str) -> Result<Raw, String> {
+    let expected =
+        || "expected a size and FFmpeg's pixel format, such as 640x480,yuv420p".to_owned();
+    let (size, format) = text.split_once(',').ok_or_else(expected)?;
+    let (width, height) = size.split_once('x').ok_or_else(expected)?;
+    let is_side = |side: &str| side.parse::<u32>().is_ok_and(|side| (1..=32768).contains(&side));
+    let is_name = !format.is_empty() && format.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_side(width) && is_side(height) && is_name {
+        Ok(Raw { size: size.to_owned(), format: format.to_owned() })
+    } else {
+        Err(expected())
+    }
+}
+
 /// Seconds from `[[hours:]minutes:]seconds`.
 pub fn time(text: &str) -> Result<f64, String> {
     let parts: Vec<_> = text.split(':').map(str::parse::<f64>).collect();

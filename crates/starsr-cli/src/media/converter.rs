@@ -6,10 +6,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use gst::prelude::*;
 use parking_lot::Mutex;
 use serde_json::Value;
+
+use crate::values::{Rate, Raw};
 
 use super::cut::Cut;
 use super::elements::make;
@@ -29,6 +33,10 @@ const PIXEL_FORMATS: &str = "\
 const UNKNOWN: &str = "yuv440p|yuv440p10|yuv440p12|yuva422p|yuva444p|gray9|gray10|gray12|gray14|ya8|ya16|rgb48|rgba64|xyz12";
 const UNKNOWN_DEPTHS: [&str; 3] = ["p9", "p14", "p16"];
 
+/// How long FFmpeg may take to end, in intervals at which that is checked.
+const TICK: Duration = Duration::from_millis(10);
+const TICKS: u32 = 100;
+
 /// A running FFmpeg that decodes.
 pub struct Converter {
     program: Mutex<Child>,
@@ -47,22 +55,27 @@ impl Converter {
         command.args(["-map", &format!("0:{}", index(video)), "-fps_mode", "passthrough"]);
         let scan = probe.scan().and_then(|scan| scan.filters()).map(str::to_owned);
         let filters = scan.into_iter().chain(cut.map(|cut| cut.filter(probe.start()))).collect();
-        Self::start(command, filters, Some(video))
+        Self::start(command, filters, word(video, "pix_fmt"))
     }
 
     /// Decodes the part `cut` of the pictures that `command` lets FFmpeg read; `probe` is of the first.
     pub fn of_pictures(command: Command, probe: Option<&Probe>, cut: Option<Cut>) -> Option<Self> {
         let filters = cut.map(|cut| cut.filter(0.0)).into_iter().collect();
-        Self::start(command, filters, probe.and_then(Probe::video))
+        let video = probe.and_then(Probe::video);
+        Self::start(command, filters, video.map_or("", |video| word(video, "pix_fmt")))
     }
 
-    /// Runs `command` with an encoder that keeps all of `video`.
-    fn start(
-        mut command: Command,
-        mut filters: Vec<String>,
-        video: Option<&Value>,
-    ) -> Option<Self> {
-        let format = video.map_or("", |video| word(video, "pix_fmt"));
+    /// Reads the part `cut` of frames without a header.
+    pub fn of_raw(input: &Path, raw: &Raw, rate: Rate, cut: Option<Cut>) -> Option<Self> {
+        let mut command = ffmpeg();
+        command.args(["-f", "rawvideo", "-pixel_format", &raw.format, "-video_size", &raw.size]);
+        command.args(["-framerate", &rate.to_string(), "-i"]).arg(file(input));
+        let filters = cut.map(|cut| cut.filter(0.0)).into_iter().collect();
+        Self::start(command, filters, &raw.format)
+    }
+
+    /// Runs `command` with an encoder that keeps all of video of a pixel `format`.
+    fn start(mut command: Command, mut filters: Vec<String>, format: &str) -> Option<Self> {
         if format.starts_with("yuvj") {
             // Without this FFmpeg squeezes the levels of such formats.
             filters.push("scale=in_range=full:out_range=full".to_owned());
@@ -84,9 +97,14 @@ impl Converter {
         Some(Self { program: Mutex::new(program), pipe })
     }
 
-    /// Waits for the end, once all that it decodes is read, and says whether it was no good one.
+    /// Says whether it came to no good end, once all that it decodes is read.
     pub fn complaint(&self) -> Option<String> {
-        let status = self.program.lock().wait().ok()?;
+        // Where not all was read it does not end at all.
+        let end = || {
+            thread::sleep(TICK);
+            self.program.lock().try_wait().ok().flatten()
+        };
+        let status = (0..TICKS).find_map(|_| end())?;
         (!status.success()).then(|| {
             format!("FFmpeg, which decodes it, failed ({status}); the video may be incomplete")
         })

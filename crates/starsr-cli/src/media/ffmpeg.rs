@@ -37,6 +37,15 @@ pub fn ffmpeg() -> Command {
     command
 }
 
+/// Whether FFmpeg is installed and knows a pixel format.
+pub fn knows_pixel_format(name: &str) -> bool {
+    let output = Command::new("ffmpeg").args(["-v", "error", "-pix_fmts"]).output();
+    output.is_ok_and(|output| {
+        let list = String::from_utf8_lossy(&output.stdout);
+        list.lines().any(|line| line.split_whitespace().nth(1) == Some(name))
+    })
+}
+
 /// A path that FFmpeg takes for nothing else.
 pub fn file(path: &Path) -> OsString {
     let mut name = OsStr::new("file:").to_owned();

@@ -16,13 +16,13 @@ use rustix::fs::OFlags;
 use super::converter::{Converter, is_converted};
 use super::cut::Cut;
 use super::elements::make;
-use super::ffmpeg::{ffmpeg, file};
+use super::ffmpeg::{ffmpeg, file, knows_pixel_format};
 use super::folder::pictures_in;
 use super::hdr::Hdr;
 use super::pattern::Pattern;
 use super::probe::{Probe, word};
 use crate::output::reason;
-use crate::values::Rate;
+use crate::values::{Rate, Raw};
 
 /// Bytes at the beginning of a WebP that say whether it is animated.
 const WEBP: u64 = 21;
@@ -156,6 +156,25 @@ pub fn source(
     let source = make("filesrc")?;
     source.set_property("location", input);
     Ok((source, Kept::default().describe(probe)))
+}
+
+/// The element that reads the part `cut` of frames without a header, and what has to stay for it.
+pub fn raw_source(
+    input: &Path,
+    raw: &Raw,
+    rate: Rate,
+    cut: Option<Cut>,
+) -> Result<(gst::Element, Kept), String> {
+    if !knows_pixel_format(&raw.format) {
+        return Err(format!(
+            "--raw-input: FFmpeg is not installed, or knows no pixel format {} (see ffmpeg -pix_fmts)",
+            raw.format
+        ));
+    }
+    let converter = Converter::of_raw(input, raw, rate, cut)
+        .ok_or_else(|| format!("{}: FFmpeg cannot be run", input.display()))?;
+    let source = converter.source()?;
+    Ok((source, Kept { converter: Some(converter), ..Kept::default() }))
 }
 
 /// The pattern that `input` is, where it is no file itself, and the lowest number there is.

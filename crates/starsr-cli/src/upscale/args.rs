@@ -11,7 +11,7 @@ use gst::prelude::*;
 use super::choice::Choices;
 use super::codec::Codec;
 use crate::media::cut::Cut;
-use crate::values::{Rate, rate, time};
+use crate::values::{Rate, Raw, rate, raw, time};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -117,9 +117,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value, help_heading = "Model")]
     set: Vec<(String, String)>,
 
-    /// Frames a second of numbered pictures as input
+    /// Frames a second of pictures and of --raw-input
     #[arg(long, value_name = "RATE", default_value = "25", value_parser = rate, help_heading = "Streams")]
     pub framerate: Rate,
+    /// Read frames without a header, of this size and FFmpeg's pixel format, such as 640x480,yuv420p, at
+    /// --framerate
+    #[arg(long, value_name = "SIZE,FORMAT", value_parser = raw, conflicts_with = "no_ffmpeg", help_heading = "Streams")]
+    pub raw_input: Option<Raw>,
     /// Begin at this time of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub start: Option<f64>,

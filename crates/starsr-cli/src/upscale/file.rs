@@ -50,7 +50,10 @@ pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
 /// Waits for an input that comes through a pipe; gives what has to stay for it, and the job of reading
 /// it from where it is.
 fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spool>, Job), Stop> {
-    let spool = Spool::new(&job.source, args.stall_timeout, &interrupts.count)?;
+    let spool = match args.raw_input {
+        Some(_) => None,
+        None => Spool::new(&job.source, args.stall_timeout, &interrupts.count)?,
+    };
     let copied = spool.as_ref().and_then(Spool::path);
     let source = copied.unwrap_or_else(|| job.source.clone());
     Ok((spool, Job { source, input: job.input.clone(), output: job.output.clone() }))
@@ -59,7 +62,8 @@ fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spo
 /// What FFmpeg says about the input, where it may be asked. Fails where the part that is wanted is
 /// not in it.
 fn probe(args: &Args, job: &Job, interrupts: &AtomicU32) -> Result<Option<Probe>, Stop> {
-    let mut probe = if args.no_ffmpeg { None } else { Probe::new(&job.source) };
+    let says_nothing = args.no_ffmpeg || args.raw_input.is_some();
+    let mut probe = if says_nothing { None } else { Probe::new(&job.source) };
     let failed = |reason| format!("{}: {reason}", job.input.display());
     if let (Some(probe), Some(number)) = (&mut probe, args.video) {
         probe.choose_video(number).map_err(failed)?;

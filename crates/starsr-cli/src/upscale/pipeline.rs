@@ -92,7 +92,10 @@ impl Pipeline {
     /// called.
     pub fn open(args: &Args, input: &Path, probe: Option<&Probe>) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
-        let (source, input) = input::source(input, probe, args.cut(), args.framerate)?;
+        let (source, input) = match &args.raw_input {
+            Some(raw) => input::raw_source(input, raw, args.framerate, args.cut())?,
+            None => input::source(input, probe, args.cut(), args.framerate)?,
+        };
         let parser = make("parsebin")?;
         // A multiqueue lets a stream grow while another one starves. So neither the frames that
         // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its

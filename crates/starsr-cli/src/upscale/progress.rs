@@ -181,9 +181,9 @@ impl Progress {
     /// account.
     fn share_of_first_window(&self, state: State) -> Option<f64> {
         let State { taken, evaluations, window_evaluations, .. } = state;
-        let within = evaluations < window_evaluations;
-        let share = evaluations as f64 / window_evaluations as f64;
-        within.then(|| Some(share * taken as f64 / self.frames? as f64)).flatten()
+        let frames = self.frames.filter(|frames| *frames > 0)?;
+        let window = Some(window_evaluations).filter(|all| *all > 0 && evaluations <= *all)?;
+        Some(evaluations as f64 / window as f64 * taken as f64 / frames as f64)
     }
 
     /// Seconds that the rest will take.

@@ -156,3 +156,28 @@ fn json_says_what_people_read() {
     let input: Value = serde_json::from_str(&first).unwrap();
     assert_eq!((&input["codec"], &input["frames"]), (&"MPEG4".into(), &5.into()));
 }
+
+#[test]
+fn frames_without_a_header_are_read() {
+    let folder = TempDir::new().unwrap();
+    for format in ["yuv420p", "rgb24", "yuv422p10le"] {
+        ffmpeg(&folder, &format!("{VIDEO},format={format} -frames:v 6 -f rawvideo in.raw"));
+        let raw = format!("48x32,{format}");
+        let options = ["--raw-input", &raw, "--framerate", "10", "--force"];
+        assert_done(&plain(&folder, &options, "in.raw", "file.mkv"));
+        let shell = "cat in.raw | \"$0\" upscale --quiet --strength 0 \"$@\" - pipe.mkv";
+        let mut command = Command::new("sh");
+        command.args(["-c", shell, env!("CARGO_BIN_EXE_starsr")]).args(options);
+        assert_done(&command.current_dir(folder.path()).output().unwrap());
+        for output in ["file.mkv", "pipe.mkv"] {
+            let (times, size) = frames(&folder.path().join(output));
+            let times: Vec<_> = times.iter().map(|time| time.mseconds()).collect();
+            assert_eq!((times, size), (vec![0, 100, 200, 300, 400, 500], (192, 128)), "{format}");
+        }
+    }
+    for (raw, status) in [("48x32", 2), ("0x32,rgb24", 2), ("48x32,rgb 24", 2), ("48x32,rgb25", 1)]
+    {
+        let result = plain(&folder, &["--raw-input", raw], "in.raw", "out.mkv");
+        assert_eq!(result.status.code(), Some(status), "{raw}");
+    }
+}
