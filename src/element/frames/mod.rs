@@ -188,8 +188,11 @@ impl Converter {
         to: &gst_video::VideoInfo,
         threads: u32,
     ) -> Result<Self, glib::BoolError> {
-        let config = || config(threads, has_alpha(from));
-        let converter = |from, to| gst_video::VideoConverter::new(from, to, Some(config()));
+        let alpha = has_alpha(from);
+        let converter = |from, to| {
+            let threads = if is_divisible(from, to) { threads } else { 1 };
+            gst_video::VideoConverter::new(from, to, Some(config(threads, alpha)))
+        };
         Ok(match between {
             Some(between) => Self {
                 first: converter(from, &between)?,
@@ -212,6 +215,19 @@ impl Converter {
             None => self.first.frame_ref(from, to),
         }
     }
+}
+
+/// Whether several threads convert as one does. Where GStreamer interpolates rows of chroma, a thread
+/// takes the rows of its neighbour's part for other ones, and where rows share words, one overwrites
+/// what another has written.
+fn is_divisible(from: &gst_video::VideoInfo, to: &gst_video::VideoInfo) -> bool {
+    let rows_of_chroma = |info: &gst_video::VideoInfo| {
+        let description = info.format_info();
+        description.h_sub()[..info.n_components() as usize].iter().copied().max().unwrap_or(0)
+    };
+    let shared = gst_video::VideoFormatFlags::COMPLEX | gst_video::VideoFormatFlags::TILED;
+    let shares = |info: &gst_video::VideoInfo| info.format_info().flags().intersects(shared);
+    rows_of_chroma(from) == 0 && rows_of_chroma(to) <= 1 && !shares(from) && !shares(to)
 }
 
 fn config(threads: u32, alpha: bool) -> gst_video::VideoConverterConfig {

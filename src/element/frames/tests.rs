@@ -351,3 +351,26 @@ fn chroma_on_lines_is_read_where_it_lies() {
         }
     }
 }
+
+/// GStreamer's converter mixes up chroma where the parts of two threads meet, each time in another
+/// way.
+#[test]
+fn threads_make_no_difference() {
+    gst::init().unwrap();
+    // A part has at least 200 rows.
+    let size = Size { width: 16, height: 1100 };
+    for format in gst_video::VideoFormat::iter_raw() {
+        let info = gst_video::VideoInfo::builder(format, size.width as u32, size.height as u32)
+            .build()
+            .unwrap();
+        let original = gradient(&info, size);
+        let alone = written(&info, &original, 1);
+        let pixels = read(&info, &alone);
+        for _ in 0..3 {
+            let together = read(&info, &written(&info, &original, 4));
+            assert!(together == pixels, "{format} is written otherwise");
+            let together = Reader::new(&info, 4).unwrap().read(&alone).unwrap().pixels;
+            assert!(together == pixels, "{format} is read otherwise");
+        }
+    }
+}

@@ -57,7 +57,8 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
             set("vbv-buf-capacity", "0")?;
         }
         Codec::H265 => {
-            set("option-string", &format!("crf={quality}:repeat-headers=1"))?;
+            // What x265 says of itself ends in bytes that it has not set.
+            set("option-string", &format!("crf={quality}:repeat-headers=1:info=0"))?;
             name_a_rate(&encoder)?;
         }
         Codec::Av1 => {
