@@ -87,6 +87,8 @@ impl Converter {
             ("rgba64be".to_owned(), "png")
         } else if is_deep(&["rgb48", "gbrp14", "gbrp16"]) {
             ("rgb48be".to_owned(), "png")
+        } else if is_deep(&["gray9", "gray1"]) {
+            ("gray16le".to_owned(), "ffv1")
         } else {
             (PIXEL_FORMATS.to_owned(), "ffv1")
         };

@@ -71,8 +71,8 @@ const CASES: [Case; 22] = [
     case("WebP, numbered", "in%02d.webp", "-map 0 -c:v libwebp -f image2"),
 ];
 
-/// Makes the input of a case in `folder`.
-fn make(folder: &TempDir, case: &Case) {
+/// Makes the input of a case in `folder`; false where a newer FFmpeg than the table's cannot.
+fn make(folder: &TempDir, case: &Case) -> bool {
     let path = |name: &str| folder.path().join(name);
     fs::write(path("s.srt"), "1\n00:00:00,040 --> 00:00:00,300\nHello\n").unwrap();
     fs::write(path("font.ttf"), "no font").unwrap();
@@ -82,7 +82,13 @@ fn make(folder: &TempDir, case: &Case) {
     let inputs = "-f lavfi -i testsrc2=size=48x32:rate=25 -f lavfi -i sine=sample_rate=48000 -i s.srt -i c.txt -i cover.png";
     let Case { file, options, .. } = case;
     let chapters = if options.contains("-map_chapters") { "" } else { "-map_chapters -1" };
-    ffmpeg(folder, &format!("{inputs} -t 0.4 {options} {chapters} -strict experimental {file}"));
+    let words = format!("{inputs} -t 0.4 {options} {chapters} -strict experimental {file}");
+    let mut command = Command::new("ffmpeg");
+    command.args(["-nostdin", "-v", "error", "-y"]).args(words.split_whitespace());
+    let made = command.current_dir(folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success() || !is_tables_ffmpeg(), "{}: {said}", case.name);
+    made.status.success()
 }
 
 /// The streams beside the video by codec, each with the hashes of its packets, and what is no stream.
@@ -167,11 +173,11 @@ fn reader(folder: &TempDir, file: &str) -> String {
     info["reader"].as_str().unwrap().to_owned()
 }
 
-/// FFmpeg's version, such as `5.1.8-0+deb12u1`.
-fn ffmpeg_version() -> String {
+/// Whether FFmpeg is the version that docs/files.md is about.
+fn is_tables_ffmpeg() -> bool {
     let said = Command::new("ffmpeg").arg("-version").output().unwrap().stdout;
     let said = String::from_utf8(said).unwrap();
-    said.split_whitespace().nth(2).unwrap().to_owned()
+    said.split_whitespace().nth(2).unwrap().starts_with("5.")
 }
 
 #[test]
@@ -183,7 +189,10 @@ fn the_table_is_what_the_program_does() {
     for case in &CASES {
         assert!(names.insert(case.name), "{} is there twice", case.name);
         let folder = TempDir::new().unwrap();
-        make(&folder, case);
+        if !make(&folder, case) {
+            println!("{} is left out: this FFmpeg cannot make it", case.name);
+            continue;
+        }
         let is_one_file = !case.file.contains('%');
         let first = case.file.replace("%02d", "01");
         let before = is_one_file.then(|| probe(&folder.path().join(case.file)));
@@ -194,7 +203,7 @@ fn the_table_is_what_the_program_does() {
         writeln!(table, "| {name} | {reader} | all | {mkv} | {mp4} |").unwrap();
     }
     // Newer versions put more kinds of sound into MP4.
-    if ffmpeg_version().starts_with("5.") {
+    if is_tables_ffmpeg() {
         documentation::check("docs/files.md", &[("formats", table)]);
     } else {
         println!("not compared with docs/files.md, which is about FFmpeg 5:\n{table}");
