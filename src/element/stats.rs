@@ -74,11 +74,12 @@ impl ElementStats {
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
             .blurb(
-                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser, \
-                 those in the present window included), window-evaluations (runs for a window), bypassed (frames), scene-cuts, latency-frames, memory-estimate (bytes of frames, latents and graphs, \
-                 without weights), prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, \
-                 time-prepare, time-encode, time-sample, time-decode and time-finish, then time-convert-out \
-                 and time-onnxruntime (guint64, ns); model, provider, device, onnxruntime-version (string)",
+                "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser, those in the \
+                 present window included), window-evaluations (runs for a window), bypassed (frames), scene-cuts, \
+                 latency-frames, memory-estimate (bytes of frames, latents and graphs, without weights), \
+                 prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
+                 time-sample, time-decode and time-finish, then time-convert-out and time-onnxruntime (guint64, \
+                 ns); model, provider, device, onnxruntime-version (string)",
             )
             .read_only()
             .build()

@@ -15,8 +15,7 @@ mod matching;
 mod page;
 mod read;
 
-use crate::interrupts::Interrupts;
-use crate::interrupts::Stop;
+use crate::interrupts::{Interrupts, Stop};
 use crate::media::cut::Cut;
 use crate::media::ffmpeg::is_installed;
 use crate::output::{Finished, Output};

@@ -9,20 +9,19 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst_app::AppSink;
-use parking_lot::Mutex;
 
 use super::figures::Frame;
 use crate::interrupts::Stop;
 use crate::media::counts::Counts;
 use crate::media::cut::Cut;
-use crate::media::elements::{always_pad, make, nowhere, sync, text};
+use crate::media::elements::{always_pad, make, nowhere, rewrite_caps, sync, text};
 use crate::media::errors::{about_input, is_aftermath, missing_plugin};
-use crate::media::held::{Held, Prelude, STREAMS_KNOWN, is_reading};
+use crate::media::held::{Held, STREAMS_KNOWN, videos};
 use crate::media::input::{self, Kept};
-use crate::media::mending::{ContainerColors, complete_colors, mend_demuxers};
+use crate::media::mending::{ContainerColors, complete_colors};
 use crate::media::probe::Probe;
+use crate::media::reading::Reading;
 use crate::media::stall::Watchdog;
-use crate::media::streams::{Kind, is_picture};
 use crate::values::Rate;
 
 /// Interval at which the clock and Ctrl-C are checked.
@@ -32,8 +31,6 @@ const UNREAD: Duration = Duration::from_secs(3);
 const STALLED: Duration = Duration::from_secs(25);
 /// How long to wait for a better explanation after an error that explains nothing.
 const AFTERMATH: gst::ClockTime = gst::ClockTime::from_mseconds(300);
-/// Compressed data read ahead while other streams starve.
-const READ_AHEAD_BYTES: u32 = 64 << 20;
 
 /// A file to compare, and the part of it that is wanted.
 pub struct Source {
@@ -112,8 +109,7 @@ impl Source {
 pub struct Reader {
     path: PathBuf,
     pipeline: gst::Pipeline,
-    source: gst::Element,
-    parser: gst::Element,
+    reading: Reading,
     bus: gst::Bus,
     frames: AppSink,
     counts: Arc<Counts>,
@@ -140,45 +136,21 @@ impl Reader {
         let pipeline = gst::Pipeline::new();
         let cut = source.cut;
         let (element, kept) = input::source(&source.path, source.probe.as_ref(), cut, source.rate)?;
-        let (parser, queue) = (make("parsebin")?, make("multiqueue")?);
-        queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
-        queue.set_property("max-size-time", 0u64);
-        pipeline.add_many([&element, &parser, &queue]).map_err(text)?;
-        element.link(&parser).map_err(text)?;
         let counts: Arc<Counts> = Arc::default();
-        counts.watch_pad(&always_pad(&element, "src")?);
-        let colors = mend_demuxers(&parser);
-        let prelude: Arc<Mutex<Prelude>> = Arc::default();
-        Prelude::watch(&prelude, &parser);
-        let streams = Arc::new(Mutex::new(Some(Vec::new())));
-        parser.connect_pad_added({
-            let (streams, prelude) = (streams.clone(), prelude.clone());
-            move |parser, pad| {
-                let added = match &mut *streams.lock() {
-                    Some(streams) => {
-                        Held::new(pad, &queue, &prelude).map(|stream| streams.push(stream))
-                    }
-                    None => swallow(parser, pad),
-                };
-                if let Err(reason) = added {
-                    gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
-                }
-            }
-        });
+        let reading = Reading::new(&pipeline, element, &counts, |_| ())?;
         let limits = AppSink::builder().sync(false).max_buffers(2);
         let format =
             if wanted.is_some() { "video/x-raw,format={RGB,Y444}" } else { "video/x-raw(ANY)" };
         let frames = limits.caps(&format.parse::<gst::Caps>().map_err(text)?).build();
         let bus = pipeline.bus().ok_or_else(|| "the pipeline has no bus".to_owned())?;
-        let (path, watchdog) = (source.path.clone(), Watchdog::new());
-        let (source, missing) = (element, None);
+        let (path, watchdog, missing) = (source.path.clone(), Watchdog::new(), None);
         let mut this =
-            Self { path, pipeline, source, parser, bus, frames, counts, watchdog, missing, kept };
+            Self { path, pipeline, reading, bus, frames, counts, watchdog, missing, kept };
         this.play(gst::State::Paused)?;
-        this.settle(&prelude, interrupts)?;
-        let streams = streams.lock().take().unwrap_or_default();
+        this.settle(interrupts)?;
+        let streams = this.reading.take_streams();
         let cut = cut.filter(|_| !this.kept.is_converted());
-        this.connect(streams, colors, cut, wanted)?;
+        this.connect(streams, cut, wanted)?;
         this.play(gst::State::Playing)?;
         Ok(this)
     }
@@ -192,12 +164,12 @@ impl Reader {
     }
 
     /// Waits until the streams are known.
-    fn settle(&mut self, prelude: &Mutex<Prelude>, interrupts: &AtomicU32) -> Result<(), Stop> {
+    fn settle(&mut self, interrupts: &AtomicU32) -> Result<(), Stop> {
         let mut read = Instant::now();
         loop {
             let Some(message) = self.message(TICK, interrupts)? else {
-                Prelude::settle(prelude, &self.pipeline);
-                if is_reading(&self.source, &self.parser) {
+                self.reading.settle(&self.pipeline);
+                if self.reading.is_reading() {
                     read = Instant::now();
                 }
                 if read.elapsed() > UNREAD || self.idle_time() > STALLED {
@@ -254,19 +226,14 @@ impl Reader {
     fn connect(
         &self,
         streams: Vec<Held>,
-        colors: ContainerColors,
         cut: Option<Cut>,
         wanted: Option<Vec<usize>>,
     ) -> Result<(), String> {
-        let is_video = |stream: &Held| Kind::of(&stream.caps()) == Kind::Video;
-        let is_moving = |stream: &Held| is_video(stream) && !is_picture(&stream.caps());
-        let video = streams
-            .iter()
-            .position(is_moving)
-            .or_else(|| streams.iter().position(is_video))
-            .ok_or_else(|| {
-                format!("{}: has no video; name a video or a picture", self.path.display())
-            })?;
+        let (_, video) = videos(&streams);
+        let video = video.ok_or_else(|| {
+            format!("{}: has no video; name a video or a picture", self.path.display())
+        })?;
+        let colors = self.reading.colors.clone();
         let mut chain = Vec::new();
         if wanted.is_some() {
             chain = vec![make("videoconvert")?];
@@ -323,7 +290,7 @@ impl Reader {
             while self.message(gst::ClockTime::ZERO, interrupts)?.is_some() {}
             let idle = self.idle_time();
             // Some demuxers stop at the end of the file without a word.
-            if self.frames.is_eos() || idle > UNREAD && !is_reading(&self.source, &self.parser) {
+            if self.frames.is_eos() || idle > UNREAD && !self.reading.is_reading() {
                 return Ok(None);
             }
             if idle > STALLED {
@@ -343,23 +310,9 @@ impl Reader {
     }
 }
 
-/// Drops a stream that begins midway.
-fn swallow(parser: &gst::Element, pad: &gst::Pad) -> Result<(), String> {
-    let bin = parser.parent().and_downcast::<gst::Bin>().ok_or("the pipeline is gone")?;
-    pad.link(&nowhere(&bin)?).map(|_| ()).map_err(text)
-}
-
 /// Completes the colours of the frames that leave `decoder` with what the container says.
 fn complete(decoder: &gst::Pad, container: ContainerColors) {
-    decoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
-            && let Some(colors) = *container.lock()
-            && let Some(caps) = complete_colors(event.caps(), &colors)
-        {
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-        }
-        gst::PadProbeReturn::Ok
-    });
+    rewrite_caps(decoder, move |caps| complete_colors(caps, &(*container.lock())?));
 }
 
 /// Lets only the frames with the numbers `wanted` leave `decoder`, and ends after the last.

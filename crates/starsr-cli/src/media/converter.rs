@@ -13,12 +13,11 @@ use gst::prelude::*;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::values::{Rate, Raw};
-
 use super::cut::Cut;
 use super::elements::make;
 use super::ffmpeg::{ffmpeg, file};
 use super::probe::{Probe, QUICKTIME, index, seconds, word};
+use crate::values::{Rate, Raw};
 
 /// Containers that FFmpeg reads, because GStreamer's demuxers fail on them: AVI gets wrong times for
 /// B-frames and raw pictures, DV sometimes loses its first frames, GIF never ends, and BMP and TIFF are

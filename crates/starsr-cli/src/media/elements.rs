@@ -51,3 +51,18 @@ pub fn nowhere(bin: &gst::Bin) -> Result<gst::Pad, String> {
 pub fn always_pad(element: &gst::Element, name: &str) -> Result<gst::Pad, String> {
     element.static_pad(name).ok_or_else(|| format!("{} has no pad {name}", element.name()))
 }
+
+/// Replaces caps that pass `pad` by what `change` makes of them, where it makes something.
+pub fn rewrite_caps(
+    pad: &gst::Pad,
+    change: impl Fn(&gst::CapsRef) -> Option<gst::Caps> + Send + Sync + 'static,
+) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
+            && let Some(caps) = change(event.caps())
+        {
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}

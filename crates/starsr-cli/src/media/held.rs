@@ -10,7 +10,7 @@ use gst::prelude::*;
 use parking_lot::Mutex;
 
 use super::elements::always_pad;
-use super::streams::Kind;
+use super::streams::{Kind, is_picture};
 
 /// Name of the message posted once all streams of the input are known.
 pub const STREAMS_KNOWN: &str = "streams-known";
@@ -186,14 +186,15 @@ impl Held {
     }
 }
 
-/// Whether some thread of `source` or `parser` is reading the input. parsebin drops a demuxer's error
-/// that comes while the demuxer is still starting; then this is the only sign of it.
-pub fn is_reading(source: &gst::Element, parser: &gst::Element) -> bool {
-    let Some(parser) = parser.downcast_ref::<gst::Bin>() else { return true };
-    let elements = parser.iterate_recurse().into_iter().flatten().chain([source.clone()]);
-    elements
-        .flat_map(|element| element.pads())
-        .any(|pad| pad.task_state() == gst::TaskState::Started)
+/// The places of the videos among `streams`, and the one that is taken by default: the first that is
+/// no picture.
+pub fn videos(streams: &[Held]) -> (Vec<usize>, Option<usize>) {
+    let of = |place: &usize| streams[*place].caps();
+    let videos: Vec<_> =
+        (0..streams.len()).filter(|place| Kind::of(&of(place)) == Kind::Video).collect();
+    let moving = videos.iter().find(|place| !is_picture(&of(place)));
+    let first = moving.or(videos.first()).copied();
+    (videos, first)
 }
 
 /// Whether a parser's list of streams names a video.

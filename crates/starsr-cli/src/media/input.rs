@@ -2,12 +2,12 @@
 
 //! The file read: a regular one, a pipe, or standard input.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gst::prelude::*;
@@ -36,7 +36,7 @@ pub fn check(input: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("{shown}: {}", reason(&error));
     let metadata = fs::metadata(input).map_err(failed)?;
     if metadata.is_dir() {
-        return picture_extension(input).map(|_| ());
+        return pictures_of_one_kind(input).map(|_| ());
     }
     // Opening a pipe would wait for its other end.
     if metadata.is_file() {
@@ -61,18 +61,19 @@ fn is_animated_webp(start: &[u8]) -> bool {
         && start.get(20).is_some_and(|flags| flags & 2 != 0)
 }
 
-/// The extension of the visible pictures in `folder`, in which all are of one kind.
-fn picture_extension(folder: &Path) -> Result<OsString, String> {
+/// The visible pictures in `folder`, which are all of one kind, and their extension.
+fn pictures_of_one_kind(folder: &Path) -> Result<(OsString, Vec<PathBuf>), String> {
     let shown = folder.display();
     let pictures = pictures_in(folder).map_err(|error| format!("{shown}: {}", reason(&error)))?;
-    let mut extensions: Vec<_> = pictures.iter().filter_map(|path| path.extension()).collect();
+    let mut extensions: Vec<_> =
+        pictures.iter().filter_map(|path| path.extension().map(OsStr::to_owned)).collect();
     extensions.sort();
     extensions.dedup();
     match extensions.as_slice() {
         [] => Err(format!(
             "{shown}: is a folder without pictures; --output-dir upscales the videos in a folder"
         )),
-        [extension] => Ok((*extension).to_owned()),
+        [extension] => Ok((extension.clone(), pictures)),
         [first, second, ..] => Err(format!(
             "{shown}: has pictures of several kinds, .{} and .{}; --output-dir upscales them one by one",
             first.display(),
@@ -109,6 +110,12 @@ impl Kept {
     /// The metadata of HDR10 that the frames lack.
     pub fn hdr(&self) -> Option<&Hdr> {
         self.hdr.as_ref()
+    }
+
+    /// The element that reads from `converter`, which stays.
+    fn source(converter: Converter) -> Result<(gst::Element, Self), String> {
+        let source = converter.source()?;
+        Ok((source, Self { converter: Some(converter), ..Self::default() }))
     }
 
     fn describe(mut self, probe: Option<&Probe>) -> Self {
@@ -148,9 +155,8 @@ pub fn source(
     }
     let converted = probe.filter(|probe| is_converted(probe, cut));
     if let Some(converter) = converted.and_then(|probe| Converter::of_video(input, probe, cut)) {
-        let source = converter.source()?;
-        let hdr = probe.and_then(|probe| Hdr::of(input, probe));
-        let kept = Kept { converter: Some(converter), hdr, ..Kept::default() };
+        let (source, mut kept) = Kept::source(converter)?;
+        kept.hdr = probe.and_then(|probe| Hdr::of(input, probe));
         return Ok((source, kept.describe(probe)));
     }
     let source = make("filesrc")?;
@@ -173,8 +179,7 @@ pub fn raw_source(
     }
     let converter = Converter::of_raw(input, raw, rate, cut)
         .ok_or_else(|| format!("{}: FFmpeg cannot be run", input.display()))?;
-    let source = converter.source()?;
-    Ok((source, Kept { converter: Some(converter), ..Kept::default() }))
+    Kept::source(converter)
 }
 
 /// The pattern that `input` is, where it is no file itself, and the lowest number there is.
@@ -222,12 +227,11 @@ fn folder_of_pictures(
     folder: &Path,
     cut: Option<Cut>,
 ) -> Result<(gst::Element, Kept), String> {
+    let (extension, pictures) = pictures_of_one_kind(folder)?;
+    let first = pictures.first().ok_or("there are no pictures")?;
     // In front of a colon, FFmpeg would look for a protocol.
     let mut names = OsString::from("./*.");
-    names.push(picture_extension(folder)?);
-    let pictures =
-        pictures_in(folder).map_err(|error| format!("{}: {}", folder.display(), reason(&error)))?;
-    let first = pictures.first().ok_or("there are no pictures")?;
+    names.push(extension);
     let mut command = ffmpeg();
     // A pattern in the folder itself has no other special characters.
     command.current_dir(folder).args(["-framerate", &rate.to_string()]);
@@ -246,16 +250,15 @@ fn converted_pictures(
     let probe = Probe::new(first);
     let converter = Converter::of_pictures(command, probe.as_ref(), cut)
         .ok_or_else(|| format!("{}: is read by FFmpeg, which is not installed", input.display()))?;
-    let source = converter.source()?;
-    let kept = Kept { converter: Some(converter), ..Kept::default() };
+    let (source, kept) = Kept::source(converter)?;
     Ok((source, kept.describe(probe.as_ref())))
 }
 
 /// What pictures are called, and how many there are of them, where `input` stands for several.
 pub fn count_of_pictures(input: &Path) -> Option<(String, u64)> {
     let (extension, count) = if input.is_dir() {
-        let extension = picture_extension(input).ok()?;
-        (extension, pictures_in(input).ok()?.len() as u64)
+        let (extension, pictures) = pictures_of_one_kind(input).ok()?;
+        (extension, pictures.len() as u64)
     } else {
         let (pattern, first) = numbered(input)?;
         (input.extension()?.to_owned(), pattern.count_from(first))

@@ -8,6 +8,8 @@ use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoTransferFunction};
 use parking_lot::Mutex;
 
+use super::elements::rewrite_caps;
+
 /// How much earlier than the first block of a Matroska file a later one may be, such as the
 /// beginning of the sound.
 const EARLIER: gst::ClockTime = gst::ClockTime::SECOND;
@@ -46,20 +48,17 @@ pub fn mend_demuxers(parser: &gst::Element) -> ContainerColors {
 /// Takes the colours of H.264 and H.265 out of the caps on `pad` and keeps them in `found`: qtdemux
 /// drops the range, and parsers believe the caps rather than the bitstream.
 fn prefer_bitstream(pad: &gst::Pad, found: ContainerColors) {
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
-            && let Some(structure) = event.caps().structure(0)
-            && matches!(structure.name().as_str(), "video/x-h264" | "video/x-h265")
-            && let Ok(colors) = structure.get::<&str>("colorimetry")
-        {
-            *found.lock() = colors.parse().ok();
-            let mut caps = event.caps_owned();
-            for structure in caps.make_mut().iter_mut() {
-                structure.remove_field("colorimetry");
-            }
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+    rewrite_caps(pad, move |caps| {
+        let structure = caps.structure(0)?;
+        if !matches!(structure.name().as_str(), "video/x-h264" | "video/x-h265") {
+            return None;
         }
-        gst::PadProbeReturn::Ok
+        *found.lock() = structure.get::<&str>("colorimetry").ok()?.parse().ok();
+        let mut caps = caps.to_owned();
+        for structure in caps.make_mut().iter_mut() {
+            structure.remove_field("colorimetry");
+        }
+        Some(caps)
     });
 }
 

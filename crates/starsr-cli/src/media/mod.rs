@@ -15,6 +15,7 @@ pub mod input;
 pub mod mending;
 pub mod pattern;
 pub mod probe;
+pub mod reading;
 pub mod scan;
 pub mod spool;
 pub mod stall;

@@ -27,9 +27,9 @@ pub struct Job {
     pub output: PathBuf,
 }
 
-/// One job for each of `inputs`, and for each video, or else picture, in those that are folders. The outputs are in
-/// `folder`, which is made if it is missing, and have the names of the inputs; two that would have
-/// the same name get different ones.
+/// One job for each of `inputs`, and for each video, or else picture, in those that are folders. The
+/// outputs are in `folder`, which is made if it is missing, and have the names of the inputs; two that
+/// would have the same name get different ones.
 pub fn jobs(inputs: &[PathBuf], folder: &Path) -> Result<Vec<Job>, String> {
     let failed = |path: &Path, error: &io::Error| format!("{}: {}", path.display(), reason(error));
     fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;

@@ -7,7 +7,7 @@ use gst_video::{VideoFormatInfo, VideoInfo};
 
 use super::args::{Args, set_property};
 use super::codec::Codec;
-use crate::media::elements::{always_pad, make};
+use crate::media::elements::{always_pad, make, rewrite_caps};
 use crate::media::streams::Container;
 
 /// Threads that an encoder which has no choice of its own gets.
@@ -100,23 +100,21 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
 /// Lets `encoder`, which takes no variable frame rate, have one for its rate control. What leaves it
 /// still says that the rate varies, and frames keep their times.
 fn name_a_rate(encoder: &gst::Element) -> Result<(), String> {
-    let rename = |pad: gst::Pad, from: gst::Fraction, to: gst::Fraction| {
-        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
-                && let mut caps = event.caps_owned()
-                && let Some(structure) = caps.make_mut().structure_mut(0)
-                && structure.get("framerate") == Ok(from)
-            {
-                structure.set("framerate", to);
-                info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+    let rename = |pad: &gst::Pad, from: gst::Fraction, to: gst::Fraction| {
+        rewrite_caps(pad, move |caps| {
+            let mut caps = caps.to_owned();
+            let structure = caps.make_mut().structure_mut(0)?;
+            if structure.get("framerate") != Ok(from) {
+                return None;
             }
-            gst::PadProbeReturn::Ok
+            structure.set("framerate", to);
+            Some(caps)
         });
     };
     // No video has this rate by itself.
     let (variable, stand_in) = (gst::Fraction::new(0, 1), gst::Fraction::new(25_000, 1_001));
-    rename(always_pad(encoder, "sink")?, variable, stand_in);
-    rename(always_pad(encoder, "src")?, stand_in, variable);
+    rename(&always_pad(encoder, "sink")?, variable, stand_in);
+    rename(&always_pad(encoder, "src")?, stand_in, variable);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use super::codec::Codec;
 use super::encoder;
 use super::luminance;
 use super::pictures::Pictures;
-use crate::media::elements::{always_pad, sync, text};
+use crate::media::elements::{always_pad, rewrite_caps, sync, text};
 
 /// Ticks per second for video without a constant frame rate; the value that MPEG uses.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
@@ -193,22 +193,17 @@ impl Encoding {
 /// them on.
 fn tag(inlet: &gst::Pad, encoded: &Encoded) {
     let encoded = encoded.clone();
-    inlet.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
-            && let Some(frames) = &*encoded.lock()
-            && let Some(frames) = frames.structure(0)
-        {
-            let mut caps = event.caps_owned();
-            if let Some(structure) = caps.make_mut().structure_mut(0) {
-                for name in COLORS {
-                    if let Ok(value) = frames.value(name) {
-                        structure.set_value(name, value.clone());
-                    }
-                }
+    rewrite_caps(inlet, move |caps| {
+        let frames = encoded.lock().clone()?;
+        let frames = frames.structure(0)?;
+        let mut caps = caps.to_owned();
+        let structure = caps.make_mut().structure_mut(0)?;
+        for name in COLORS {
+            if let Ok(value) = frames.value(name) {
+                structure.set_value(name, value.clone());
             }
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
         }
-        gst::PadProbeReturn::Ok
+        Some(caps)
     });
 }
 

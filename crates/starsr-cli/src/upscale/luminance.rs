@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use gst::prelude::*;
 
-use crate::media::elements::{make, text};
+use crate::media::elements::{make, rewrite_caps, text};
 
 /// A mastering display of 1000 cd/m², in GStreamer's form; its luminances come last, in 1/10000 cd/m².
 const DISPLAY: &str = "35400:14600:8500:39850:6550:2300:15635:16450:10000000:1";
@@ -26,14 +26,7 @@ static FACTOR: LazyLock<f64> = LazyLock::new(|| {
 
 /// Lets `inlet` of a Matroska muxer write the luminances that the caps mean.
 pub fn correct(inlet: &gst::Pad) {
-    inlet.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
-        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
-            && let Some(caps) = scaled(event.caps(), *FACTOR)
-        {
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-        }
-        gst::PadProbeReturn::Ok
-    });
+    rewrite_caps(inlet, |caps| scaled(caps, *FACTOR));
 }
 
 /// `caps` with `factor` times their luminances, where they have any.

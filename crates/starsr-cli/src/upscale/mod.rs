@@ -25,8 +25,7 @@ mod progress;
 mod remux;
 mod steady;
 
-use crate::interrupts::Interrupts;
-use crate::interrupts::Stop;
+use crate::interrupts::{Interrupts, Stop};
 use crate::media::elements;
 use crate::terminal;
 pub use args::Args;

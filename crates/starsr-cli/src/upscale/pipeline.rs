@@ -21,17 +21,13 @@ use super::steady::Steady;
 use crate::media::counts::Counts;
 use crate::media::cut::Cut;
 use crate::media::elements::{always_pad, make, nowhere, sync, text};
-use crate::media::held::{Held, Prelude, is_reading};
+use crate::media::held::{Held, videos};
 use crate::media::input;
-use crate::media::mending::{ContainerColors, mend_demuxers};
 use crate::media::probe::Probe;
-use crate::media::streams::{Container, Kind, is_picture, media_name, passage};
+use crate::media::reading::Reading;
+use crate::media::streams::{Container, Kind, media_name, passage};
 use crate::values::counted;
 
-/// The most bytes of one compressed stream that are read ahead.
-const READ_AHEAD_BYTES: u32 = 128 << 20;
-/// Buffers of one stream read ahead while no other stream starves.
-const READ_AHEAD_BUFFERS: u32 = 32;
 /// Bytes of upscaled frames that wait for the encoder: part of a window, so that encoder and model
 /// work side by side.
 const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
@@ -63,17 +59,11 @@ pub struct Input {
 /// The pipeline; stopped when dropped.
 pub struct Pipeline {
     pub pipeline: gst::Pipeline,
-    source: gst::Element,
-    parser: gst::Element,
     pub counts: Arc<Counts>,
-    prelude: Arc<Mutex<Prelude>>,
-    /// `None` once they are connected.
-    streams: Arc<Mutex<Option<Vec<Held>>>>,
+    reading: Reading,
     /// Where the streams enter the read-ahead queue, the video first. Empty before
     /// [`Self::connect`].
     inlets: Mutex<Vec<gst::Pad>>,
-    /// What the container says about the video's colours.
-    colors: ContainerColors,
     /// What the source reads, where the source did not open it.
     input: input::Kept,
     encoded: Encoded,
@@ -96,48 +86,19 @@ impl Pipeline {
             Some(raw) => input::raw_source(input, raw, args.framerate, args.cut())?,
             None => input::source(input, probe, args.cut(), args.framerate)?,
         };
-        let parser = make("parsebin")?;
-        // A multiqueue lets a stream grow while another one starves. So neither the frames that
-        // starsr and the encoder hold back nor badly interleaved files can block it; bytes are its
-        // only hard limit.
-        let queue = make("multiqueue")?;
-        queue.set_property("max-size-bytes", READ_AHEAD_BYTES);
-        queue.set_property("max-size-time", 0u64);
-        queue.set_property("max-size-buffers", READ_AHEAD_BUFFERS);
-        pipeline.add_many([&source, &parser, &queue]).map_err(text)?;
-        source.link(&parser).map_err(text)?;
         let counts: Arc<Counts> = Arc::default();
-        counts.watch_pad(&always_pad(&source, "src")?);
-
-        let colors = mend_demuxers(&parser);
-        let streams = Arc::new(Mutex::new(Some(Vec::new())));
-        let prelude: Arc<Mutex<Prelude>> = Arc::default();
-        Prelude::watch(&prelude, &parser);
-        parser.connect_pad_added({
-            let (streams, prelude) = (streams.clone(), prelude.clone());
-            move |parser, pad| {
-                let mut streams = streams.lock();
-                let held = match &mut *streams {
-                    Some(streams) => {
-                        Held::new(pad, &queue, &prelude).map(|stream| streams.push(stream))
-                    }
-                    // The end of the streams so far completes the output.
-                    None => leave_out(parser, pad),
-                };
-                if let Err(reason) = held {
-                    gst::element_error!(parser, gst::StreamError::Format, ("{reason}"));
-                }
-            }
-        });
+        let reading = Reading::new(&pipeline, source, &counts, |parser| {
+            gst::element_warning!(
+                parser,
+                gst::StreamError::Format,
+                ("the input starts new streams midway, which are not in the output; split it there")
+            );
+        })?;
         let this = Self {
             pipeline,
-            source,
-            parser,
             counts,
-            prelude,
-            streams,
+            reading,
             inlets: Mutex::default(),
-            colors,
             input,
             encoded: Encoded::default(),
             starsr: Mutex::default(),
@@ -181,12 +142,12 @@ impl Pipeline {
 
     /// Does not wait for ever to know the streams.
     pub fn settle(&self) {
-        Prelude::settle(&self.prelude, &self.pipeline);
+        self.reading.settle(&self.pipeline);
     }
 
     /// Whether some thread is reading the input.
     pub fn is_reading(&self) -> bool {
-        is_reading(&self.source, &self.parser)
+        self.reading.is_reading()
     }
 
     /// Whether the video waits for the input, and not the input for what is behind it.
@@ -219,18 +180,16 @@ impl Pipeline {
         job: &Job,
         destination: &Destination,
     ) -> Result<Input, String> {
-        let streams = self.streams.lock().take().unwrap_or_default();
-        let is_video = |stream: &Held| Kind::of(&stream.caps()) == Kind::Video;
-        let is_moving = |stream: &Held| is_video(stream) && !is_picture(&stream.caps());
-        let videos: Vec<_> =
-            (0..streams.len()).filter(|place| is_video(&streams[*place])).collect();
-        let first = videos.iter().find(|place| is_moving(&streams[**place])).or(videos.first());
+        let streams = self.reading.take_streams();
+        let (videos, first) = videos(&streams);
         let chosen = match args.video {
             // What FFmpeg decodes is the one.
-            Some(number) if !self.input.is_converted() => videos.get(number.wrapping_sub(1)),
+            Some(number) if !self.input.is_converted() => {
+                videos.get(number.wrapping_sub(1)).copied()
+            }
             _ => first,
         };
-        let video = *chosen.ok_or_else(|| match (first, args.video) {
+        let video = chosen.ok_or_else(|| match (first, args.video) {
             (Some(_), Some(number)) => format!(
                 "{}: has {}, and --video is {number}",
                 job.input.display(),
@@ -402,7 +361,7 @@ impl Pipeline {
         sync(chain.iter().rev())?;
 
         let decoder = make("decodebin")?;
-        let colors = self.colors.clone();
+        let colors = self.reading.colors.clone();
         let pipeline = self.pipeline.downgrade();
         decoder.connect_pad_added(move |decoder, pad| {
             let Some(pipeline) = pipeline.upgrade() else { return };
@@ -436,18 +395,6 @@ impl Pipeline {
 pub fn frames(duration: gst::ClockTime, rate: gst::Fraction) -> Option<u64> {
     let (frames, seconds) = (u64::try_from(rate.numer()).ok()?, u64::try_from(rate.denom()).ok()?);
     duration.nseconds().mul_div_round(frames, seconds.checked_mul(1_000_000_000)?)
-}
-
-/// Swallows a stream that begins midway, and says so.
-fn leave_out(parser: &gst::Element, pad: &gst::Pad) -> Result<(), String> {
-    let bin = parser.parent().and_downcast::<gst::Bin>().ok_or("the pipeline is gone")?;
-    pad.link(&nowhere(&bin)?).map_err(text)?;
-    gst::element_warning!(
-        parser,
-        gst::StreamError::Format,
-        ("the input starts new streams midway, which are not in the output; split it there")
-    );
-    Ok(())
 }
 
 /// Which of the `streams` the options ask for, where they go into the output from here.

@@ -74,8 +74,8 @@ impl Carried {
 }
 
 impl Remux {
-    /// Plans what to carry of `input` under the options, as ffprobe describes it. `None` where FFmpeg does not read
-    /// such a file as GStreamer does, and where there is nothing beside the video.
+    /// Plans what to carry of `input` under the options, as ffprobe describes it. `None` where FFmpeg
+    /// does not read such a file as GStreamer does, and where there is nothing beside the video.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Remux {
         container: Container,
     ) -> Result<Option<Self>, String> {
         let (format, Some(main)) = (probe.format(), probe.video()) else { return Ok(None) };
-        if !FORMATS.contains(&format) && !is_converted(probe, args.cut()) {
+        if !is_carried(probe, args.cut()) {
             return Ok(None);
         }
         let (tags, own) = (probe.tags(), tags_of_stream(main));
@@ -141,9 +141,8 @@ impl Remux {
         container: Container,
     ) -> Result<Option<Vec<String>>, String> {
         let args = Args::of(&["--drop-unsupported"]);
-        let is_carried = FORMATS.contains(&probe.format()) || is_converted(probe, None);
         let plan = Self::plan(&args, input, probe, container)?;
-        Ok(is_carried.then(|| plan.map_or_else(Vec::new, |plan| plan.left_out)))
+        Ok(is_carried(probe, None).then(|| plan.map_or_else(Vec::new, |plan| plan.left_out)))
     }
 
     /// Decides what becomes of each of the `others`.
@@ -334,6 +333,11 @@ impl Remux {
             }
         }
     }
+}
+
+/// Whether FFmpeg carries the streams of such a file: it has the times of those that it decodes.
+fn is_carried(probe: &Probe, cut: Option<Cut>) -> bool {
+    FORMATS.contains(&probe.format()) || is_converted(probe, cut)
 }
 
 /// Runs `command` to its end.

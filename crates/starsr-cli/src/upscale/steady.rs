@@ -11,7 +11,7 @@ use gst_video::prelude::*;
 use parking_lot::Mutex;
 
 use super::args::Deinterlace;
-use crate::media::elements::make;
+use crate::media::elements::{make, rewrite_caps};
 use crate::media::hdr::Hdr;
 use crate::media::mending::{ContainerColors, complete_colors, forget_bare_range};
 
@@ -64,13 +64,7 @@ impl Steady {
     /// warns when it changes.
     pub fn watch(&self, decoder: &gst::Pad, container: ContainerColors) {
         let this = self.clone();
-        decoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view()) {
-                let caps = this.hold(event.caps_owned(), *container.lock());
-                info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-            }
-            gst::PadProbeReturn::Ok
-        });
+        rewrite_caps(decoder, move |caps| Some(this.hold(caps.to_owned(), *container.lock())));
         let this = self.clone();
         decoder.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
             if let Some(buffer) = info.buffer_mut() {

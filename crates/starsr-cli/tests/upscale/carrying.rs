@@ -9,10 +9,14 @@ use super::*;
 
 /// Runs FFmpeg in `folder` to make a file there.
 pub fn ffmpeg(folder: &TempDir, arguments: &str) {
+    assert_done(&run_ffmpeg(folder, arguments));
+}
+
+/// Runs FFmpeg in `folder`.
+pub fn run_ffmpeg(folder: &TempDir, arguments: &str) -> Output {
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error", "-y"]).args(arguments.split_whitespace());
-    let result = command.current_dir(folder.path()).output().expect("FFmpeg is installed");
-    assert_done(&result);
+    command.current_dir(folder.path()).output().expect("FFmpeg is installed")
 }
 
 /// What ffprobe says about a file.

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde_json::Value;
 use starsr_testkit::{documentation, fixtures};
 
-use super::carrying::{ffmpeg, main_stream, probe};
+use super::carrying::{ffmpeg, main_stream, probe, run_ffmpeg};
 use super::*;
 
 const FRAMES: usize = 10;
@@ -83,9 +83,7 @@ fn make(folder: &TempDir, case: &Case) -> bool {
     let Case { file, options, .. } = case;
     let chapters = if options.contains("-map_chapters") { "" } else { "-map_chapters -1" };
     let words = format!("{inputs} -t 0.4 {options} {chapters} -strict experimental {file}");
-    let mut command = Command::new("ffmpeg");
-    command.args(["-nostdin", "-v", "error", "-y"]).args(words.split_whitespace());
-    let made = command.current_dir(folder.path()).output().unwrap();
+    let made = run_ffmpeg(folder, &words);
     let said = String::from_utf8_lossy(&made.stderr);
     assert!(made.status.success() || !is_tables_ffmpeg(), "{}: {said}", case.name);
     made.status.success()
@@ -198,8 +196,12 @@ fn the_table_is_what_the_program_does() {
         let before = is_one_file.then(|| probe(&folder.path().join(case.file)));
         let (mkv, frames) = kept(&folder, before.as_ref(), case.file, "out.mkv");
         let (mp4, frames_too) = kept(&folder, before.as_ref(), case.file, "out.mp4");
-        // FFmpeg 7 encodes three frames of Theora.
-        let expected = if is_tables_ffmpeg() { FRAMES } else { frames };
+        // FFmpeg 7 encodes fewer frames of Theora.
+        let expected = if case.name == "Ogg" && !is_tables_ffmpeg() {
+            super::frames(&folder.path().join(case.file)).0.len()
+        } else {
+            FRAMES
+        };
         assert_eq!((frames, frames_too), (expected, expected), "{}", case.name);
         let (name, reader) = (case.name, reader(&folder, &first));
         writeln!(table, "| {name} | {reader} | all | {mkv} | {mp4} |").unwrap();
