@@ -34,6 +34,9 @@ pub struct Starsr {
     #[property(name = "device", get, set, type = u32, member = device, maximum = i32::MAX as u32,
         mutable_ready, nick = "Device",
         blurb = "Number of the GPU to use")]
+    #[property(name = "device-memory", get, set, type = u32, member = device_memory,
+        mutable_ready, nick = "Device memory",
+        blurb = "Memory of the GPU in MiB that the model may take; 0: what is free")]
     #[property(name = "model-cache-dir", get, set, nullable, type = Option<PathBuf>,
         member = model_cache_dir, mutable_ready, nick = "Model cache directory",
         blurb = "Folder that keeps compiled engines (TensorRT); unset: engines are not kept")]

@@ -290,6 +290,7 @@ pub(super) struct Settings {
     pub(super) model_path: Option<PathBuf>,
     pub(super) execution_provider: ExecutionProvider,
     pub(super) device: u32,
+    pub(super) device_memory: u32,
     pub(super) model_cache_dir: Option<PathBuf>,
     pub(super) ort_library: Option<PathBuf>,
     pub(super) scale: u32,
@@ -326,6 +327,7 @@ impl Default for Settings {
             model_path: None,
             execution_provider: ExecutionProvider::default(),
             device: 0,
+            device_memory: 0,
             model_cache_dir: None,
             ort_library: None,
             scale: 0,
@@ -426,6 +428,7 @@ impl Settings {
             provider: self.execution_provider.into(),
             device: self.device,
             cache_dir: self.model_cache_dir.clone(),
+            device_memory: nonzero(self.device_memory).map(|mebibytes| u64::from(mebibytes) << 20),
             threads: self.threads as usize,
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct ElementStats {
     pub(super) latency_frames: u64,
     /// See [`starsr::Upscaler::memory_estimate`].
     pub(super) memory: u64,
+    /// See [`starsr::Upscaler::device_memory_estimate`].
+    pub(super) device_memory: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
     /// Time spent on converting frames to RGB.
@@ -77,6 +79,7 @@ impl ElementStats {
                 "Since the start: frames-in, frames-out, windows, evaluations (runs of the denoiser, those in the \
                  present window included), window-evaluations (runs for a window), bypassed (frames), scene-cuts, \
                  latency-frames, memory-estimate (bytes of frames, latents and graphs, without weights), \
+                 device-memory-estimate (bytes of a GPU's memory for graphs, without weights), \
                  prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
                  time-sample, time-decode and time-finish, then time-convert-out and time-onnxruntime (guint64, \
                  ns); model, provider, device, onnxruntime-version (string)",
@@ -99,6 +102,7 @@ impl ElementStats {
             .field("scene-cuts", self.scene_cuts)
             .field("latency-frames", self.latency_frames)
             .field("memory-estimate", self.memory)
+            .field("device-memory-estimate", self.device_memory)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))

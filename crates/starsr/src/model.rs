@@ -97,6 +97,16 @@ pub trait Denoiser {
     }
 }
 
+/// The memory that graphs compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// The machine's main memory.
+    Main,
+    /// A device's own, with the bytes that runs may take besides the weights; `None` where that is
+    /// not known.
+    Device(Option<u64>),
+}
+
 /// A whole bundle: autoencoder, denoiser and text encoder.
 pub trait Model: Denoiser + Send {
     /// Latents `[F,C,h,w]` of pixels `[F,3,H,W]` in `[-1,1]`: the scaled mean of their posterior.
@@ -144,9 +154,9 @@ pub trait Model: Denoiser + Send {
         Ok(())
     }
 
-    /// Whether the graphs compute in the machine's main memory, not in a device's own.
-    fn uses_main_memory(&self) -> bool {
-        true
+    /// Where the graphs compute.
+    fn memory(&self) -> Memory {
+        Memory::Main
     }
 
     /// Runs of the denoiser so far.

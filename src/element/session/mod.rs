@@ -191,11 +191,13 @@ impl Session {
             };
         self.report_truncated(truncated);
         let (latency_frames, memory) = (upscaler.latency(), upscaler.memory_estimate());
+        let device_memory = upscaler.device_memory_estimate();
         let window_evaluations = upscaler.window_evaluations();
         self.notices.push(Notice::SetUp { latency_frames, memory });
         let mut stats = self.stats.lock();
         stats.upscaler_replaced();
         stats.memory = memory;
+        stats.device_memory = device_memory;
         stats.latency_frames = latency_frames as u64;
         stats.window_evaluations = window_evaluations;
         drop(stats);

@@ -210,6 +210,13 @@ pub struct Vae {
     /// decode them too; `2 * decode_overlap < frames_per_decode`.
     #[serde(default)]
     pub decode_overlap: usize,
+    /// Bytes that `vae_encoder` needs for each pixel of a tile and frame of a run, at most 2^32; 0
+    /// where that is not known.
+    #[serde(default)]
+    pub encode_memory: u64,
+    /// The same of `vae_decoder`.
+    #[serde(default)]
+    pub decode_memory: u64,
 }
 
 /// Defaults of the text condition.
@@ -351,6 +358,8 @@ impl Manifest {
         within("sampler.guidance_scale", self.sampler.guidance_scale, 1.0, 100.0)?;
         within("sampler.guidance_rescale", self.sampler.guidance_rescale, 0.0, 1.0)?;
         within("sampler.strength", self.sampler.strength, 0.0, 1.0)?;
+        within("vae.encode_memory", self.vae.encode_memory, 0, 1 << 32)?;
+        within("vae.decode_memory", self.vae.decode_memory, 0, 1 << 32)?;
         within("vae.frames_per_encode", self.vae.frames_per_encode, 1, 4096)?;
         within("vae.frames_per_decode", self.vae.frames_per_decode, 1, 4096)?;
 

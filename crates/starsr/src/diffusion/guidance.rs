@@ -87,6 +87,14 @@ impl Guidance {
         self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
     }
 
+    /// Computes both halves separately from now on, as memory is too short for both; false where
+    /// they are already, or must not be.
+    pub fn separate(&mut self, model: &dyn Denoiser) -> bool {
+        let together = self.batching == Batching::Auto && self.is_used() && self.batches(model);
+        self.separated |= together;
+        together
+    }
+
     /// Whether `model` is asked for both halves of a guided prediction at once.
     pub fn batches(&self, model: &dyn Denoiser) -> bool {
         match self.batching {

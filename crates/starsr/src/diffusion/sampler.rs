@@ -49,6 +49,11 @@ impl Sampler {
         &self.guidance
     }
 
+    /// See [`Guidance::separate`].
+    pub fn separate_guidance(&mut self, model: &dyn Denoiser) -> bool {
+        self.guidance.separate(model)
+    }
+
     /// Evaluations for each window; a guided one takes two predictions of the model.
     pub fn evaluations(&self) -> usize {
         self.solver.evaluations()

@@ -108,6 +108,11 @@ impl Wavefront {
         &self.sampler
     }
 
+    /// The same, to be changed between evaluations.
+    pub fn sampler_mut(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+
     /// Takes the low-quality latents `[C,h,w]` of the clip's next frame. `frame` is its absolute
     /// number, which selects its noise.
     ///

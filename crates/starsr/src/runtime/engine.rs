@@ -19,7 +19,7 @@ use super::text_encoder::TextEncoder;
 use crate::bundle::{Bundle, Manifest};
 use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::model::{Denoiser, Embedding, Model, Query, no_std};
+use crate::model::{Denoiser, Embedding, Memory, Model, Query, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
 use crate::text::Ids;
@@ -31,6 +31,8 @@ pub struct Engine {
     chosen: Chosen,
     version: &'static str,
     runner: Runner,
+    /// See [`Options::device_memory`].
+    device_memory: Option<u64>,
 }
 
 /// The graphs of a bundle.
@@ -40,8 +42,18 @@ struct Graphs {
     text: TextEncoder,
 }
 
+/// What loading the graphs took of a device's memory and left of it.
+#[derive(Clone, Copy, Default)]
+struct Footprint {
+    /// Bytes that were taken.
+    weights: u64,
+    /// Bytes that are left; `None` where that is not known.
+    free: Option<u64>,
+}
+
 struct Shared {
     graphs: Mutex<Graphs>,
+    footprint: Footprint,
     /// Known without waiting for a turn.
     has_std: bool,
     threads: Threads,
@@ -91,16 +103,21 @@ impl Engine {
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
         let key = (root, bundle.manifest().clone(), chosen.key());
         let shared = shared(key, || {
+            let before = chosen.free_device_memory();
             let loader = Loader { bundle, library, chosen: &chosen, cancel };
             let autoencoder = Autoencoder::load(&loader)?;
             let predictor = Predictor::load(&loader)?;
             let text = TextEncoder::load(&loader, &predictor.text_graphs())?;
             let (has_std, threads) = (autoencoder.has_std, Threads::new(chosen.threads));
             let graphs = Mutex::new(Graphs { autoencoder, predictor, text });
-            Ok(Shared { graphs, has_std, threads })
+            let free = chosen.free_device_memory();
+            let weights = before.zip(free).map_or(0, |(before, free)| before.saturating_sub(free));
+            let footprint = Footprint { weights, free };
+            Ok(Shared { graphs, footprint, has_std, threads })
         })?;
         let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
-        Ok(Self { shared, chosen, version: &library.version, runner })
+        let device_memory = options.device_memory;
+        Ok(Self { shared, chosen, version: &library.version, runner, device_memory })
     }
 
     /// The provider that runs the graphs, never [`Provider::Auto`].
@@ -175,8 +192,13 @@ impl Model for Engine {
         self.runner.cancel_with(cancel)
     }
 
-    fn uses_main_memory(&self) -> bool {
-        self.chosen.provider == Provider::Cpu
+    fn memory(&self) -> Memory {
+        if !self.chosen.has_device_memory() {
+            return Memory::Main;
+        }
+        let Footprint { weights, free } = self.shared.footprint;
+        let allowed = self.device_memory.map(|bytes| bytes.saturating_sub(weights));
+        Memory::Device([free, allowed].into_iter().flatten().min())
     }
 
     fn evaluations(&self) -> u64 {

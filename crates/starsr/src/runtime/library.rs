@@ -80,13 +80,17 @@ pub fn set_logger(threshold: Level, logger: Logger) {
 }
 
 fn log(level: LogLevel, _category: &str, _id: &str, _location: &str, message: &str) {
+    report(Level::from_ort(level), message);
+}
+
+/// Sends a message to the logger.
+pub(super) fn report(level: Level, message: &str) {
     // Copied out, so that no lock is held while foreign code runs.
     let logger = *LOGGER.read();
-    if let Some((threshold, logger)) = logger {
-        let level = Level::from_ort(level);
-        if level <= threshold {
-            logger(level, message);
-        }
+    if let Some((threshold, logger)) = logger
+        && level <= threshold
+    {
+        logger(level, message);
     }
 }
 

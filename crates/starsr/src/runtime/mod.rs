@@ -3,6 +3,7 @@
 //! Running a bundle's graphs with ONNX Runtime. No other module uses types of ort.
 
 mod autoencoder;
+mod device_memory;
 mod engine;
 mod graph;
 mod library;

@@ -10,7 +10,8 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::Tensor;
 
-use super::library::Library;
+use super::device_memory;
+use super::library::{self, Level, Library};
 use super::runner::one_line;
 use crate::error::{Error, Result};
 use crate::names::{Provider, Setting};
@@ -28,6 +29,9 @@ pub struct Options {
     pub device: u32,
     /// Folder in which TensorRT keeps its engines between runs; created where it is missing.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of the GPU's memory that the graphs may take with their weights; `None` is what is
+    /// free.
+    pub device_memory: Option<u64>,
     /// Threads on the CPU; 0 is one for each core.
     pub threads: usize,
 }
@@ -42,6 +46,8 @@ pub(super) struct Chosen {
     pub threads: usize,
     device: u32,
     cache_dir: Option<PathBuf>,
+    /// Whether all sessions take the GPU's memory from one pool.
+    shares_device_memory: bool,
 }
 
 /// What makes sessions run alike: provider, device, threads and the folder of TensorRT's engines.
@@ -64,10 +70,18 @@ impl Chosen {
             let dispatches = dispatches(provider, options)?;
             let Options { threads, device, .. } = *options;
             let cache_dir = options.cache_dir.clone();
-            let mut chosen =
-                Self { provider, passed_over: Vec::new(), dispatches, threads, device, cache_dir };
+            let mut chosen = Self {
+                provider,
+                passed_over: Vec::new(),
+                dispatches,
+                threads,
+                device,
+                cache_dir,
+                shares_device_memory: false,
+            };
             match chosen.probe(library) {
                 Ok(()) => {
+                    chosen.share_device_memory(library);
                     chosen.passed_over = passed_over;
                     return Ok(chosen);
                 }
@@ -111,6 +125,34 @@ impl Chosen {
         }
     }
 
+    /// Lets all sessions take the GPU's memory from one pool, where this ONNX Runtime can.
+    fn share_device_memory(&mut self, library: &Library) {
+        if self.has_device_memory() {
+            match device_memory::share(&library.environment, self.device) {
+                Ok(()) => self.shares_device_memory = true,
+                Err(reason) => {
+                    let message = format!(
+                        "each graph keeps device memory of its own, as ONNX Runtime {} gives no \
+                         common pool: {reason}",
+                        library.version
+                    );
+                    library::report(Level::Info, &message);
+                }
+            }
+        }
+    }
+
+    /// Whether the graphs compute in memory of a GPU's own.
+    pub fn has_device_memory(&self) -> bool {
+        matches!(self.provider, Provider::Cuda | Provider::TensorRt)
+    }
+
+    /// Bytes of the GPU's memory that are free; `None` where there is none or the driver does not
+    /// tell.
+    pub fn free_device_memory(&self) -> Option<u64> {
+        self.has_device_memory().then(|| device_memory::free(self.device)).flatten()
+    }
+
     /// Equal for those whose sessions can be shared.
     pub fn key(&self) -> ProviderKey {
         (self.provider, self.device, self.threads, self.cache_dir.clone())
@@ -118,7 +160,11 @@ impl Chosen {
 
     /// The settings that all sessions share.
     pub fn builder(&self, library: &Library) -> ort::Result<SessionBuilder> {
-        Ok(Session::builder(&library.environment)?
+        let mut builder = Session::builder(&library.environment)?;
+        if self.shares_device_memory {
+            builder = builder.with_env_allocators()?;
+        }
+        Ok(builder
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
             // The sessions run in turn: threads of one that spin on would take cores from the next.

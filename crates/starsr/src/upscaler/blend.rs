@@ -133,6 +133,10 @@ impl WindowJoin for BlendWindows {
         &self.sampler
     }
 
+    fn sampler_mut(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+
     fn latency(&self, _groups: &DecodeGroups) -> usize {
         self.planner.windows().latency(self.sampler.evaluations())
     }

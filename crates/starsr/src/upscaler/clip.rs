@@ -64,6 +64,9 @@ pub(super) trait WindowJoin: Send {
     /// What restores the latents.
     fn sampler(&self) -> &Sampler;
 
+    /// The same, to be changed between windows.
+    fn sampler_mut(&mut self) -> &mut Sampler;
+
     /// The most frames that must follow a frame before it can come out.
     fn latency(&self, groups: &DecodeGroups) -> usize;
 }

@@ -40,6 +40,18 @@ impl DecodeGroups {
         Ok(Self { kept, overlap })
     }
 
+    /// The most frames of a run.
+    pub(super) fn size(&self) -> usize {
+        self.kept + 2 * self.overlap
+    }
+
+    /// Goes over to runs that keep half as many frames; false where they keep one already.
+    pub(super) fn shorten(&mut self) -> bool {
+        let shortened = self.kept > 1;
+        self.kept = self.kept.div_ceil(2);
+        shortened
+    }
+
     /// The most frames that must follow a frame before it can be decoded.
     pub(super) fn latency(&self) -> usize {
         self.kept + self.overlap - 1

@@ -42,15 +42,17 @@ pub(super) struct FramePath {
 }
 
 impl FramePath {
+    /// `tile` is the size of tiles that `settings` leave open; 0 processes whole frames.
     pub(super) fn new(
         manifest: &Manifest,
         settings: &Settings,
         input: Size,
+        tile: usize,
         threads: Threads,
     ) -> Result<Self> {
         let rules = &manifest.canvas;
         let scale = settings.model_scale(manifest);
-        let tile_size = settings.tile_size.unwrap_or(rules.tile);
+        let tile_size = settings.tile_size.unwrap_or(tile);
         let overlap = settings.tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
         let large = input.enlarged(scale)?;
         let canvas = Canvas::new(large, rules.height, rules.width, rules.padding)?;
@@ -118,6 +120,18 @@ impl FramePath {
         self.grid = Grid::new(self.canvas.size, size, overlap, self.legal).ok()?;
         self.latent_grid = self.grid.shrunk(self.factor);
         Some(size)
+    }
+
+    /// Frames that are encoded in one run.
+    pub(super) fn frames_per_encode(&self) -> usize {
+        self.frames_per_encode
+    }
+
+    /// Goes on to encode half as many frames in one run; false where it is one already.
+    pub(super) fn shorten_encoding(&mut self) -> bool {
+        let shortened = self.frames_per_encode > 1;
+        self.frames_per_encode = self.frames_per_encode.div_ceil(2);
+        shortened
     }
 
     /// `model` as a denoiser of the whole canvas.

@@ -36,7 +36,7 @@ pub(super) fn of_arrays(
     let (input, output) = (frame(path.input_size()), frame(path.output_size()));
     let (canvas, tile) = (path.canvas_size(), path.tile_size());
     let (window, vae) = (layout.longest() as u64, &manifest.vae);
-    let coded = frame(tile) * vae.frames_per_encode.max(vae.frames_per_decode) as u64;
+    let coded = frame(tile) * path.frames_per_encode().max(vae.frames_per_decode) as u64;
     let run = window * RUN * latents(tile) + coded;
     let previous = u64::from(sampler.evaluations() > 1);
     let guided = u64::from(sampler.guidance().is_used());
@@ -56,6 +56,38 @@ pub(super) fn of_arrays(
                 + vae.frames_per_decode as u64 * (frame(canvas) + output)
                 + run
         }
+    }
+}
+
+/// Bytes that one run of each kind of graph takes, according to the bundle; 0 where that is not
+/// known.
+pub(super) struct Runs {
+    pub(super) encode: u64,
+    pub(super) predict: u64,
+    pub(super) decode: u64,
+}
+
+impl Runs {
+    /// Those of the run that takes the most.
+    pub(super) fn longest(&self) -> u64 {
+        self.encode.max(self.predict).max(self.decode)
+    }
+}
+
+/// What runs on a tile take: of the denoiser for `window` frames and a batch of `batch`, and of the
+/// decoder for `decoded` frames.
+pub(super) fn of_runs(
+    path: &FramePath,
+    manifest: &Manifest,
+    window: usize,
+    batch: u64,
+    decoded: usize,
+) -> Runs {
+    let run = |bytes: u64, frames: usize| bytes * frames as u64 * path.tile_size().area();
+    Runs {
+        encode: run(manifest.vae.encode_memory, path.frames_per_encode()),
+        predict: batch * run(manifest.canvas.tile_memory, window),
+        decode: run(manifest.vae.decode_memory, decoded),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::cancel::Cancel;
 use crate::diffusion::noise::FrameNoise;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::model::{Conditioning, Model, no_std};
+use crate::model::{Conditioning, Memory, Model, no_std};
 use crate::names::Setting;
 use crate::parallel::Threads;
 use crate::text::{Prompts, tokenize};
@@ -95,7 +95,13 @@ impl Upscaler {
         if settings.posterior == Posterior::Sample && !model.has_std() {
             return Err(no_std());
         }
-        let path = FramePath::new(manifest, settings, size, threads)?;
+        // The bundle's tiles are those of a machine's main memory; a device's is known later.
+        let known = manifest.canvas.tile_memory > 0;
+        let tile = match model.memory() {
+            Memory::Device(Some(_)) if known => 0,
+            _ => manifest.canvas.tile,
+        };
+        let path = FramePath::new(manifest, settings, size, tile, threads)?;
         model.cancel_with(&cancel)?;
         let join: Box<dyn WindowJoin> = match layout.mode() {
             WindowMode::Blend => Box::new(BlendWindows::new(sampler, layout)),
@@ -333,10 +339,22 @@ impl Upscaler {
     /// and what the graphs need for a tile according to the bundle, where they compute in main
     /// memory. The graphs' weights come on top.
     pub fn memory_estimate(&self) -> u64 {
-        let main = self.clip.model.uses_main_memory();
-        let graphs = if main { self.manifest.canvas.tile_memory } else { 0 };
-        let area = self.clip.path.tile_size().area();
-        self.memory_of_arrays() + graphs * self.layout.longest() as u64 * area
+        let main = self.clip.model.memory() == Memory::Main;
+        self.memory_of_arrays() + if main { self.memory_of_runs().longest() } else { 0 }
+    }
+
+    /// The most bytes of a device's memory that the graphs are estimated to take according to the
+    /// bundle, without their weights; 0 where they compute in main memory.
+    pub fn device_memory_estimate(&self) -> u64 {
+        let main = self.clip.model.memory() == Memory::Main;
+        if main { 0 } else { self.memory_of_runs().longest() }
+    }
+
+    fn memory_of_runs(&self) -> memory::Runs {
+        let Clip { model, path, groups, .. } = &self.clip;
+        let guidance = self.join.sampler().guidance();
+        let batch = if guidance.is_used() && guidance.batches(model.as_ref()) { 2 } else { 1 };
+        memory::of_runs(path, &self.manifest, self.layout.longest(), batch, groups.size())
     }
 
     fn memory_of_arrays(&self) -> u64 {
@@ -344,12 +362,39 @@ impl Upscaler {
         memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
     }
 
-    /// Goes over to smaller tiles while [`Self::memory_estimate`] is more than `available` bytes,
-    /// unless their size was set; see [`Self::reduced_tile_size`].
+    /// Fits what graphs take of a device's memory to what the model may take of it: guidance
+    /// becomes separate, runs of the autoencoder shorter, and tiles smaller, unless these were set;
+    /// see [`Self::reduced_tile_size`].
+    fn fit_device_memory(&mut self) {
+        let Memory::Device(Some(available)) = self.clip.model.memory() else { return };
+        loop {
+            let runs = self.memory_of_runs();
+            let Clip { model, path, groups, .. } = &mut self.clip;
+            let sampler = self.join.sampler_mut();
+            let fitted = (runs.predict > available && sampler.separate_guidance(model.as_ref()))
+                || (runs.decode > available && groups.shorten())
+                || (runs.encode > available && path.shorten_encoding());
+            if fitted {
+                continue;
+            }
+            if runs.longest() <= available || !self.auto_tiles {
+                break;
+            }
+            let Some(size) = path.reduce_tiles() else { break };
+            self.reduced = Some(size);
+        }
+        self.latency = self.join.latency(&self.clip.groups);
+    }
+
+    /// Fits the work to the `available` bytes of main memory and to those of the model's device:
+    /// goes over to smaller tiles, unless their size was set, see [`Self::reduced_tile_size`]. On a
+    /// device the halves of guidance are computed separately before, and the autoencoder's runs
+    /// become shorter.
     ///
     /// # Errors
-    /// [`Error::Setting`] where frames and latents alone are more.
+    /// [`Error::Setting`] where frames and latents alone are more than the main memory.
     pub fn fit_memory(&mut self, available: u64) -> Result<()> {
+        self.fit_device_memory();
         while self.auto_tiles && self.memory_estimate() > available {
             let Some(size) = self.clip.path.reduce_tiles() else { break };
             self.reduced = Some(size);

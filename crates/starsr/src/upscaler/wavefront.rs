@@ -96,6 +96,10 @@ impl WindowJoin for WavefrontWindows {
         self.wavefront.sampler()
     }
 
+    fn sampler_mut(&mut self) -> &mut Sampler {
+        self.wavefront.sampler_mut()
+    }
+
     fn latency(&self, groups: &DecodeGroups) -> usize {
         self.layout.latency(self.sampler().evaluations()) + groups.latency()
     }

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod decoding;
+mod device_memory;
 mod faults;
 mod guidance;
 mod structure;
