@@ -26,6 +26,8 @@ pub(super) struct ElementStats {
     pub(super) memory: u64,
     /// See [`starsr::Upscaler::device_memory_estimate`].
     pub(super) device_memory: u64,
+    /// See [`starsr::Upscaler::device_memory_used`].
+    pub(super) device_memory_used: u64,
     /// Tokens of the present prompts that did not fit.
     pub(super) prompt_tokens_cut: u64,
     /// Time spent on converting frames to RGB.
@@ -80,6 +82,7 @@ impl ElementStats {
                  present window included), window-evaluations (runs for a window), bypassed (frames), scene-cuts, \
                  latency-frames, memory-estimate (bytes of frames, latents and graphs, without weights), \
                  device-memory-estimate (bytes of a GPU's memory for graphs, without weights), \
+                 device-memory-used (bytes, with weights; 0: unknown), \
                  prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
                  time-sample, time-decode and time-finish, then time-convert-out and time-onnxruntime (guint64, \
                  ns); model, provider, device, onnxruntime-version (string)",
@@ -103,6 +106,7 @@ impl ElementStats {
             .field("latency-frames", self.latency_frames)
             .field("memory-estimate", self.memory)
             .field("device-memory-estimate", self.device_memory)
+            .field("device-memory-used", self.device_memory_used)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))

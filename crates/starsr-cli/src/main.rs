@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod bench;
 mod compare;
 mod info;
 mod interrupts;
@@ -32,6 +33,7 @@ enum Command {
     Upscale(Box<upscale::Args>),
     Compare(compare::Args),
     Info(info::Args),
+    Bench(bench::Args),
     /// Write the man pages and the shell completions into folders below DIR
     #[command(hide = true)]
     Documentation {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Upscale(args) => upscale::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Info(args) => info::run(&args).map_err(Stop::Failed),
+        Command::Bench(args) => bench::run(&args),
         Command::Documentation { dir } => write_documentation(&dir).map_err(Stop::Failed),
     };
     match result {

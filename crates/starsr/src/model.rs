@@ -159,6 +159,12 @@ pub trait Model: Denoiser + Send {
         Memory::Main
     }
 
+    /// The most bytes of a device's memory that the graphs have taken so far, with their weights;
+    /// `None` where that is not known.
+    fn device_memory_used(&self) -> Option<u64> {
+        None
+    }
+
     /// Runs of the denoiser so far.
     fn evaluations(&self) -> u64 {
         0

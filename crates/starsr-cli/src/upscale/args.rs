@@ -163,7 +163,8 @@ pub struct Args {
     pub encoder: Option<String>,
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+/// Splits `NAME=VALUE`.
+pub fn name_and_value(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .filter(|(name, _)| !name.is_empty())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

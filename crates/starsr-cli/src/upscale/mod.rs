@@ -28,7 +28,7 @@ mod steady;
 use crate::interrupts::{Interrupts, Stop};
 use crate::media::elements;
 use crate::terminal;
-pub use args::Args;
+pub use args::{Args, name_and_value, set_property};
 use batch::Job;
 pub use remux::Remux;
 

@@ -45,8 +45,8 @@ struct Graphs {
 /// What loading the graphs took of a device's memory and left of it.
 #[derive(Clone, Copy, Default)]
 struct Footprint {
-    /// Bytes that were taken.
-    weights: u64,
+    /// Bytes that were free before; `None` where that is not known.
+    before: Option<u64>,
     /// Bytes that are left; `None` where that is not known.
     free: Option<u64>,
 }
@@ -111,8 +111,7 @@ impl Engine {
             let (has_std, threads) = (autoencoder.has_std, Threads::new(chosen.threads));
             let graphs = Mutex::new(Graphs { autoencoder, predictor, text });
             let free = chosen.free_device_memory();
-            let weights = before.zip(free).map_or(0, |(before, free)| before.saturating_sub(free));
-            let footprint = Footprint { weights, free };
+            let footprint = Footprint { before, free };
             Ok(Shared { graphs, footprint, has_std, threads })
         })?;
         let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
@@ -196,9 +195,16 @@ impl Model for Engine {
         if !self.chosen.has_device_memory() {
             return Memory::Main;
         }
-        let Footprint { weights, free } = self.shared.footprint;
+        let Footprint { before, free } = self.shared.footprint;
+        let weights = before.zip(free).map_or(0, |(before, free)| before.saturating_sub(free));
         let allowed = self.device_memory.map(|bytes| bytes.saturating_sub(weights));
         Memory::Device([free, allowed].into_iter().flatten().min())
+    }
+
+    fn device_memory_used(&self) -> Option<u64> {
+        // The pool keeps what it ever needed.
+        let free = self.chosen.free_device_memory()?;
+        Some(self.shared.footprint.before?.saturating_sub(free))
     }
 
     fn evaluations(&self) -> u64 {

@@ -350,6 +350,11 @@ impl Upscaler {
         if main { 0 } else { self.memory_of_runs().longest() }
     }
 
+    /// See [`Model::device_memory_used`].
+    pub fn device_memory_used(&self) -> Option<u64> {
+        self.clip.model.device_memory_used()
+    }
+
     fn memory_of_runs(&self) -> memory::Runs {
         let Clip { model, path, groups, .. } = &self.clip;
         let guidance = self.join.sampler().guidance();
