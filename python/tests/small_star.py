@@ -23,7 +23,7 @@ from torch import Tensor
 import starsr
 from starsr.bundle import writer
 from starsr.export.graphs import star_graphs, vae_graphs
-from starsr.export.star import EMBEDDINGS, manifest
+from starsr.export.manifest import EMBEDDINGS, manifest
 from starsr.models.star import text
 from starsr.models.star.network import StarConfig
 from starsr.models.star.pipeline import Noise, Pipeline, Sampling, evaluation_points

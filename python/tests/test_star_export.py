@@ -44,11 +44,12 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(sources, tmp_path_factory):
-    """A bundle in each precision."""
+    """A channels-first bundle in each precision."""
     folders = {}
     for precision in ("fp32", "fp16", "bf16"):
         folders[precision] = tmp_path_factory.mktemp("bundles") / f"star-{precision}"
         both = ["--precision", precision, "--vae-precision", precision]
+        both += ["--layout", "channels-first"]
         assert star.main([*sources, "--output", str(folders[precision]), *both], STAR) == 0
     return folders
 
@@ -120,7 +121,7 @@ def test_golden_vae_in_onnx_runtime(reference, golden_vae, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_verify_compares_every_graph(exported, sources, precision, capsys, tmp_path):
     output = tmp_path / "bundle"
-    both = ["--precision", precision, "--vae-precision", precision]
+    both = ["--precision", precision, "--vae-precision", precision, "--layout", "channels-first"]
     assert star.main([*sources, "--output", str(output), *both, "--verify"], STAR) == 0
     printed = capsys.readouterr().out
     print(printed)
@@ -213,7 +214,7 @@ def test_islands_stay_in_32_bits(exported):
 def test_bundle_is_complete_and_hashed(exported):
     folder = exported["fp16"]
     manifest = tomllib.loads((folder / "bundle.toml").read_text(encoding="utf-8"))
-    assert list(manifest["graphs"]) == ROLES
+    assert list(manifest["graphs"]) == ROLES and "layout" not in manifest
     assert manifest["name"] == "star-fp16" and manifest["vae"]["decode_overlap"] == 1
     listed = [manifest["prompts"]["embeddings"]]
     for entry in manifest["graphs"].values():

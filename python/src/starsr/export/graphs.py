@@ -11,9 +11,13 @@ from onnx import TensorProto
 from starsr.models.star.network import StarConfig, controlnet, denoiser
 from starsr.models.star.text import CONTEXT, TextConfig, encode_text
 from starsr.models.star.vae import VaeConfig, decode, encode
+from starsr.ops.nhwc_ops import NhwcOps
 from starsr.ops.onnx_graph import Spec
 from starsr.ops.onnx_ops import OnnxOps
 
+#: Back-ends by the layout of the feature maps inside the graphs.
+CHANNELS_FIRST, CHANNELS_LAST = "channels-first", "channels-last"
+LAYOUTS: dict[str, type[OnnxOps]] = {CHANNELS_FIRST: OnnxOps, CHANNELS_LAST: NhwcOps}
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 
 
@@ -38,20 +42,27 @@ class Graph:
 
 
 def star_graphs(
-    weights: Mapping[str, np.ndarray], config: StarConfig, precision: str
+    weights: Mapping[str, np.ndarray],
+    config: StarConfig,
+    precision: str,
+    layout: str = CHANNELS_FIRST,
 ) -> dict[str, Graph]:
     """Return ControlNet and denoiser.
 
-    Latents, embedding and velocity have 32 bits; the controls have the given precision.
+    Latents, embedding and velocity have 32 bits; the controls have the given precision and layout,
+    one of `LAYOUTS`.
     """
-    control, denoise = OnnxOps(weights, precision), OnnxOps(weights, precision)
+    control, denoise = (LAYOUTS[layout](weights, precision) for _ in range(2))
     latents: Spec = (FLOAT, ["B", config.in_dim, "F", "h", "w"])
     conditions: dict[str, Spec] = {
         "t": (INT, ["B"]),
         "embedding": (FLOAT, ["B", CONTEXT, config.context_dim]),
     }
     controls: dict[str, Spec] = {
-        f"control_{i}": (control.element, ["BF", channels, f"h_{level}", f"w_{level}"])
+        f"control_{i}": (
+            control.element,
+            control.feature_map("BF", channels, f"h_{level}", f"w_{level}"),
+        )
         for i, (channels, level) in enumerate(config.controls())
     }
     return {
@@ -71,10 +82,16 @@ def star_graphs(
 
 
 def vae_graphs(
-    weights: Mapping[str, np.ndarray], config: VaeConfig, precision: str
+    weights: Mapping[str, np.ndarray],
+    config: VaeConfig,
+    precision: str,
+    layout: str = CHANNELS_FIRST,
 ) -> dict[str, Graph]:
-    """Return encoder and decoder of the autoencoder, whose inputs and outputs have 32 bits."""
-    encoder, decoder = OnnxOps(weights, precision), OnnxOps(weights, precision)
+    """Return encoder and decoder of the autoencoder, whose inputs and outputs have 32 bits.
+
+    `layout` is one of `LAYOUTS`.
+    """
+    encoder, decoder = (LAYOUTS[layout](weights, precision) for _ in range(2))
     latents: Spec = (FLOAT, ["F", config.latent_channels, "h", "w"])
     pixels: Spec = (FLOAT, ["F", 3, "H", "W"])
     return {
@@ -82,10 +99,13 @@ def vae_graphs(
             encoder,
             {"pixels": pixels},
             {"latents": latents, "std": latents},
-            list(encode(encoder, "pixels", config)),
+            [encoder.leave(x) for x in encode(encoder, encoder.enter("pixels"), config)],
         ),
         "vae_decoder": Graph(
-            decoder, {"latents": latents}, {"pixels": pixels}, [decode(decoder, "latents", config)]
+            decoder,
+            {"latents": latents},
+            {"pixels": pixels},
+            [decoder.leave(decode(decoder, decoder.enter("latents"), config))],
         ),
     }
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from starsr.export import star
+from starsr.export.emulate import open_session
 from starsr.models.star import network, text
 from starsr.models.star.network import STAR, StarConfig
 from starsr.models.star.text import VIT_H_14, TextConfig
@@ -88,11 +89,8 @@ def random_feeds(
 
 def run_once(path: Path, sizes: Mapping[str, int]) -> None:
     """Load the graph `path`, run it once, and print times and the process's peak memory."""
-    options = onnxruntime.SessionOptions()
-    # As in verification, 16-bit weights stay as they are on the CPU.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     start = time.monotonic()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, ["CPUExecutionProvider"])
     loaded = time.monotonic()
     results = session.run(None, random_feeds(session, sizes))
     ran = time.monotonic()

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,16 @@ from tqdm import tqdm
 
 from starsr.bundle import writer
 from starsr.bundle.writer import BundleError
-from starsr.export.graphs import Graph, star_graphs, text_graphs, vae_graphs
+from starsr.export.graphs import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    LAYOUTS,
+    Graph,
+    star_graphs,
+    text_graphs,
+    vae_graphs,
+)
+from starsr.export.manifest import EMBEDDINGS, manifest, prompts
 from starsr.export.sources import (
     TEXT_ENCODER,
     VAE,
@@ -28,84 +36,14 @@ from starsr.export.sources import (
     load_vae,
 )
 from starsr.export.verify import LIMITS, Difference, Verifier
-from starsr.models.schedule import MANIFEST
 from starsr.models.star import text
 from starsr.models.star.network import STAR, StarConfig
 from starsr.models.star.vae import VaeConfig
 from starsr.models.weights import Arrays, Weights, WeightsError
 from starsr.ops.onnx_graph import PRECISIONS
 
-EMBEDDINGS = "embeddings.safetensors"
 #: Space for everything but the weights: graphs, embeddings, manifest.
 OVERHEAD = 16 << 20
-LICENCE = (
-    "STAR: MIT; autoencoder: Stability AI's licence of Stable Video Diffusion; text encoder: MIT"
-)
-
-
-def canvas(kind: str) -> dict[str, Any]:
-    """Return the rules for the size of a canvas, which the networks' scales require.
-
-    `official` fills frames up to 1280x720 with white, as the authors' program does; `compact` takes
-    the smallest legal size and repeats the edge. docs/star.md explains the legal sizes.
-    """
-    official = kind == "official"
-    return {
-        "upscale": "bilinear",
-        "padding": "official" if official else "edge",
-        "height": {"multiple": 64, "offset": 16, "minimum": 720 if official else 80},
-        "width": {"multiple": 64, "offset": 0, "minimum": 1280 if official else 64},
-    }
-
-
-def manifest(
-    name: str, version: str, provenance: str, vae: VaeConfig, canvas_kind: str
-) -> dict[str, Any]:
-    """Return the manifest of a STAR bundle without its files.
-
-    The defaults of the sampler are the authors'.
-    """
-    return {
-        "format": 1,
-        "name": name,
-        "version": version,
-        "licence": LICENCE,
-        "provenance": provenance,
-        "training_data": "I2VGen-XL's and VEnhancer's; STAR: OpenVid-1M, degraded "
-        "(arXiv 2501.02976, section 4.1)",
-        "scale": {"default": 4, "minimum": 1, "maximum": 8},
-        "latent": {
-            "channels": vae.latent_channels,
-            "spatial_factor": vae.spatial_factor,
-            "scaling_factor": vae.scaling_factor,
-        },
-        "canvas": canvas(canvas_kind),
-        "window": {"mode": "blend", "length": 32, "overlap": 8, "minimum": 1, "maximum": 64},
-        "schedule": MANIFEST,
-        "sampler": {
-            "mode": "fast",
-            "steps": 15,
-            "guidance_scale": 7.5,
-            "guidance_rescale": 0.2,
-            "color_fix": "adain",
-            "strength": 1.0,
-        },
-        "vae": {"frames_per_encode": 1, "frames_per_decode": 3, "decode_overlap": 1},
-        "prompts": {
-            "default": text.DEFAULT,
-            "suffix": text.SUFFIX,
-            "negative": text.NEGATIVE,
-        },
-    }
-
-
-def prompts() -> list[str]:
-    """Return the texts whose embeddings are part of a bundle.
-
-    They are the default prompt in each combination with the suffix, and the negative prompt.
-    """
-    joined = [f"{text.DEFAULT} {text.SUFFIX}", text.DEFAULT + text.SUFFIX]
-    return [*joined, text.DEFAULT, text.SUFFIX, text.NEGATIVE]
 
 
 def write_embeddings(path: Path, tower: TextTower) -> str:
@@ -155,10 +93,29 @@ def write_graphs(work: Path, graphs: dict[str, Graph]) -> dict[str, dict[str, st
     return files
 
 
+def complete(options: argparse.Namespace) -> None:
+    """Choose precision of the autoencoder and layout where the user did not.
+
+    Raises `BundleError` for a layout that the precision excludes.
+    """
+    if options.vae_precision is None:
+        options.vae_precision = "fp32" if options.precision == "fp32" else "fp16"
+    bf16 = "bf16" in (options.precision, options.vae_precision)
+    if options.layout is None:
+        fast = options.precision == "fp16" and not bf16
+        options.layout = CHANNELS_LAST if fast else CHANNELS_FIRST
+    if options.layout == CHANNELS_LAST and bf16:
+        raise BundleError(
+            "ONNX Runtime runs channels-last graphs in fp16 and fp32 only: choose --layout "
+            "channels-first for bf16"
+        )
+
+
 def verify(
     work: Path,
     precision: str,
     vae_precision: str,
+    layout: str,
     star: Weights,
     config: StarConfig,
     vae: nn.Module,
@@ -171,7 +128,8 @@ def verify(
     """
 
     def differences() -> Iterator[tuple[str, Difference]]:
-        yield from ((precision, d) for d in Verifier(work, precision).star(star, config))
+        networks = Verifier(work, precision, layout).star(star, config)
+        yield from ((precision, d) for d in networks)
         yield from ((vae_precision, d) for d in Verifier(work, vae_precision).vae(vae, vae_config))
         if tower is not None:
             yield from ((precision, d) for d in Verifier(work, precision).text(tower, prompts()))
@@ -191,6 +149,7 @@ def verify(
 
 def export(options: argparse.Namespace, config: StarConfig = STAR) -> None:
     """Do what the options ask for. Raises `WeightsError` and `BundleError`."""
+    complete(options)
     check_output(options.output, options.force)
     star = load_star(options.checkpoint, config)
     vae, vae_config = load_vae(options.vae)
@@ -201,8 +160,8 @@ def export(options: argparse.Namespace, config: StarConfig = STAR) -> None:
             f"{options.checkpoint} takes {config.context_dim}: take the text encoder {TEXT_ENCODER}"
         )
     graphs = {
-        **vae_graphs(Arrays(vae.state_dict()), vae_config, options.vae_precision),
-        **star_graphs(Arrays(star), config, options.precision),
+        **vae_graphs(Arrays(vae.state_dict()), vae_config, options.vae_precision, options.layout),
+        **star_graphs(Arrays(star), config, options.precision, options.layout),
     }
     if not options.no_text_encoder:
         graphs.update(text_graphs(Arrays(tower.weights), tower.config, options.precision))
@@ -213,7 +172,9 @@ def export(options: argparse.Namespace, config: StarConfig = STAR) -> None:
     provenance = (
         f"converted from {sources[0]}, {sources[1]} and {sources[2]} in {options.precision}"
     )
-    described = manifest(name, options.version, provenance, vae_config, options.canvas)
+    described = manifest(
+        name, options.version, provenance, vae_config, options.canvas, options.layout
+    )
     with writer.staged(options.output) as work:
         files = write_graphs(work, graphs)
         described["prompts"]["embeddings"] = {
@@ -226,6 +187,7 @@ def export(options: argparse.Namespace, config: StarConfig = STAR) -> None:
                 work,
                 options.precision,
                 options.vae_precision,
+                options.layout,
                 star,
                 config,
                 vae,
@@ -277,8 +239,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--vae-precision",
         choices=PRECISIONS,
-        default="fp32",
-        help="precision of the autoencoder, which may overflow in fp16 (%(default)s)",
+        help="precision of the autoencoder (default: fp16 for GPUs, fp32 for the CPU)",
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        help="order of the axes inside the graphs: channels-last is the fastest on NVIDIA GPUs and "
+        "runs nowhere else, channels-first runs everywhere and repeats to the bit (default: "
+        "channels-last for fp16)",
     )
     add(
         "--canvas",

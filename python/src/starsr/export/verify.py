@@ -15,6 +15,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from starsr.export.emulate import open_session
+from starsr.export.graphs import CHANNELS_FIRST
 from starsr.export.sources import TextTower, embed_with
 from starsr.models.star import network, text
 from starsr.models.star.vae import VaeConfig
@@ -47,11 +49,11 @@ class Difference:
 class Verifier:
     """Runs the graphs of the bundle in `folder` and their PyTorch forms on random inputs.
 
-    Uses a GPU if ONNX Runtime has one.
+    `layout` is that of the feature maps. Uses a GPU if ONNX Runtime has one.
     """
 
-    def __init__(self, folder: Path, precision: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, precision: str, layout: str = CHANNELS_FIRST) -> None:
+        self.folder, self.layout = folder, layout
         self.generator = torch.Generator().manual_seed(0)
         available = onnxruntime.get_available_providers()
         known = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -67,11 +69,7 @@ class Verifier:
 
     def session(self, role: str) -> onnxruntime.InferenceSession:
         """Return the session of a graph."""
-        options = onnxruntime.SessionOptions()
-        # Optimisation would unpack 16-bit weights to 32 bits for the CPU.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        path = str(self.folder / f"{role}.onnx")
-        return onnxruntime.InferenceSession(path, options, providers=self.providers)
+        return open_session(self.folder / f"{role}.onnx", self.providers)
 
     def compare(self, role: str, cases: Iterable[Case]) -> Iterator[Difference]:
         """Run a graph on each case and yield the differences."""
@@ -103,6 +101,8 @@ class Verifier:
         for x, hint, t, embedding in inputs:
             controls = network.controlnet(ops, x, t, hint, embedding, config)
             v = network.denoiser(ops, x, t, embedding, controls, config)
+            if self.layout != CHANNELS_FIRST:
+                controls = [control.permute(0, 2, 3, 1) for control in controls]
             size, feeds = tuple(x.shape), {"x": x, "t": t, "embedding": embedding}
             first.append((size, {**feeds, "hint": hint}, controls))
             named = {

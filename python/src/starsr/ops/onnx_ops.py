@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from starsr.ops.onnx_graph import OnnxGraph
-from starsr.ops.primitives import Padding
+from starsr.ops.primitives import Padding, geglu
 
 
 class OnnxOps(OnnxGraph):
@@ -22,6 +22,18 @@ class OnnxOps(OnnxGraph):
 
     def _windows(self, x: str, axis: int, size: int) -> str:
         return self.once("Div", self._dimensions(x, axis, axis + 1), self.integers(size))
+
+    def enter(self, x: str) -> str:
+        """Convert `[N,C,h,w]` from outside the graph to a feature map."""
+        return x
+
+    def leave(self, x: str) -> str:
+        """Convert a feature map to `[N,C,h,w]`."""
+        return x
+
+    def feature_map(self, count: int | str, channels: int, *sizes: str) -> list[int | str]:
+        """Return the dimensions of a feature map; `sizes` are height and width."""
+        return [count, channels, *sizes]
 
     def conv(
         self,
@@ -178,7 +190,7 @@ class OnnxOps(OnnxGraph):
     def concat(self, a: str, b: str) -> str:
         return self.node("Concat", a, b, axis=1)
 
-    def pool_channels(self, x: str, axis: int) -> str:
+    def pool_channels(self, x: str, axis: int, channels: int) -> str:
         parts = [
             self.node(f"Reduce{kind}", x, self.integers(axis), keepdims=1)
             for kind in ("Max", "Mean")
@@ -249,12 +261,12 @@ class OnnxOps(OnnxGraph):
         joined = self.node("Transpose", self.node("Reshape", tokens, shape), perm=[0, 2, 3, 1])
         return self.node("Reshape", joined, self._dimensions(like, 0, 4))
 
-    def video_tokens(self, x: str, channels: int) -> str:
+    def video_tokens(self, x: str, channels: int, group: int) -> str:
         flat = self.node("Transpose", x, perm=[0, 3, 2, 1])
         shape = self._shape(self.integers(-1), self._dimensions(x, 2, 3), self.integers(channels))
         return self.node("Reshape", flat, shape)
 
-    def token_video(self, tokens: str, channels: int, like: str) -> str:
+    def token_video(self, tokens: str, channels: int, like: str, group: int) -> str:
         shape = self._shape(
             self._dimensions(like, 0, 1),
             self.integers(-1),
@@ -336,6 +348,12 @@ class OnnxOps(OnnxGraph):
 
     def tap(self, name: str, x: str) -> str:
         return x
+
+    def frame_attention(self, q: str, k: str, v: str, heads: int, channels: int, group: int) -> str:
+        return self.attention(q, k, v, heads)
+
+    def geglu(self, x: str, first: str, second: str, channels: int) -> str:
+        return geglu(self, x, first, second, channels)
 
     def attention(self, q: str, k: str, v: str, heads: int, causal: bool = False) -> str:
         return self.node(

@@ -152,7 +152,7 @@ class Ops(Protocol[V]):
         """Concatenation along the channel axis of `[N,C,h,w]`."""
         ...
 
-    def pool_channels(self, x: V, axis: int) -> V:
+    def pool_channels(self, x: V, axis: int, channels: int) -> V:
         """Maximum and mean over the channel axis, which becomes 2 long (maximum first)."""
         ...
 
@@ -192,11 +192,15 @@ class Ops(Protocol[V]):
         """Inverse of `frame_tokens`."""
         ...
 
-    def video_tokens(self, x: V, channels: int) -> V:
-        """`[B,C,F,hw]` to `[B*hw,F,C]`."""
+    def video_tokens(self, x: V, channels: int, group: int) -> V:
+        """`[B,C,F,hw]` to `[B*hw,F,C]`.
+
+        `group`, of the following operations too, divides hw: a back-end may keep the tokens of so
+        many neighbouring pixels together.
+        """
         ...
 
-    def token_video(self, tokens: V, channels: int, like: V) -> V:
+    def token_video(self, tokens: V, channels: int, like: V, group: int) -> V:
         """Inverse of `video_tokens`."""
         ...
 
@@ -271,9 +275,26 @@ class Ops(Protocol[V]):
         """Return `x`, which references know as `name`."""
         ...
 
+    def frame_attention(self, q: V, k: V, v: V, heads: int, channels: int, group: int) -> V:
+        """Attention among the frames of each pixel, on tokens that `video_tokens` ordered."""
+        ...
+
+    def geglu(self, x: V, first: str, second: str, channels: int) -> V:
+        """Gated layer `[N,T,C]` to `[N,T,C]`: the map `first` to 8C, GEGLU to 4C, the map `second`.
+
+        GEGLU multiplies the first half of the channels by the GELU of the second.
+        """
+        ...
+
     def attention(self, q: V, k: V, v: V, heads: int, causal: bool = False) -> V:
         """Scaled dot-product attention of tokens `[N,T,C]` as one fused operation.
 
         With `causal`, a token sees only itself and earlier ones.
         """
         ...
+
+
+def geglu(ops: Ops[V], x: V, first: str, second: str, channels: int) -> V:
+    """Compute `Ops.geglu` by other operations."""
+    value, gate = ops.split(ops.linear(x, first, channels, 8 * channels), 2)
+    return ops.linear(ops.mul(value, ops.gelu(gate)), second, 4 * channels, channels)

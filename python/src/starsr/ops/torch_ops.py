@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from starsr.ops.declare import Parameter
-from starsr.ops.primitives import Padding
+from starsr.ops.primitives import Padding, geglu
 
 
 def constant(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -151,7 +151,7 @@ class TorchOps:
     def concat(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b], 1)
 
-    def pool_channels(self, x: Tensor, axis: int) -> Tensor:
+    def pool_channels(self, x: Tensor, axis: int, channels: int) -> Tensor:
         return torch.cat([x.amax(axis, keepdim=True), x.mean(axis, keepdim=True)], axis)
 
     def clip(self, x: Tensor, name: str, bound: np.ndarray) -> Tensor:
@@ -193,10 +193,10 @@ class TorchOps:
         b, f = clip.shape[0], clip.shape[2]
         return tokens.reshape(b, -1, f, channels).permute(0, 2, 3, 1).reshape(like.shape)
 
-    def video_tokens(self, x: Tensor, channels: int) -> Tensor:
+    def video_tokens(self, x: Tensor, channels: int, group: int) -> Tensor:
         return x.permute(0, 3, 2, 1).flatten(0, 1)
 
-    def token_video(self, tokens: Tensor, channels: int, like: Tensor) -> Tensor:
+    def token_video(self, tokens: Tensor, channels: int, like: Tensor, group: int) -> Tensor:
         return tokens.unflatten(0, (like.shape[0], -1)).permute(0, 3, 2, 1)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -254,6 +254,14 @@ class TorchOps:
         if self.taps is not None:
             self.taps[name] = x
         return x
+
+    def frame_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, channels: int, group: int
+    ) -> Tensor:
+        return self.attention(q, k, v, heads)
+
+    def geglu(self, x: Tensor, first: str, second: str, channels: int) -> Tensor:
+        return geglu(self, x, first, second, channels)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False

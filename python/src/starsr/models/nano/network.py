@@ -117,15 +117,17 @@ def video_block(
     return res_block(ops, name, with_time(ops, name, x, e, clip, config, channels), channels, mix)
 
 
-def spatial_liem(ops: Ops[V], name: str, x: V) -> V:
+def spatial_liem(ops: Ops[V], name: str, x: V, channels: int) -> V:
     """Gate each pixel by the maximum and the mean of its channels through a 7x7 convolution."""
-    gate = ops.conv(ops.pool_channels(x, 1), f"{name}.conv1", 2, 1, 7, bias=False)
+    pooled = ops.pool_channels(x, 1, channels)
+    gate = ops.conv(pooled, f"{name}.conv1", 2, 1, 7, bias=False)
     return ops.mul(x, ops.sigmoid(gate))
 
 
-def temporal_liem(ops: Ops[V], name: str, tokens: V) -> V:
+def temporal_liem(ops: Ops[V], name: str, tokens: V, channels: int) -> V:
     """Gate each token by the maximum and the mean of its channels."""
-    gate = ops.linear(ops.pool_channels(tokens, 2), f"{name}.linear", 2, 1, bias=False)
+    pooled = ops.pool_channels(tokens, 2, channels)
+    gate = ops.linear(pooled, f"{name}.linear", 2, 1, bias=False)
     return ops.mul(tokens, ops.sigmoid(gate))
 
 
@@ -152,12 +154,12 @@ def transformer(ops: Ops[V], name: str, x: V, clip: V, config: NanoConfig, chann
     def space_gate(features: V) -> V:
         if not config.spatial_liem:
             return features
-        return spatial_liem(ops, f"{name}.spatial.local1", features)
+        return spatial_liem(ops, f"{name}.spatial.local1", features, channels)
 
     def time_gate(tokens: V) -> V:
         if not config.temporal_liem:
             return tokens
-        return temporal_liem(ops, f"{name}.temporal.local1", tokens)
+        return temporal_liem(ops, f"{name}.temporal.local1", tokens, channels)
 
     features = gated_attention(ops, x, config.liem_position, space_gate, in_space)
     tokens = ops.frame_tokens(features, channels, clip)

@@ -146,15 +146,19 @@ def attention(
     cin: int,
     inner: int,
     clip: V | None = None,
+    group: int = 0,
 ) -> V:
     """Attend from tokens `x` to tokens `context` `[.,.,cin]`.
 
-    With `clip`, all frames of a batch entry share one context.
+    With `clip`, all frames of a batch entry share one context. With `group`, the tokens are those
+    of `video_tokens`.
     """
     q = ops.linear(x, f"{name}.to_q", inner, inner, bias=False)
     k, v = (ops.linear(context, f"{name}.to_{part}", cin, inner, bias=False) for part in "kv")
     heads = inner // config.head_dim
-    if clip is None:
+    if group:
+        attended = ops.frame_attention(q, k, v, heads, inner, group)
+    elif clip is None:
         attended = ops.attention(q, k, v, heads)
     else:
         joined = ops.join_frames(q, inner, clip)
@@ -170,16 +174,18 @@ def gated_self_attention(
     config: StarConfig,
     channels: int,
     gate: Callable[[V], V],
+    group: int = 0,
 ) -> V:
     """Apply self-attention `number` of a transformer block.
 
-    The LIEM `gate` maps tokens to tokens and acts at the configured position.
+    The LIEM `gate` maps tokens to tokens and acts at the configured position. `group` is that of
+    `attention`.
     """
 
     def attend(tokens: V) -> V:
         normed = ops.layer_norm(tokens, f"{block}.norm{number}", channels)
         name = f"{block}.attn{number}"
-        return attention(ops, name, normed, normed, config, channels, channels)
+        return attention(ops, name, normed, normed, config, channels, channels, group=group)
 
     return gated_attention(ops, x, config.liem_position, gate, attend)
 
@@ -187,10 +193,8 @@ def gated_self_attention(
 def feed_forward(ops: Ops[V], block: str, x: V, channels: int) -> V:
     """Apply GEGLU with a residual connection."""
     normed = ops.layer_norm(x, f"{block}.norm3", channels)
-    hidden = ops.linear(normed, f"{block}.ff.net.0.proj", channels, 8 * channels)
-    value, gate = ops.split(hidden, 2)
-    gated = ops.mul(value, ops.gelu(gate))
-    return ops.add(ops.linear(gated, f"{block}.ff.net.2", 4 * channels, channels), x)
+    names = (f"{block}.ff.net.0.proj", f"{block}.ff.net.2")
+    return ops.add(ops.geglu(normed, *names, channels), x)
 
 
 def spatial_transformer(
@@ -202,7 +206,7 @@ def spatial_transformer(
     def gate(tokens: V) -> V:
         if not config.spatial_liem:
             return tokens
-        pooled = ops.image(ops.pool_channels(tokens, 2), 2, x)
+        pooled = ops.image(ops.pool_channels(tokens, 2, channels), 2, x)
         local = ops.conv(pooled, f"{block}.local1.conv1", 2, 1, 7, bias=False)
         return ops.mul(tokens, ops.sigmoid(ops.tokens(local)))
 
@@ -217,8 +221,17 @@ def spatial_transformer(
     return ops.tap(name, ops.add(ops.image(tokens, channels, x), x))
 
 
+def pixel_group(level: int) -> int:
+    """Return a divisor of the pixels of each feature map of a level, as large as known.
+
+    Latents have an even height and a width that 8 divides (see above). Height and width of the
+    next levels are even and divided by 4, then even and divided by 2, then any.
+    """
+    return (16, 8, 4)[level] if level < 3 else 1
+
+
 def temporal_transformer(
-    ops: Ops[V], name: str, x: V, clip: V, config: StarConfig, channels: int, inner: int
+    ops: Ops[V], name: str, x: V, clip: V, config: StarConfig, level: int, channels: int, inner: int
 ) -> V:
     """Attend twice among the frames of each pixel."""
     block = f"{name}.transformer_blocks.0"
@@ -227,7 +240,7 @@ def temporal_transformer(
         def apply(tokens: V) -> V:
             if not config.temporal_liem:
                 return tokens
-            pooled = ops.pool_channels(tokens, 2)
+            pooled = ops.pool_channels(tokens, 2, inner)
             local = ops.linear(pooled, f"{block}.local{number}.conv1", 2, 1, bias=False)
             return ops.mul(tokens, ops.sigmoid(local))
 
@@ -235,13 +248,16 @@ def temporal_transformer(
 
     video = ops.video(x, channels, clip)
     normed = ops.group_norm(video, f"{name}.norm", channels, eps=1e-6)
-    tokens = ops.video_tokens(normed, channels)
+    group = pixel_group(level)
+    tokens = ops.video_tokens(normed, channels, group)
     tokens = ops.linear(tokens, f"{name}.proj_in", channels, inner, unit_axes=1)
     for number in (1, 2):
-        tokens = gated_self_attention(ops, block, number, tokens, config, inner, gate(number))
+        tokens = gated_self_attention(
+            ops, block, number, tokens, config, inner, gate(number), group
+        )
     tokens = feed_forward(ops, block, tokens, inner)
     tokens = ops.linear(tokens, f"{name}.proj_out", inner, channels, unit_axes=1)
-    mixed = ops.add(ops.token_video(tokens, channels, video), video)
+    mixed = ops.add(ops.token_video(tokens, channels, video, group), video)
     return ops.tap(name, ops.frames(mixed, x))
 
 
@@ -255,6 +271,7 @@ def res_and_transformers(
     config: StarConfig,
     cin: int,
     cout: int,
+    level: int,
     attend: bool,
 ) -> V:
     """Apply a residual block and, if `attend`, both transformers: entries 0, 1, 2 of `name`."""
@@ -263,7 +280,7 @@ def res_and_transformers(
         x = res_block(ops, f"{name}.0", x, e, clip, config, cin, cout)
         if attend:
             x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout)
-            x = temporal_transformer(ops, f"{name}.2", x, clip, config, cout, cout)
+            x = temporal_transformer(ops, f"{name}.2", x, clip, config, level, cout, cout)
         return x
 
     return ops.recompute(run, x, e, text)
@@ -305,7 +322,7 @@ def encoder(
             x = ops.tap(f"{name}.0", ops.conv(x, f"{name}.0", entry.cin, entry.cout))
             x = x if hint is None else ops.add(x, hint)
             inner = config.num_heads * config.head_dim
-            x = temporal_transformer(ops, f"{name}.1", x, clip, config, entry.cout, inner)
+            x = temporal_transformer(ops, f"{name}.1", x, clip, config, 0, entry.cout, inner)
         elif entry.kind == "down":
             sides = (2, 1, 2, 1)
             down = ops.conv(x, f"{name}.op", entry.cin, entry.cout, stride=2, padding=sides)
@@ -313,11 +330,12 @@ def encoder(
         else:
             attend = entry.level < config.attention_levels
             x = res_and_transformers(
-                ops, name, x, e, text, clip, config, entry.cin, entry.cout, attend
+                ops, name, x, e, text, clip, config, entry.cin, entry.cout, entry.level, attend
             )
         results.append(x)
     name, channels = f"{prefix}middle_block", config.channels[-1]
-    x = res_and_transformers(ops, name, x, e, text, clip, config, channels, channels, True)
+    last = len(config.channels) - 1
+    x = res_and_transformers(ops, name, x, e, text, clip, config, channels, channels, last, True)
     return [*results, res_block(ops, f"{name}.3", x, e, clip, config, channels, channels)]
 
 
@@ -363,7 +381,9 @@ def denoiser(
     for i, (level, cin, skipped, cout, grows) in enumerate(decoder_entries(config)):
         name, attend = f"output_blocks.{i}", level < config.attention_levels
         h = ops.concat(h, skips.pop())
-        h = res_and_transformers(ops, name, h, e, text, x, config, cin + skipped, cout, attend)
+        h = res_and_transformers(
+            ops, name, h, e, text, x, config, cin + skipped, cout, level, attend
+        )
         if grows:
             h = upsample(ops, f"{name}.{3 if attend else 1}", h, cout)
     h = ops.silu(ops.group_norm(h, "out.0", config.dim))
