@@ -34,6 +34,9 @@ pub struct Manifest {
     pub provenance: String,
     /// What the weights were trained on.
     pub training_data: String,
+    /// Order of the axes inside the graphs.
+    #[serde(default)]
+    pub layout: Layout,
     /// Upscaling factors.
     pub scale: Scale,
     /// Shape of the latents.
@@ -52,6 +55,17 @@ pub struct Manifest {
     pub prompts: Option<PromptsSpec>,
     /// The ONNX graphs.
     pub graphs: GraphsSpec,
+}
+
+/// Order of the axes inside the graphs; their inputs and outputs are the same in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Standard operators, which all providers have.
+    #[default]
+    ChannelsFirst,
+    /// Fused operators, which ONNX Runtime has for NVIDIA GPUs alone.
+    ChannelsLast,
 }
 
 /// Upscaling factors, `1 <= minimum <= default <= maximum <= 16`.
@@ -104,6 +118,10 @@ pub struct CanvasSpec {
     /// where that is not known.
     #[serde(default)]
     pub tile_memory: u64,
+    /// Most pixels of a tile, times frames of a window and predictions of a batch, that the graphs
+    /// can count; 0 where there is no limit.
+    #[serde(default)]
+    pub run_pixels: u64,
 }
 
 /// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
@@ -217,6 +235,10 @@ pub struct Vae {
     /// The same of `vae_decoder`.
     #[serde(default)]
     pub decode_memory: u64,
+    /// Most pixels of a tile, times frames of a run, that both graphs can count; 0 where there is
+    /// no limit.
+    #[serde(default)]
+    pub run_pixels: u64,
 }
 
 /// Defaults of the text condition.

@@ -21,8 +21,8 @@ pub use crate::diffusion::schedule::ScheduleConfig;
 pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
 pub use manifest::{
-    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Manifest, Prediction, PromptsSpec,
-    SamplerSpec, Scale, ScheduleKind, ScheduleSpec, Vae, WindowSpec,
+    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, Prediction,
+    PromptsSpec, SamplerSpec, Scale, ScheduleKind, ScheduleSpec, Vae, WindowSpec,
 };
 
 /// The name of the manifest in a bundle's folder.

@@ -16,9 +16,9 @@ use super::predictor::Predictor;
 use super::provider::{Chosen, Options, ProviderKey};
 use super::runner::{GraphTimes, Runner};
 use super::text_encoder::TextEncoder;
-use crate::bundle::{Bundle, Manifest};
+use crate::bundle::{Bundle, Layout, MANIFEST, Manifest};
 use crate::cancel::Cancel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Denoiser, Embedding, Memory, Model, Query, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
@@ -99,6 +99,7 @@ impl Engine {
         cancel.check()?;
         let library = library::load(options.library.as_deref(), &options.near)?;
         let chosen = Chosen::new(library, options)?;
+        check_layout(bundle, &chosen)?;
         let root = bundle.root();
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
         let key = (root, bundle.manifest().clone(), chosen.key());
@@ -148,6 +149,19 @@ impl Engine {
     fn graphs(&self) -> Result<MutexGuard<'_, Graphs>> {
         self.runner.lock(&self.shared.graphs)
     }
+}
+
+/// Refuses graphs that the provider cannot run.
+fn check_layout(bundle: &Bundle, chosen: &Chosen) -> Result<()> {
+    if bundle.manifest().layout == Layout::ChannelsFirst || chosen.has_device_memory() {
+        return Ok(());
+    }
+    let reason = format!(
+        "channels-last graphs run on NVIDIA GPUs alone, not with provider {}; use provider cuda, or \
+         export the bundle with --layout channels-first",
+        chosen.provider
+    );
+    Err(Error::bundle(bundle.root().join(MANIFEST), "layout", reason))
 }
 
 impl Denoiser for Engine {

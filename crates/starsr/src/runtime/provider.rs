@@ -198,6 +198,8 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
             .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
             .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
             .with_tf32(false)
+            // Otherwise sums of residuals in 16 bits are rounded before they are normalized.
+            .with_skip_layer_norm_strict_mode(true)
             .build()
             .error_on_failure()
     };

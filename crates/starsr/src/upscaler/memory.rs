@@ -59,18 +59,25 @@ pub(super) fn of_arrays(
     }
 }
 
-/// Bytes that one run of each kind of graph takes, according to the bundle; 0 where that is not
-/// known.
+/// One run of a graph.
+pub(super) struct Run {
+    /// Bytes that it takes according to the bundle; 0 where that is not known.
+    pub(super) bytes: u64,
+    /// Whether it has more pixels than the graph can count.
+    pub(super) overflows: bool,
+}
+
+/// One run of each kind of graph.
 pub(super) struct Runs {
-    pub(super) encode: u64,
-    pub(super) predict: u64,
-    pub(super) decode: u64,
+    pub(super) encode: Run,
+    pub(super) predict: Run,
+    pub(super) decode: Run,
 }
 
 impl Runs {
-    /// Those of the run that takes the most.
-    pub(super) fn longest(&self) -> u64 {
-        self.encode.max(self.predict).max(self.decode)
+    /// Bytes of the run that takes the most.
+    pub(super) fn most(&self) -> u64 {
+        self.encode.bytes.max(self.predict.bytes).max(self.decode.bytes)
     }
 }
 
@@ -83,11 +90,15 @@ pub(super) fn of_runs(
     batch: u64,
     decoded: usize,
 ) -> Runs {
-    let run = |bytes: u64, frames: usize| bytes * frames as u64 * path.tile_size().area();
+    let run = |frames: u64, bytes: u64, limit: u64| {
+        let pixels = frames * path.tile_size().area();
+        Run { bytes: bytes * pixels, overflows: limit > 0 && pixels > limit }
+    };
+    let Manifest { canvas, vae, .. } = manifest;
     Runs {
-        encode: run(manifest.vae.encode_memory, path.frames_per_encode()),
-        predict: batch * run(manifest.canvas.tile_memory, window),
-        decode: run(manifest.vae.decode_memory, decoded),
+        encode: run(path.frames_per_encode() as u64, vae.encode_memory, vae.run_pixels),
+        predict: run(batch * window as u64, canvas.tile_memory, canvas.run_pixels),
+        decode: run(decoded as u64, vae.decode_memory, vae.run_pixels),
     }
 }
 

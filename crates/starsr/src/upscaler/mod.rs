@@ -340,14 +340,14 @@ impl Upscaler {
     /// memory. The graphs' weights come on top.
     pub fn memory_estimate(&self) -> u64 {
         let main = self.clip.model.memory() == Memory::Main;
-        self.memory_of_arrays() + if main { self.memory_of_runs().longest() } else { 0 }
+        self.memory_of_arrays() + if main { self.runs().most() } else { 0 }
     }
 
     /// The most bytes of a device's memory that the graphs are estimated to take according to the
     /// bundle, without their weights; 0 where they compute in main memory.
     pub fn device_memory_estimate(&self) -> u64 {
         let main = self.clip.model.memory() == Memory::Main;
-        if main { 0 } else { self.memory_of_runs().longest() }
+        if main { 0 } else { self.runs().most() }
     }
 
     /// See [`Model::device_memory_used`].
@@ -355,7 +355,7 @@ impl Upscaler {
         self.clip.model.device_memory_used()
     }
 
-    fn memory_of_runs(&self) -> memory::Runs {
+    fn runs(&self) -> memory::Runs {
         let Clip { model, path, groups, .. } = &self.clip;
         let guidance = self.join.sampler().guidance();
         let batch = if guidance.is_used() && guidance.batches(model.as_ref()) { 2 } else { 1 };
@@ -367,22 +367,26 @@ impl Upscaler {
         memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
     }
 
-    /// Fits what graphs take of a device's memory to what the model may take of it: guidance
-    /// becomes separate, runs of the autoencoder shorter, and tiles smaller, unless these were set;
-    /// see [`Self::reduced_tile_size`].
-    fn fit_device_memory(&mut self) {
-        let Memory::Device(Some(available)) = self.clip.model.memory() else { return };
+    /// Fits runs of the graphs to what they can count, and to what the model may take of a device's
+    /// memory: guidance becomes separate, runs of the autoencoder shorter, and tiles smaller, unless
+    /// these were set; see [`Self::reduced_tile_size`].
+    fn fit_runs(&mut self) {
+        let available = match self.clip.model.memory() {
+            Memory::Device(Some(bytes)) => bytes,
+            _ => u64::MAX,
+        };
+        let fits = |run: &memory::Run| run.bytes <= available && !run.overflows;
         loop {
-            let runs = self.memory_of_runs();
+            let memory::Runs { encode, predict, decode } = &self.runs();
             let Clip { model, path, groups, .. } = &mut self.clip;
             let sampler = self.join.sampler_mut();
-            let fitted = (runs.predict > available && sampler.separate_guidance(model.as_ref()))
-                || (runs.decode > available && groups.shorten())
-                || (runs.encode > available && path.shorten_encoding());
+            let fitted = (!fits(predict) && sampler.separate_guidance(model.as_ref()))
+                || (!fits(decode) && groups.shorten())
+                || (!fits(encode) && path.shorten_encoding());
             if fitted {
                 continue;
             }
-            if runs.longest() <= available || !self.auto_tiles {
+            if [encode, predict, decode].into_iter().all(fits) || !self.auto_tiles {
                 break;
             }
             let Some(size) = path.reduce_tiles() else { break };
@@ -399,7 +403,7 @@ impl Upscaler {
     /// # Errors
     /// [`Error::Setting`] where frames and latents alone are more than the main memory.
     pub fn fit_memory(&mut self, available: u64) -> Result<()> {
-        self.fit_device_memory();
+        self.fit_runs();
         while self.auto_tiles && self.memory_estimate() > available {
             let Some(size) = self.clip.path.reduce_tiles() else { break };
             self.reduced = Some(size);

@@ -13,6 +13,22 @@ LICENCE = (
     "STAR: MIT; autoencoder: Stability AI's licence of Stable Video Diffusion; text encoder: MIT"
 )
 
+#: Runs of the autoencoder on a CPU: the decoder's are the authors'.
+VAE = {"frames_per_encode": 1, "frames_per_decode": 3, "decode_overlap": 1}
+#: Elements of a tensor that many kernels for NVIDIA GPUs can count.
+COUNT = 2**31 - 1
+#: Runs of fp16 on a GPU. The bytes a pixel and frame are measured peaks at 1280x720; the widest
+#: tensors have 256 channels at full size in the autoencoder, 960 a latent in the networks.
+VAE_CHANNELS_LAST = {
+    "frames_per_encode": 8,
+    "frames_per_decode": 8,
+    "decode_overlap": 1,
+    "encode_memory": 1900,
+    "decode_memory": 1900,
+    "run_pixels": COUNT // 256,
+}
+CANVAS_RUN = {"tile_memory": 512, "run_pixels": COUNT // 960 * 64}
+
 
 def canvas(kind: str) -> dict[str, Any]:
     """Return the rules for the size of a canvas, which the networks' scales require.
@@ -42,7 +58,8 @@ def manifest(
     The defaults of the sampler are the authors'.
     """
     # Channels-first bundles do not say so: earlier versions of the reader know no layout.
-    stated = {} if layout == CHANNELS_FIRST else {"layout": layout}
+    first = layout == CHANNELS_FIRST
+    stated = {} if first else {"layout": layout}
     return {
         "format": 1,
         "name": name,
@@ -58,7 +75,7 @@ def manifest(
             "spatial_factor": vae.spatial_factor,
             "scaling_factor": vae.scaling_factor,
         },
-        "canvas": canvas(canvas_kind),
+        "canvas": {**canvas(canvas_kind), **({} if first else CANVAS_RUN)},
         "window": {"mode": "blend", "length": 32, "overlap": 8, "minimum": 1, "maximum": 64},
         "schedule": MANIFEST,
         "sampler": {
@@ -69,7 +86,7 @@ def manifest(
             "color_fix": "adain",
             "strength": 1.0,
         },
-        "vae": {"frames_per_encode": 1, "frames_per_decode": 3, "decode_overlap": 1},
+        "vae": VAE if first else VAE_CHANNELS_LAST,
         "prompts": {
             "default": text.DEFAULT,
             "suffix": text.SUFFIX,
