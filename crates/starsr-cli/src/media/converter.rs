@@ -98,6 +98,14 @@ impl Converter {
         Some(Self { program: Mutex::new(program), pipe })
     }
 
+    /// What decoding loses of video of a pixel `format`.
+    pub fn losses(format: &str) -> Option<String> {
+        let format = format.trim_end_matches("le").trim_end_matches("be");
+        let bits = [14, 16].into_iter().find(|bits| format.ends_with(&format!("p{bits}")))?;
+        let is_yuv = format.starts_with("yuv");
+        is_yuv.then(|| format!("{} of the {bits} bits of {format} (GStreamer knows 12)", bits - 12))
+    }
+
     /// Says whether it came to no good end, once all that it decodes is read.
     pub fn complaint(&self) -> Option<String> {
         // Where not all was read it does not end at all.

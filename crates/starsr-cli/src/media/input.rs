@@ -89,6 +89,7 @@ pub struct Kept {
     converter: Option<Converter>,
     is_opaque: bool,
     hdr: Option<Hdr>,
+    losses: Option<String>,
 }
 
 impl Kept {
@@ -112,6 +113,11 @@ impl Kept {
         self.hdr.as_ref()
     }
 
+    /// What decoding by FFmpeg loses.
+    pub fn losses(&self) -> Option<&str> {
+        self.losses.as_deref()
+    }
+
     /// The element that reads from `converter`, which stays.
     fn source(converter: Converter) -> Result<(gst::Element, Self), String> {
         let source = converter.source()?;
@@ -124,6 +130,9 @@ impl Kept {
             let format = word(video, "pix_fmt");
             ["rgb48", "gbrp", "gray"].iter().any(|start| format.starts_with(start))
         });
+        self.losses = video
+            .filter(|_| self.is_converted())
+            .and_then(|video| Converter::losses(word(video, "pix_fmt")));
         self
     }
 }

@@ -9,7 +9,10 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::choice::Choices;
+use gst_video::VideoFormat;
+
 use super::codec::Codec;
+use super::raw::format as raw_output;
 use crate::media::cut::Cut;
 use crate::values::{Rate, Raw, rate, raw, time};
 
@@ -124,6 +127,10 @@ pub struct Args {
     /// --framerate
     #[arg(long, value_name = "SIZE,FORMAT", value_parser = raw, conflicts_with = "no_ffmpeg", help_heading = "Streams")]
     pub raw_input: Option<Raw>,
+    /// Write frames without a header to standard output, in this FFmpeg pixel format, such as yuv420p10le,
+    /// instead of Y4M
+    #[arg(long, value_name = "FORMAT", value_parser = raw_output, help_heading = "Streams")]
+    pub raw_output: Option<VideoFormat>,
     /// Begin at this time of the input: seconds, or [H:]MM:SS
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Streams")]
     pub start: Option<f64>,

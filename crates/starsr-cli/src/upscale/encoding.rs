@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use gst::prelude::*;
-use gst_video::VideoInfo;
+use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
 use super::args::Args;
@@ -29,15 +29,15 @@ pub enum Ending {
     Muxer(gst::Element, gst::Element),
     /// A sink for raw frames, the pictures that it feeds, and the number of the first one.
     Pictures(gst::Element, Arc<Pictures>, u64),
-    /// An encoder that takes raw frames, and its sink.
-    Y4m(gst::Element, gst::Element),
+    /// An element that takes raw frames, its sink, and the frames' format where one is wanted.
+    Pipe(gst::Element, gst::Element, Option<VideoFormat>),
 }
 
 impl Ending {
     /// The elements, in their order.
     pub fn elements(&self) -> Vec<&gst::Element> {
         match self {
-            Self::Muxer(first, sink) | Self::Y4m(first, sink) => vec![first, sink],
+            Self::Muxer(first, sink) | Self::Pipe(first, sink, _) => vec![first, sink],
             Self::Pictures(sink, ..) => vec![sink],
         }
     }
@@ -50,7 +50,7 @@ impl Ending {
                 let pad = template.and_then(|template| muxer.request_pad(&template, None, None));
                 pad.ok_or_else(|| "the muxer takes no video".to_owned())
             }
-            Self::Y4m(element, _) | Self::Pictures(element, ..) => always_pad(element, "sink"),
+            Self::Pipe(element, ..) | Self::Pictures(element, ..) => always_pad(element, "sink"),
         }
     }
 }
@@ -74,6 +74,8 @@ pub struct Encoding {
     encoded: Encoded,
     /// The pictures, their sink and their first number.
     pictures: Option<(Arc<Pictures>, gst::Element, u64)>,
+    /// The format of frames without a header.
+    raw: Option<VideoFormat>,
 }
 
 impl Encoding {
@@ -91,6 +93,7 @@ impl Encoding {
             }
             _ => None,
         };
+        let raw = if let Ending::Pipe(.., format) = ending { *format } else { None };
         let (args, inlet, decoded) = (args.clone(), ending.inlet()?, Arc::default());
         if matches!(ending, Ending::Muxer(..)) && args.encoder.is_none() {
             tag(&inlet, &encoded);
@@ -100,7 +103,7 @@ impl Encoding {
         {
             luminance::correct(&inlet);
         }
-        Ok(Self { args, format, inlet, decoded, is_opaque, encoded, pictures })
+        Ok(Self { args, format, inlet, decoded, is_opaque, encoded, pictures, raw })
     }
 
     /// Sets up the encoder for the frames that will leave `decoder`.
@@ -111,8 +114,8 @@ impl Encoding {
             return Ok(());
         };
         let codec = self.args.codec.unwrap_or_else(|| Codec::for_video(&video));
-        let caps = if self.pictures.is_some() {
-            let format = Pictures::format(&video);
+        let fixed = self.pictures.as_ref().map(|_| Pictures::format(&video)).or(self.raw);
+        let caps = if let Some(format) = fixed {
             Some(gst_video::VideoCapsBuilder::new().format(format).build())
         } else if self.args.encoder.is_none() {
             encoder::format_caps(codec, &video)

@@ -38,8 +38,15 @@ const MISSING: gst::ClockTime = gst::ClockTime::from_seconds(1);
 pub fn run(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
     input::check(&job.input)?;
     if job.output == Path::new("-") {
-        to_standard_output(args, job, interrupts)
-    } else if is_picture_name(&job.output) {
+        return to_standard_output(args, job, interrupts);
+    }
+    if args.raw_output.is_some() {
+        let output = job.output.display();
+        return Err(
+            format!("--raw-output: writes to standard output; name - instead of {output}").into()
+        );
+    }
+    if is_picture_name(&job.output) {
         to_pictures(args, job, interrupts)
     } else {
         to_file(args, job, interrupts)
@@ -155,7 +162,7 @@ fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result
     let (_spool, job) = &arrive(args, job, interrupts)?;
     let work = Work::open(args, job, probe(args, job, &interrupts.count)?.as_ref())?;
     let Upscaled { frames, size, progress, .. } =
-        work.upscale(&Destination::Y4m, &[], interrupts)?;
+        work.upscale(&Destination::Pipe(args.raw_output), &[], interrupts)?;
     progress.finish(&job.output, frames, size);
     Ok(())
 }
@@ -340,7 +347,7 @@ impl<'a> Work<'a> {
         interrupts: &Interrupts,
     ) -> Result<Upscaled, Stop> {
         let mut listener = Listener::new(self.args, self.job, &self.pipeline, self.loses_chapters);
-        let mut progress = Progress::new(self.args, matches!(destination, Destination::Y4m));
+        let mut progress = Progress::new(self.args, matches!(destination, Destination::Pipe(_)));
         let mut duration = None;
         while let Event::StreamsKnown =
             listener.next(&self.pipeline, &mut progress, &interrupts.count)?

@@ -22,6 +22,7 @@ mod pictures;
 mod pipeline;
 mod preview;
 mod progress;
+mod raw;
 mod remux;
 mod steady;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gst::prelude::*;
-use gst_video::VideoInfo;
+use gst_video::{VideoFormat, VideoInfo};
 use parking_lot::Mutex;
 
 use super::args::Args;
@@ -17,6 +17,7 @@ use super::encoding::{Encoded, Encoding, Ending, standard_output};
 use super::pictures::Pictures;
 use super::preview;
 use super::progress::State;
+use super::raw;
 use super::steady::Steady;
 use crate::media::counts::Counts;
 use crate::media::cut::Cut;
@@ -38,8 +39,8 @@ pub enum Destination<'a> {
     File { container: Container, path: &'a Path, video_only: bool },
     /// Into pictures, whose numbers begin with the given one.
     Pictures(&'a Arc<Pictures>, u64),
-    /// To standard output, as Y4M.
-    Y4m,
+    /// To standard output, as Y4M, or without a header in this format.
+    Pipe(Option<VideoFormat>),
 }
 
 /// What is known of the input before its first frame.
@@ -202,7 +203,7 @@ impl Pipeline {
         let ending = self.ending(destination)?;
         // What FFmpeg decodes is cut already.
         let cut = args.cut().filter(|_| !self.input.is_converted());
-        let mut left_out = Vec::new();
+        let mut left_out: Vec<_> = self.input.losses().map(str::to_owned).into_iter().collect();
         for (index, stream) in streams.iter().enumerate() {
             let pad = &stream.pad;
             self.counts.watch_end(pad);
@@ -253,10 +254,11 @@ impl Pipeline {
             Destination::Pictures(pictures, number) => {
                 Ending::Pictures(make("fdsink")?, (*pictures).clone(), *number)
             }
-            Destination::Y4m => {
+            Destination::Pipe(format) => {
                 let sink = make("fdsink")?;
                 sink.set_property("fd", standard_output());
-                Ending::Y4m(make("y4menc")?, sink)
+                let first = if format.is_some() { raw::packer()? } else { make("y4menc")? };
+                Ending::Pipe(first, sink, *format)
             }
         };
         let elements = ending.elements();
@@ -354,7 +356,7 @@ impl Pipeline {
             Ending::Muxer(..) => {
                 encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
             }
-            Ending::Pictures(..) | Ending::Y4m(..) => {
+            Ending::Pictures(..) | Ending::Pipe(..) => {
                 always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
             }
         }

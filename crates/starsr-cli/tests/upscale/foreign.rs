@@ -186,7 +186,11 @@ fn formats_that_gstreamer_does_not_know_are_read() {
         ("ya8", "bgra"),
     ] {
         ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 -c:v ffv1 -pix_fmt {format} in.mkv"));
-        assert_done(&plain(&folder, &["--force", "--codec", "ffv1"], "in.mkv", "out.mkv"));
+        let result = plain(&folder, &["--force", "--codec", "ffv1"], "in.mkv", "out.mkv");
+        assert_done(&result);
+        let words = String::from_utf8(result.stderr).unwrap();
+        let notice = "not in the output: 4 of the 16 bits of yuv444p16";
+        assert_eq!(words.contains(notice), format == "yuv444p16", "{words}");
         let found = probe(&folder.path().join("out.mkv"));
         assert_eq!(main_stream(&found)["pix_fmt"], new, "{format}");
         assert_eq!(times(&folder, "out.mkv"), every_40_ms(2), "{format}");

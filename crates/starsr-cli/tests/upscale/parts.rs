@@ -129,6 +129,47 @@ fn standard_output_gets_the_video_alone() {
 }
 
 #[test]
+fn standard_output_gets_frames_without_a_header() {
+    let folder = TempDir::new().unwrap();
+    // 100x60 and 97x61 pixels: GStreamer has gaps behind rows of both.
+    ffmpeg(
+        &folder,
+        "-f lavfi -i testsrc2=size=26x16:rate=25 -frames:v 3 -c:v ffv1 -pix_fmt yuv444p in.mkv",
+    );
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));
+        command.args(["upscale", "--strength", "0", "in.mkv", "-"]).args(more);
+        command.current_dir(folder.path()).output().unwrap()
+    };
+    for size in [&["--width", "100", "--height", "60"][..], &["--width", "97", "--height", "61"]] {
+        let y4m = run(size);
+        assert_done(&y4m);
+        fs::write(folder.path().join("out.y4m"), &y4m.stdout).unwrap();
+        ffmpeg(&folder, "-i out.y4m -f rawvideo expected.raw");
+        // The same frames without a header.
+        let raw = run(&[size, &["--raw-output", "yuv420p"]].concat());
+        assert_done(&raw);
+        let expected = fs::read(folder.path().join("expected.raw")).unwrap();
+        assert!(raw.stdout == expected, "{size:?}: {} bytes", raw.stdout.len());
+    }
+    for (format, bytes) in [
+        ("gray", 97 * 61),
+        ("rgb24", 97 * 61 * 3),
+        ("yuyv422", 98 * 61 * 2),
+        ("nv12", 97 * 61 + 98 * 31),
+        ("yuv444p10le", 97 * 61 * 6),
+        ("rgba64le", 97 * 61 * 8),
+    ] {
+        let raw = run(&["--width", "97", "--height", "61", "--raw-output", format]);
+        assert_done(&raw);
+        assert_eq!(raw.stdout.len(), 3 * bytes, "{format}");
+    }
+    assert_eq!(run(&["--raw-output", "pal8"]).status.code(), Some(2));
+    let result = plain(&folder, &["--raw-output", "gray"], "in.mkv", "out.mkv");
+    assert_refused(&result, &["--raw-output", "name - instead of out.mkv"]);
+}
+
+#[test]
 fn json_says_what_people_read() {
     let folder = TempDir::new().unwrap();
     clip(&folder.path().join("in.mp4"), 3);
