@@ -196,14 +196,17 @@ def test_pixel_groups_divide_every_canvas(height):
 
 
 def test_geglu_never_exceeds_32_bits(true_size):
+    declared = network.declared_parameters()
     for nodes in (true_size[CHANNELS_LAST][role] for role in ("controlnet", "denoiser")):
-        choices = [node for node in nodes if node.op_type == "If"]
-        assert not {"BiasSplitGelu", "Gelu"} & {node.op_type for node in nodes}
-        for node in choices:
-            condition = next(n for n in nodes if n.output[0] == node.input[0])
-            assert condition.op_type == "Less" and condition.input[1] == "geglu_limit"
-            graphs = {a.name: a.g for a in node.attribute}
-            split = next(n for n in graphs["else_branch"].node if n.op_type == "Split")
+        assert not {"BiasSplitGelu", "Gelu", "Size"} & {node.op_type for node in nodes}
+        maker = {node.output[0]: node for node in nodes}
+        for node in (node for node in nodes if node.op_type == "If"):
+            branches = {a.name: a.g.node for a in node.attribute}
+            inner = branches["then_branch"][0].input[1].removesuffix(".T")
+            condition, width = maker[node.input[0]], declared[inner].shape[0]
+            limit = int(condition.input[1].removeprefix("i_"))
+            assert condition.op_type == "Less" and (limit - 1) * width < 2**31 <= limit * width
+            split = next(n for n in branches["else_branch"] if n.op_type == "Split")
             assert len(split.output) == 8
 
 

@@ -16,7 +16,7 @@ NEEDLESS = ("safetensors", "safetensors.numpy", "safetensors.torch", "tqdm")
 missing = [name for name in NEEDLESS if find_spec(name.split(".")[0]) is None]
 sys.modules.update({name: MagicMock() for name in missing})
 
-from starsr.models.star import network, vae
+from starsr.models.star import network, vae  # noqa: E402
 
 #: Sizes of the released networks, and of small ones for a trial.
 SIZES = {

@@ -18,8 +18,8 @@ NARROW = 8
 GEGLU_WIDTHS = (2560, 5120, 10240)
 #: ONNX Runtime's kernels index with 32 bits: no tensor may have more elements.
 ELEMENTS = 2**31
-#: Parts in which GEGLU is computed where its inner tensor would have more, as it is 8 times as
-#: wide as its input.
+#: Parts of the rows in which GEGLU is computed where its inner tensor, which is 8 times as wide as
+#: its input, would have more.
 PARTS = 8
 #: Most parts of one Split, whose kernel needs a copy from the host for more.
 POOLED = 32
@@ -36,6 +36,8 @@ class NhwcOps(SumGraph):
         if precision == "bf16":
             raise ValueError("bf16 graphs must be channels-first: NhwcConv and GroupNorm have none")
         super().__init__(parameters, precision)
+        # The feature map that the tokens at hand were made of.
+        self._image = ""
 
     def enter(self, x: str) -> str:
         return self._permute(x, 0, 2, 3, 1)
@@ -60,7 +62,10 @@ class NhwcOps(SumGraph):
     ) -> str:
         if min(cin, cout) < NARROW:
             y = super().conv(self.leave(x), name, cin, cout, kernel, stride, bias, gain, padding)
-            return self._wide(self.enter(y), cout)
+            y = self._wide(self.enter(y), cout)
+            if stride == 1:
+                self._keep(y, x)
+            return y
         weight = self.weight(
             f"{name}.weight",
             (cout, cin, kernel, kernel),
@@ -183,32 +188,25 @@ class NhwcOps(SumGraph):
         )
         bias = self.weight(f"{first}.bias", (width,))
         x, flat = self._settle(x), self.integers(1, -1, channels)
-        limit = self.array("geglu_limit", np.array(ELEMENTS // 8, np.int64))
-        small = self.node("Less", self.node("Size", x), limit)
+        # Made of Shape and arithmetic on its result, which stay on the host. Size has no kernel for
+        # GPUs in this opset.
+        count, rows, columns = (self._dimensions(self._image, i, i + 1) for i in range(3))
+        pixels = self.once("Mul", self.once("Mul", count, rows), columns)
+        small = self.once("Less", pixels, self.integers(-(-ELEMENTS // width)))
         name = f"If_{len(self.nodes)}"
-
-        def branch(parts: int) -> onnx.GraphProto:
-            label = f"{name}_{parts}"
-            if parts == 1:
-                nodes = _geglu(x, label, (inner, bias, outer), width)
-            else:
-                names, results = ([f"{label}_{k}_{i}" for i in range(parts)] for k in "xy")
-                rows, joined, shape = (f"{label}_{part}" for part in ("rows", "joined", "shape"))
-                nodes = [
-                    helper.make_node("Reshape", [x, flat], [rows]),
-                    helper.make_node("Split", [rows], names, axis=1, num_outputs=parts),
-                ]
-                for part, result in zip(names, results, strict=True):
-                    nodes += _geglu(part, result, (inner, bias, outer), width)
-                nodes += [
-                    helper.make_node("Concat", results, [joined], axis=1),
-                    helper.make_node("Shape", [x], [shape]),
-                    helper.make_node("Reshape", [joined, shape], [label]),
-                ]
-            output = helper.make_tensor_value_info(label, self.element, None)
-            return helper.make_graph(nodes, label, [], [output])
-
-        y = self.node("If", small, then_branch=branch(1), else_branch=branch(PARTS))
+        weights = inner, bias, outer
+        whole = _geglu(x, f"{name}_whole", weights, width)
+        parts = _in_parts(x, f"{name}_parts", weights, width, flat)
+        branches = {
+            branch: helper.make_graph(
+                nodes,
+                branch,
+                [],
+                [helper.make_tensor_value_info(nodes[-1].output[0], self.element, None)],
+            )
+            for branch, nodes in (("then_branch", whole), ("else_branch", parts))
+        }
+        y = self.node("If", small, **branches)
         self._keep(self._wide(y, channels), x, 2)
         offset = self.weight(f"{second}.bias", (channels,))
         return self._sum(Sum(y, Bias(offset), width=channels))
@@ -256,6 +254,7 @@ class NhwcOps(SumGraph):
         return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 4, 1, 2, 3])
 
     def video(self, x: str, channels: int, clip: str | None = None) -> str:
+        self._image = x
         batch = self._dimensions(clip, 0, 1) if clip else self.integers(1)
         frames = self._dimensions(clip, 2, 3) if clip else self._dimensions(x, 0, 1)
         video = self._reshape(x, self._shape(batch, frames, self.integers(-1, channels)))
@@ -287,7 +286,7 @@ class NhwcOps(SumGraph):
         return video if s is None or s.skip is not None else self._sum(Sum(video, s.bias))
 
     def tokens(self, x: str) -> str:
-        width = self._widths[self._like(x)]
+        self._image, width = x, self._widths[self._like(x)]
         tokens = self._wide(self._reshape(x, self.integers(0, -1, width)), width)
         self._keep(tokens, x, 1)
         return tokens
@@ -341,3 +340,26 @@ def _geglu(x: str, result: str, weights: tuple[str, str, str], width: int) -> li
             helper.make_node("Mul", [value, f"{gate}_gelu"], [gated]),
         ]
     return [*nodes, helper.make_node("MatMul", [gated, outer], [result])]
+
+
+def _in_parts(
+    x: str, result: str, weights: tuple[str, str, str], width: int, flat: str
+) -> list[onnx.NodeProto]:
+    """Return nodes that do as those of `_geglu`, on some rows after the others.
+
+    `flat` is the shape of all rows as one entry of a batch.
+    """
+    names, results = ([f"{result}_{k}_{i}" for i in range(PARTS)] for k in "xy")
+    rows, joined, shape = (f"{result}_{part}" for part in ("rows", "joined", "shape"))
+    nodes = [
+        helper.make_node("Reshape", [x, flat], [rows]),
+        helper.make_node("Split", [rows], names, axis=1, num_outputs=PARTS),
+    ]
+    for name, part in zip(names, results, strict=True):
+        nodes += _geglu(name, part, weights, width)
+    return [
+        *nodes,
+        helper.make_node("Concat", results, [joined], axis=1),
+        helper.make_node("Shape", [x], [shape]),
+        helper.make_node("Reshape", [joined, shape], [result]),
+    ]
