@@ -108,6 +108,11 @@ impl Engine {
         self.chosen.provider
     }
 
+    /// What the provider computes on, for instance `CPU`, `GPU 0` or `CPU (Intel)`.
+    pub fn device(&self) -> String {
+        self.chosen.device_name()
+    }
+
     /// The providers that [`Provider::Auto`] would have preferred, and why each does not work.
     pub fn passed_over(&self) -> &[(Provider, String)] {
         &self.chosen.passed_over
@@ -142,7 +147,7 @@ impl Denoiser for Engine {
     fn prefers_batches(&self) -> bool {
         // On two CPU cores a batch of two of nano's predictions takes as long as two runs, and 1.7
         // times the memory.
-        self.chosen.provider != Provider::Cpu
+        !self.chosen.is_on_cpu()
     }
 }
 
@@ -176,7 +181,7 @@ impl Model for Engine {
     }
 
     fn uses_main_memory(&self) -> bool {
-        self.chosen.provider == Provider::Cpu
+        self.chosen.is_on_cpu()
     }
 
     fn evaluations(&self) -> u64 {

@@ -4,6 +4,8 @@
 
 mod autoencoder;
 mod engine;
+mod ep_library;
+mod from_library;
 mod graph;
 mod library;
 mod predictor;
