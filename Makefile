@@ -16,6 +16,9 @@ CACHE := .cache
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 RUNTIME := $(CACHE)/onnxruntime
+# With NVIDIA's GPUs; where it is there, the plugin takes it.
+GPU := $(CACHE)/onnxruntime-gpu
+OPENVINO := $(CACHE)/openvino
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 STARSR := $(RELEASE)/starsr
 SAMPLE := $(CACHE)/sample.mp4
@@ -64,6 +67,14 @@ small-reference: $(VENV)/requirements ## make what the Rust tests compare a whol
 build: $(RUNTIME)/LICENSE ## build the plugin and the program, with ONNX Runtime and the model bundle nano beside them
 	@cargo build --release --locked --workspace
 	@tools/stage $(RUNTIME) models/nano $(RELEASE)
+
+.PHONY: gpu openvino
+gpu: build $(GPU)/LICENSE ## fetch ONNX Runtime for NVIDIA GPUs (260 MB) and let the plugin in target/release use it
+	@mkdir -p $(RELEASE)/gpu
+	@rm -f $(RELEASE)/gpu/libonnxruntime.so.*
+	@ln -s "$(CURDIR)/$(GPU)"/libonnxruntime.so.* $(RELEASE)/gpu/
+
+openvino: $(OPENVINO)/LICENSE ## fetch the execution provider OpenVINO (50 MB), for the tests
 
 .PHONY: examples
 examples: build ## build the examples in Rust and C into target/release/examples
@@ -175,6 +186,12 @@ $(FUZZ):
 
 $(RUNTIME)/LICENSE: tools/onnxruntime.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(RUNTIME)
+
+$(GPU)/LICENSE: tools/onnxruntime-gpu.txt tools/fetch-onnxruntime | system
+	@tools/fetch-onnxruntime $(GPU) onnxruntime-gpu.txt
+
+$(OPENVINO)/LICENSE: tools/openvino.txt tools/fetch-onnxruntime | system
+	@tools/fetch-onnxruntime $(OPENVINO) openvino.txt
 
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.lock: 6 GB, mostly PyTorch for NVIDIA GPUs, as the registry has no other wheel"

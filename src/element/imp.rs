@@ -26,7 +26,7 @@ use super::log::CAT;
 use super::messages::Failure;
 use super::negotiation::Formats;
 use super::pace::Timing;
-use super::properties::Starsr;
+use super::properties::{PROVIDER_OPTIONS, Starsr, provider_options_spec};
 use super::session::{Facts, Session};
 use super::settings::Settings;
 use super::stats::ElementStats;
@@ -263,13 +263,25 @@ impl ObjectSubclass for Starsr {
 #[glib::derived_properties]
 impl ObjectImpl for Starsr {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> =
-            LazyLock::new(|| [Starsr::derived_properties(), &[ElementStats::spec()]].concat());
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let others = [provider_options_spec(), ElementStats::spec()];
+            [Starsr::derived_properties(), &others].concat()
+        });
         &PROPERTIES
+    }
+
+    fn set_property(&self, id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        match pspec.name() {
+            PROVIDER_OPTIONS => {
+                self.settings().provider_options = value.get().expect("GObject checks the type");
+            }
+            _ => self.derived_set_property(id, value, pspec),
+        }
     }
 
     fn property(&self, id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         match pspec.name() {
+            PROVIDER_OPTIONS => self.settings().provider_options.to_value(),
             "stats" => self.stats.lock().structure().to_value(),
             _ => self.derived_property(id, pspec),
         }

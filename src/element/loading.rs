@@ -8,7 +8,7 @@ use gst::prelude::*;
 
 use starsr::bundle::Manifest;
 use starsr::model::Model;
-use starsr::runtime::{self, Engine, GraphTimes, Provider};
+use starsr::runtime::{self, Engine, GraphTimes};
 use starsr::{Bundle, Cancel, Error, Result};
 
 use super::log::{self, CAT};
@@ -69,10 +69,7 @@ fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Res
     }
     Ok(Loaded {
         provider: engine.provider().to_string(),
-        device: match engine.provider() {
-            Provider::Cuda | Provider::TensorRt => format!("GPU {}", settings.device),
-            Provider::Auto | Provider::Cpu => "CPU".into(),
-        },
+        device: engine.device(),
         runtime: engine.runtime_version().to_string(),
         times: Some(engine.stats()),
         model: Box::new(engine),

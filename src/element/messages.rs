@@ -160,9 +160,14 @@ fn engine_text(error: &Error) -> String {
                 "{error}. Give every starsr element the same ort-library, or restart the application"
             )
         }
+        Error::Provider { provider, .. } if provider.has_library() => {
+            format!(
+                "{error}. Set provider-library to name its library, or use execution-provider=auto"
+            )
+        }
         Error::Provider { .. } => format!(
-            "{error}. Use execution-provider=auto to fall back to the CPU, or point ort-library at a library \
-             with this provider"
+            "{error}. Use execution-provider=auto to fall back to the CPU, point ort-library at a library \
+             with this provider, or set LD_LIBRARY_PATH to what it needs"
         ),
         Error::Bundle { field, .. } if field == "folder" => {
             format!("{error}. Set model-path to the folder of a bundle, or leave it unset for nano")

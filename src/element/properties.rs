@@ -18,6 +18,9 @@ use super::settings::{
 };
 use super::stats::ElementStats;
 
+/// The name of the property with the options of the execution provider.
+pub(super) const PROVIDER_OPTIONS: &str = "provider-options";
+
 /// The element's instance.
 #[derive(Default, glib::Properties)]
 #[properties(wrapper_type = super::Starsr)]
@@ -31,9 +34,18 @@ pub struct Starsr {
         member = execution_provider, mutable_ready, nick = "Execution provider",
         blurb = "What ONNX Runtime runs the model on; naming one that is not available is an \
             error")]
+    #[property(name = "provider-name", get, set, nullable, type = Option<String>,
+        member = provider_name, mutable_ready, nick = "Provider name",
+        blurb = "With execution-provider=plugin: the provider's name in ONNX Runtime; unset: the \
+            only one in provider-library")]
+    #[property(name = "provider-library", get, set, nullable, type = Option<PathBuf>,
+        member = provider_library, mutable_ready, nick = "Provider library",
+        blurb = "Library of a provider that is not part of ONNX Runtime; unset: searched beside \
+            ONNX Runtime and the plugin and in the user's data folder")]
     #[property(name = "device", get, set, type = u32, member = device, maximum = i32::MAX as u32,
         mutable_ready, nick = "Device",
-        blurb = "Number of the GPU to use")]
+        blurb = "Number of the GPU to use, or of the device that a provider from a library found, \
+            GPUs first")]
     #[property(name = "device-memory", get, set, type = u32, member = device_memory,
         mutable_ready, nick = "Device memory",
         blurb = "Memory of the GPU in MiB that the model may take; 0: what is free")]
@@ -141,6 +153,18 @@ pub struct Starsr {
     pub(super) latency: AtomicU64,
     pub(super) scale: AtomicU32,
     pub(super) interrupt: Interrupt,
+}
+
+/// The specification of `provider-options`; derived properties take no structures.
+pub(super) fn provider_options_spec() -> glib::ParamSpec {
+    glib::ParamSpecBoxed::builder::<gst::Structure>(PROVIDER_OPTIONS)
+        .nick("Provider options")
+        .blurb(
+            "Options of the execution provider, such as options,num_streams=1; they replace those \
+             that starsr sets; unset: none",
+        )
+        .mutable_ready()
+        .build()
 }
 
 /// The specification of the numbers in `guidance-interval`.

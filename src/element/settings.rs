@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use gst::glib;
+use gst::prelude::*;
 
 use starsr::diffusion::{guidance, schedule};
 use starsr::{Error, Result, Setting, color, runtime, text, upscaler, windows};
@@ -31,6 +32,24 @@ pub enum ExecutionProvider {
     /// NVIDIA TensorRT; an error where it is missing.
     #[enum_value(name = "TensorRT: an error if not available", nick = "tensorrt")]
     TensorRt = 3,
+    /// Intel's OpenVINO, from a library of its own; an error where it is missing.
+    #[enum_value(name = "OpenVINO: from its library, an error if not available", nick = "openvino")]
+    OpenVino = 4,
+    /// NVIDIA TensorRT for RTX, from a library of its own; an error where it is missing.
+    #[enum_value(
+        name = "TensorRT for RTX: from its library, an error if not available",
+        nick = "tensorrt-rtx"
+    )]
+    TensorRtRtx = 5,
+    /// WebGPU, from a library of its own; an error where it is missing.
+    #[enum_value(name = "WebGPU: from its library, an error if not available", nick = "webgpu")]
+    WebGpu = 6,
+    /// Any other provider from a library of its own.
+    #[enum_value(
+        name = "Plugin: the one that provider-name or provider-library names, or an error",
+        nick = "plugin"
+    )]
+    Plugin = 7,
 }
 
 impl From<ExecutionProvider> for runtime::Provider {
@@ -40,6 +59,10 @@ impl From<ExecutionProvider> for runtime::Provider {
             ExecutionProvider::Cpu => Self::Cpu,
             ExecutionProvider::Cuda => Self::Cuda,
             ExecutionProvider::TensorRt => Self::TensorRt,
+            ExecutionProvider::OpenVino => Self::OpenVino,
+            ExecutionProvider::TensorRtRtx => Self::TensorRtRtx,
+            ExecutionProvider::WebGpu => Self::WebGpu,
+            ExecutionProvider::Plugin => Self::Plugin,
         }
     }
 }
@@ -289,6 +312,9 @@ pub enum OnError {
 pub(super) struct Settings {
     pub(super) model_path: Option<PathBuf>,
     pub(super) execution_provider: ExecutionProvider,
+    pub(super) provider_name: Option<String>,
+    pub(super) provider_library: Option<PathBuf>,
+    pub(super) provider_options: Option<gst::Structure>,
     pub(super) device: u32,
     pub(super) device_memory: u32,
     pub(super) model_cache_dir: Option<PathBuf>,
@@ -326,6 +352,9 @@ impl Default for Settings {
         Self {
             model_path: None,
             execution_provider: ExecutionProvider::default(),
+            provider_name: None,
+            provider_library: None,
+            provider_options: None,
             device: 0,
             device_memory: 0,
             model_cache_dir: None,
@@ -368,6 +397,15 @@ fn nonzero(value: u32) -> Option<u32> {
 /// `None` where a negative number stands for "unset".
 fn nonnegative(value: f32) -> Option<f32> {
     (value >= 0.0).then_some(value)
+}
+
+/// The fields of a structure as texts.
+fn options(structure: &gst::StructureRef) -> Vec<(String, String)> {
+    let text = |value: &glib::SendValue| match value.get::<String>() {
+        Ok(text) => text,
+        Err(_) => value.serialize().map(|text| text.to_string()).unwrap_or_default(),
+    };
+    structure.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
 }
 
 impl Settings {
@@ -426,6 +464,9 @@ impl Settings {
             library: self.ort_library.clone(),
             near: folders,
             provider: self.execution_provider.into(),
+            provider_name: self.provider_name.clone(),
+            provider_library: self.provider_library.clone(),
+            provider_options: self.provider_options.as_deref().map(options).unwrap_or_default(),
             device: self.device,
             cache_dir: self.model_cache_dir.clone(),
             device_memory: nonzero(self.device_memory).map(|mebibytes| u64::from(mebibytes) << 20),

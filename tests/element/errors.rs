@@ -59,6 +59,61 @@ fn a_provider_that_cannot_be_had_is_named() {
 }
 
 #[test]
+fn a_provider_from_a_library_is_refused_with_its_reason() {
+    for (provider, properties, parts) in [
+        (
+            "openvino",
+            &[("provider-library", "/no/such.so")][..],
+            &["/no/such.so", "provider-library"],
+        ),
+        ("webgpu", &[("provider-library", "/no/such.so")], &["webgpu", "name another"]),
+        (
+            "tensorrt-rtx",
+            &[("provider-library", "/no/such.so")],
+            &["tensorrt-rtx", "cannot be opened"],
+        ),
+        ("plugin", &[("provider-name", "abacus")], &["abacus is not known", "registered are"]),
+        ("plugin", &[], &["neither its name nor its library", "give one of them"]),
+        ("cpu", &[("provider-name", "abacus")], &["provider-name: only provider plugin", "cpu"]),
+        ("cpu", &[("provider-library", "/no/such.so")], &["provider-library: ", "plugin"]),
+        ("cpu", &[("provider-options", "options,a=b")], &["provider-options: ", "takes none"]),
+        ("auto", &[("provider-options", "options,a=b")], &["provider-options: ", "takes none"]),
+    ] {
+        let element = starsr(4, 1);
+        element.set_property_from_str("execution-provider", provider);
+        for (name, value) in properties {
+            element.set_property_from_str(name, value);
+        }
+        let error = start_error(&element);
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is not in: {error}");
+        }
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn a_provider_from_a_library_works_in_two_elements_and_gets_its_options() {
+    let Some(library) = fixtures::openvino() else { return };
+    let rigs = [1, 2].map(|_| {
+        let element = starsr(4, 1);
+        element.set_property_from_str("execution-provider", "openvino");
+        element.set_property("provider-library", library.to_str().unwrap());
+        element.set_property_from_str("provider-options", "options,num_of_threads=1");
+        Rig::new(element, None)
+    });
+    for rig in rigs {
+        rig.start(CAPS);
+        rig.push_all(0..5);
+        rig.eos();
+        assert_eq!(rig.buffers().len(), 5);
+        let stats = rig.element.property::<gst::Structure>("stats");
+        assert_eq!(stats.get::<&str>("provider").unwrap(), "openvino");
+        assert!(stats.get::<&str>("device").unwrap().contains('('), "{stats}");
+    }
+}
+
+#[test]
 fn a_setting_the_bundle_does_not_allow_is_named_once() {
     for (property, value) in [
         ("window-overlap", "4"),

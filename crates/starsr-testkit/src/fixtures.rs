@@ -146,8 +146,25 @@ extern "C" fn report_skipped() {
 /// Reports that the calling test is skipped and why, and at the end of the process how many were.
 /// Fails where `STARSR_REQUIRE_REFERENCES` is 1.
 pub fn skip(reason: &str) {
-    let required = std::env::var("STARSR_REQUIRE_REFERENCES").is_ok_and(|value| value == "1");
-    assert!(!required, "{reason}, but STARSR_REQUIRE_REFERENCES is 1");
+    skip_unless("STARSR_REQUIRE_REFERENCES", reason);
+}
+
+/// The library of the execution provider OpenVINO, where `make openvino` puts it. Without it the
+/// test is skipped, or fails where `STARSR_REQUIRE_PROVIDERS` is 1.
+pub fn openvino() -> Option<PathBuf> {
+    let folder = repository(".cache/openvino");
+    let library = folder.join("libonnxruntime_providers_openvino_plugin.so");
+    if library.exists() {
+        return Some(library);
+    }
+    let reason = format!("{} is missing, which `make openvino` fetches", library.display());
+    skip_unless("STARSR_REQUIRE_PROVIDERS", &reason);
+    None
+}
+
+fn skip_unless(variable: &str, reason: &str) {
+    let required = std::env::var(variable).is_ok_and(|value| value == "1");
+    assert!(!required, "{reason}, but {variable} is 1");
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     // Not by a macro, whose output the test harness keeps to itself.

@@ -63,6 +63,21 @@ named! {
         Cuda = "cuda",
         /// An NVIDIA GPU through TensorRT, and through CUDA for operators that TensorRT lacks.
         TensorRt = "tensorrt",
+        /// Intel's processors and GPUs through OpenVINO, from a library of its own.
+        OpenVino = "openvino",
+        /// An NVIDIA RTX GPU through TensorRT for RTX, from a library of its own.
+        TensorRtRtx = "tensorrt-rtx",
+        /// Any GPU through WebGPU, from a library of its own.
+        WebGpu = "webgpu",
+        /// Another provider from a library of its own.
+        Plugin = "plugin",
+    }
+}
+
+impl Provider {
+    /// Whether it comes from a library of its own, and is no part of ONNX Runtime.
+    pub fn has_library(self) -> bool {
+        matches!(self, Self::OpenVino | Self::TensorRtRtx | Self::WebGpu | Self::Plugin)
     }
 }
 
@@ -115,6 +130,12 @@ named! {
         TileSize = "tile_size",
         /// Pixels that neighbouring tiles share.
         TileOverlap = "tile_overlap",
+        /// Name of a provider from a library.
+        ProviderName = "provider_name",
+        /// Library of a provider.
+        ProviderLibrary = "provider_library",
+        /// Options of a provider.
+        ProviderOptions = "provider_options",
         /// Number of the GPU.
         Device = "device",
         /// Folder of TensorRT's engines.

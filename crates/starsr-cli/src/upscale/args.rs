@@ -74,7 +74,7 @@ pub struct Args {
     /// Folder of the model bundle [default: the built-in nano]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     model: Option<String>,
-    /// auto, cpu, cuda or tensorrt
+    /// auto, cpu, cuda, tensorrt, openvino, tensorrt-rtx, webgpu, or plugin with --set provider-library=FILE
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     provider: Option<String>,
     /// Upscaling factor

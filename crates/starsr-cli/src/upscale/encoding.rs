@@ -29,15 +29,16 @@ pub enum Ending {
     Muxer(gst::Element, gst::Element),
     /// A sink for raw frames, the pictures that it feeds, and the number of the first one.
     Pictures(gst::Element, Arc<Pictures>, u64),
-    /// An element that takes raw frames, its sink, and the frames' format where one is wanted.
-    Pipe(gst::Element, gst::Element, Option<VideoFormat>),
+    /// The way of raw frames to a sink, and their format where one is wanted.
+    Pipe(Vec<gst::Element>, Option<VideoFormat>),
 }
 
 impl Ending {
     /// The elements, in their order.
     pub fn elements(&self) -> Vec<&gst::Element> {
         match self {
-            Self::Muxer(first, sink) | Self::Pipe(first, sink, _) => vec![first, sink],
+            Self::Muxer(muxer, sink) => vec![muxer, sink],
+            Self::Pipe(chain, _) => chain.iter().collect(),
             Self::Pictures(sink, ..) => vec![sink],
         }
     }
@@ -50,7 +51,10 @@ impl Ending {
                 let pad = template.and_then(|template| muxer.request_pad(&template, None, None));
                 pad.ok_or_else(|| "the muxer takes no video".to_owned())
             }
-            Self::Pipe(element, ..) | Self::Pictures(element, ..) => always_pad(element, "sink"),
+            Self::Pipe(..) | Self::Pictures(..) => {
+                let elements = self.elements();
+                always_pad(elements.first().ok_or("nothing takes the frames")?, "sink")
+            }
         }
     }
 }
@@ -93,7 +97,7 @@ impl Encoding {
             }
             _ => None,
         };
-        let raw = if let Ending::Pipe(.., format) = ending { *format } else { None };
+        let raw = if let Ending::Pipe(_, format) = ending { *format } else { None };
         let (args, inlet, decoded) = (args.clone(), ending.inlet()?, Arc::default());
         if matches!(ending, Ending::Muxer(..)) && args.encoder.is_none() {
             tag(&inlet, &encoded);

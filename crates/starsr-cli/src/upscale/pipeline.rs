@@ -257,8 +257,12 @@ impl Pipeline {
             Destination::Pipe(format) => {
                 let sink = make("fdsink")?;
                 sink.set_property("fd", standard_output());
-                let first = if format.is_some() { raw::packer()? } else { make("y4menc")? };
-                Ending::Pipe(first, sink, *format)
+                let mut chain = vec![raw::packer()?];
+                if format.is_none() {
+                    chain.push(make("y4menc")?);
+                }
+                chain.push(sink);
+                Ending::Pipe(chain, *format)
             }
         };
         let elements = ending.elements();

@@ -3,7 +3,7 @@
 //! Frames without a header, for a pipe.
 
 use gst::prelude::*;
-use gst_video::{VideoFormat, VideoFrame, VideoInfo};
+use gst_video::{VideoFormat, VideoFrame, VideoInfo, VideoMeta};
 use parking_lot::Mutex;
 
 use crate::media::elements::{always_pad, make};
@@ -51,7 +51,8 @@ pub fn format(name: &str) -> Result<VideoFormat, String> {
     })
 }
 
-/// An element that takes the bytes out of frames that GStreamer puts between rows and planes.
+/// An element that takes the bytes out of frames that GStreamer puts between rows and planes. Its
+/// `y4menc` (1.22) would write them, too.
 pub fn packer() -> Result<gst::Element, String> {
     let element = make("identity")?;
     let infos: Mutex<Option<(VideoInfo, VideoInfo)>> = Mutex::default();
@@ -114,6 +115,11 @@ fn pack(buffer: &gst::Buffer, from: &VideoInfo, to: &VideoInfo) -> Option<gst::B
     source.copy(&mut target).ok()?;
     let mut packed = target.into_buffer();
     let flags = gst::BufferCopyFlags::TIMESTAMPS | gst::BufferCopyFlags::FLAGS;
-    buffer.copy_into(packed.make_mut(), flags, ..).ok()?;
+    let frame = packed.make_mut();
+    buffer.copy_into(frame, flags, ..).ok()?;
+    let (width, height) = (to.width(), to.height());
+    let (offsets, strides) = (to.offset(), to.stride());
+    let flags = gst_video::VideoFrameFlags::empty();
+    VideoMeta::add_full(frame, flags, to.format(), width, height, offsets, strides).ok()?;
     Some(packed)
 }

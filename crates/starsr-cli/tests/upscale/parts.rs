@@ -134,7 +134,7 @@ fn standard_output_gets_frames_without_a_header() {
     // 100x60 and 97x61 pixels: GStreamer has gaps behind rows of both.
     ffmpeg(
         &folder,
-        "-f lavfi -i testsrc2=size=26x16:rate=25 -frames:v 3 -c:v ffv1 -pix_fmt yuv444p in.mkv",
+        "-f lavfi -i testsrc2=size=26x16:rate=25 -frames:v 3 -c:v ffv1 -pix_fmt yuv420p in.mkv",
     );
     let run = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_starsr"));

@@ -125,6 +125,11 @@ impl Engine {
         self.chosen.provider
     }
 
+    /// What the provider computes on, for instance `CPU`, `GPU 0` or `CPU (Intel)`.
+    pub fn device(&self) -> String {
+        self.chosen.device_name()
+    }
+
     /// The providers that [`Provider::Auto`] would have preferred, and why each does not work.
     pub fn passed_over(&self) -> &[(Provider, String)] {
         &self.chosen.passed_over
@@ -172,7 +177,7 @@ impl Denoiser for Engine {
     fn prefers_batches(&self) -> bool {
         // On two CPU cores a batch of two of nano's predictions takes as long as two runs, and 1.7
         // times the memory.
-        self.chosen.provider != Provider::Cpu
+        !self.chosen.is_on_cpu()
     }
 }
 
@@ -206,7 +211,7 @@ impl Model for Engine {
     }
 
     fn memory(&self) -> Memory {
-        if !self.chosen.has_device_memory() {
+        if self.chosen.is_on_cpu() {
             return Memory::Main;
         }
         let Footprint { before, free } = self.shared.footprint;

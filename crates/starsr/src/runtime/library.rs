@@ -95,9 +95,9 @@ pub(super) fn report(level: Level, message: &str) {
 }
 
 /// The library, found and opened at the first call. Looked for, in this order: `named`, the
-/// variable `ORT_DYLIB_PATH`, the folders `near`, the folder `starsr` in the user's data folder,
-/// the system's loader. A library that is named by the caller or the variable must work; the others
-/// are tried in turn.
+/// variable `ORT_DYLIB_PATH`, the folder `gpu` inside each of the next ones, the folders `near`, the
+/// folder `starsr` in the user's data folder, the system's loader. A library that is named by the
+/// caller or the variable must work; the others are tried in turn.
 pub(super) fn load(named: Option<&Path>, near: &[PathBuf]) -> Result<&'static Library> {
     let library = LIBRARY.get_or_try_init(|| find(named, near).and_then(open))?;
     if let Some(named) = named
@@ -122,7 +122,12 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
     }
     let user = user_data_dir().map(|folder| folder.join("starsr"));
     let mut failures = Vec::new();
-    let in_folders = near.iter().chain(&user).flat_map(|folder| libraries_in(folder));
+    // One for GPUs also has the CPU, and lies apart, as GStreamer must not open the files beside it.
+    let folders = || near.iter().chain(&user);
+    let in_folders = folders()
+        .map(|folder| folder.join("gpu"))
+        .chain(folders().cloned())
+        .flat_map(|folder| libraries_in(&folder));
     let of_loader = ["libonnxruntime.so", "libonnxruntime.so.1"].map(PathBuf::from);
     for path in in_folders.chain(of_loader) {
         match check(&path) {
@@ -130,8 +135,7 @@ fn find(named: Option<&Path>, near: &[PathBuf]) -> Result<Candidate> {
             Err(e) => failures.push(format!("{}: {}", path.display(), e.reason())),
         }
     }
-    let folders =
-        near.iter().chain(&user).map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    let folders = folders().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
     let reason =
         format!("looked in {} and asked the system ({})", folders.join(", "), failures.join("; "));
     Err(Error::LibraryMissing { reason })
@@ -269,7 +273,7 @@ fn open(candidate: Candidate) -> Result<Library> {
 }
 
 /// An error with its causes: libloading says only "dlopen failed" by itself.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -5,6 +5,8 @@
 mod autoencoder;
 mod device_memory;
 mod engine;
+mod ep_library;
+mod from_library;
 mod graph;
 mod library;
 mod predictor;

@@ -4,13 +4,17 @@
 
 use std::path::{Path, PathBuf};
 
-use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch,
+};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::Tensor;
 
 use super::device_memory;
+use super::ep_library::{Device, Kind};
+use super::from_library;
 use super::library::{self, Level, Library};
 use super::runner::one_line;
 use crate::error::{Error, Result};
@@ -25,7 +29,15 @@ pub struct Options {
     pub near: Vec<PathBuf>,
     /// What computes. A named provider must work; only [`Provider::Auto`] falls back.
     pub provider: Provider,
-    /// Number of the GPU.
+    /// Name of the provider, for [`Provider::Plugin`] only: `OpenVINOExecutionProvider`, or
+    /// `openvino` in any case. `None` takes the only one of the library.
+    pub provider_name: Option<String>,
+    /// The library that holds the provider, for those that have one of their own; `None` looks for
+    /// it.
+    pub provider_library: Option<PathBuf>,
+    /// Options that are passed to the provider, with their values; they replace this crate's.
+    pub provider_options: Vec<(String, String)>,
+    /// Number of the GPU, or of the device among those of a library's provider, GPUs first.
     pub device: u32,
     /// Folder in which TensorRT keeps its engines between runs; created where it is missing.
     pub cache_dir: Option<PathBuf>,
@@ -42,16 +54,27 @@ pub(super) struct Chosen {
     pub provider: Provider,
     /// The better ones that do not work, and why.
     pub passed_over: Vec<(Provider, String)>,
-    dispatches: Vec<ExecutionProviderDispatch>,
+    way: Way,
     pub threads: usize,
     device: u32,
     cache_dir: Option<PathBuf>,
+    options: Vec<(String, String)>,
     /// Whether all sessions take the GPU's memory from one pool.
     shares_device_memory: bool,
 }
 
-/// What makes sessions run alike: provider, device, threads and the folder of TensorRT's engines.
-pub(super) type ProviderKey = (Provider, u32, usize, Option<PathBuf>);
+/// How sessions get the provider.
+enum Way {
+    /// It is part of ONNX Runtime.
+    BuiltIn(Vec<ExecutionProviderDispatch>),
+    /// It comes from a library.
+    Library(Device, Vec<(String, String)>),
+}
+
+/// What makes sessions run alike: provider, device, threads, the folder of compiled engines, the
+/// options and the device of a library's provider.
+pub(super) type ProviderKey =
+    (Provider, u32, usize, Option<PathBuf>, Vec<(String, String)>, Option<Device>);
 
 /// A graph `y = x + x`, for trying a provider out.
 static PROBE: &[u8] = include_bytes!("probe.onnx");
@@ -59,24 +82,28 @@ static PROBE: &[u8] = include_bytes!("probe.onnx");
 impl Chosen {
     /// Takes the provider that was named, or for [`Provider::Auto`] the first that passes a trial.
     pub fn new(library: &Library, options: &Options) -> Result<Self> {
+        let named = [options.provider];
         let order: &[Provider] = match options.provider {
             Provider::Auto => &[Provider::TensorRt, Provider::Cuda, Provider::Cpu],
-            Provider::Cpu => &[Provider::Cpu],
-            Provider::Cuda => &[Provider::Cuda],
-            Provider::TensorRt => &[Provider::TensorRt],
+            _ => &named,
         };
+        from_library::check(options)?;
         let mut passed_over = Vec::new();
         for &provider in order {
-            let dispatches = dispatches(provider, options)?;
-            let Options { threads, device, .. } = *options;
-            let cache_dir = options.cache_dir.clone();
+            let way = if provider.has_library() {
+                let (device, settings) = from_library::choose(library, options)?;
+                Way::Library(device, settings)
+            } else {
+                Way::BuiltIn(dispatches(provider, options)?)
+            };
             let mut chosen = Self {
                 provider,
                 passed_over: Vec::new(),
-                dispatches,
-                threads,
-                device,
-                cache_dir,
+                way,
+                threads: options.threads,
+                device: options.device,
+                cache_dir: options.cache_dir.clone(),
+                options: options.provider_options.clone(),
                 shares_device_memory: false,
             };
             match chosen.probe(library) {
@@ -103,17 +130,23 @@ impl Chosen {
         let built_in = match self.provider {
             Provider::TensorRt => ep::TensorRT::is_available(),
             Provider::Cuda => ep::CUDA::is_available(),
-            Provider::Auto | Provider::Cpu => Ok(true),
+            _ => Ok(true),
         };
         if !built_in.unwrap_or(false) {
             return Err(format!(
-                "{} (ONNX Runtime {}) was built without it; the library of onnxruntime-gpu has it",
+                "{} (ONNX Runtime {}) was built without it; the library of onnxruntime-gpu has it, \
+                 which `make gpu` fetches",
                 library.path.display(),
                 library.version
             ));
         }
         let run = || -> ort::Result<f32> {
-            let mut session = self.builder(library)?.commit_from_memory(PROBE)?;
+            let mut builder = self.builder(library)?;
+            if self.library_device().is_some() {
+                // One that takes no part of the graph would leave it to the CPU without a word.
+                builder = builder.with_disable_cpu_fallback()?;
+            }
+            let mut session = builder.commit_from_memory(PROBE)?;
             let outputs = session
                 .run(ort::inputs!["x" => Tensor::from_array(([1_usize], vec![1.0_f32]))?])?;
             Ok(outputs["y"].try_extract_tensor::<f32>()?.1.iter().sum())
@@ -155,7 +188,34 @@ impl Chosen {
 
     /// Equal for those whose sessions can be shared.
     pub fn key(&self) -> ProviderKey {
-        (self.provider, self.device, self.threads, self.cache_dir.clone())
+        let (cache_dir, options) = (self.cache_dir.clone(), self.options.clone());
+        let device = self.library_device().copied();
+        (self.provider, self.device, self.threads, cache_dir, options, device)
+    }
+
+    /// The device, where the provider comes from a library.
+    fn library_device(&self) -> Option<&Device> {
+        match &self.way {
+            Way::Library(device, _) => Some(device),
+            Way::BuiltIn(_) => None,
+        }
+    }
+
+    /// Whether the graphs run on the processor.
+    pub fn is_on_cpu(&self) -> bool {
+        match self.library_device() {
+            Some(device) => device.kind == Kind::Cpu,
+            None => self.provider == Provider::Cpu,
+        }
+    }
+
+    /// What computes, for instance `CPU`, `GPU 0` or `CPU (Intel)`.
+    pub fn device_name(&self) -> String {
+        match self.library_device() {
+            Some(device) => device.to_string(),
+            None if self.is_on_cpu() => "CPU".into(),
+            None => format!("GPU {}", self.device),
+        }
     }
 
     /// The settings that all sessions share.
@@ -164,22 +224,29 @@ impl Chosen {
         if self.shares_device_memory {
             builder = builder.with_env_allocators()?;
         }
-        Ok(builder
+        let mut builder = builder
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
             // The sessions run in turn: threads of one that spin on would take cores from the next.
             .with_config_entry("session.force_spinning_stop", "1")?
             // Patterns are recorded for each input shape and kept; window and canvas sizes vary.
             .with_memory_pattern(false)?
-            .with_deterministic_compute(true)?
-            .with_execution_providers(&self.dispatches)?)
+            .with_deterministic_compute(true)?;
+        match &self.way {
+            Way::BuiltIn(dispatches) => Ok(builder.with_execution_providers(dispatches)?),
+            Way::Library(device, settings) => {
+                device.add_to(&mut builder, library, settings)?;
+                Ok(builder)
+            }
+        }
     }
 
     /// Where tensors live that pass from one graph to the next.
     pub fn device_memory(&self) -> ort::Result<MemoryInfo<'static>> {
         let (device, id) = match self.provider {
-            Provider::Auto | Provider::Cpu => (AllocationDevice::CPU, 0),
             Provider::Cuda | Provider::TensorRt => (AllocationDevice::CUDA, self.device as i32),
+            // That of a library's provider is not known; ONNX Runtime copies where it must.
+            _ => (AllocationDevice::CPU, 0),
         };
         MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::Default)
     }
@@ -192,22 +259,15 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
     })?;
     // No search for convolution algorithms by timing: its outcome, and with it the last bits, would
     // vary.
-    let cuda = || {
-        ep::CUDA::default()
-            .with_device_id(device)
-            .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
-            .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
-            .with_tf32(false)
-            // Otherwise sums of residuals in 16 bits are rounded before they are normalized.
-            .with_skip_layer_norm_strict_mode(true)
-            .build()
-            .error_on_failure()
-    };
+    let cuda = ep::CUDA::default()
+        .with_device_id(device)
+        .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
+        .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
+        .with_tf32(false)
+        // Otherwise sums of residuals in 16 bits are rounded before they are normalized.
+        .with_skip_layer_norm_strict_mode(true);
     Ok(match provider {
-        Provider::Auto | Provider::Cpu => {
-            vec![ep::CPU::default().with_arena_allocator(true).build()]
-        }
-        Provider::Cuda => vec![cuda()],
+        Provider::Cuda => vec![with_options(cuda, options).build().error_on_failure()],
         Provider::TensorRt => {
             let mut tensorrt = ep::TensorRT::default().with_device_id(device);
             if let Some(folder) = &options.cache_dir {
@@ -218,9 +278,17 @@ fn dispatches(provider: Provider, options: &Options) -> Result<Vec<ExecutionProv
                     .with_timing_cache(true)
                     .with_timing_cache_path(folder);
             }
-            vec![tensorrt.build().error_on_failure(), cuda()]
+            let tensorrt = with_options(tensorrt, options).build();
+            vec![tensorrt.error_on_failure(), cuda.build().error_on_failure()]
         }
+        _ => vec![ep::CPU::default().with_arena_allocator(true).build()],
     })
+}
+
+/// A provider with the options that were set for it.
+fn with_options<P: ArbitrarilyConfigurableExecutionProvider>(provider: P, options: &Options) -> P {
+    let options = options.provider_options.iter();
+    options.fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
 }
 
 fn cache_folder(folder: &Path) -> Result<&str> {
