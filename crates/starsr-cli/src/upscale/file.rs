@@ -18,7 +18,7 @@ use super::messages::{Event, Listener};
 use super::pictures::Pictures;
 use super::pipeline::{Destination, Input, Pipeline, frames};
 use super::progress::Progress;
-use super::remux::Remux;
+use super::remux::{Remux, write_colors};
 use crate::interrupts::{Interrupts, Stop};
 use crate::media::counts::Beginning;
 use crate::media::folder::is_picture_name;
@@ -118,6 +118,15 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
             Ok(()) => output.replace(whole),
             // The upscaled video is worth keeping without the rest.
             Err(Stop::Failed(reason)) => incomplete = Some(reason),
+            Err(Stop::Interrupted) => return Err(Stop::Interrupted),
+        }
+    } else if let Some(codec) = args.codec.filter(|_| !args.no_ffmpeg) {
+        let whole = output.another()?;
+        let (part, to) = (output.part(), whole.path());
+        // The container has the colours in any case.
+        match write_colors(codec, part, to, container, &colors, &interrupts.count) {
+            Ok(true) => output.replace(whole),
+            Ok(false) | Err(Stop::Failed(_)) => {}
             Err(Stop::Interrupted) => return Err(Stop::Interrupted),
         }
     }

@@ -17,7 +17,7 @@ use crate::interrupts::Stop;
 use crate::media::converter::is_converted;
 use crate::media::counts::Beginning;
 use crate::media::cut::{Cut, NOT_BEFORE};
-use crate::media::ffmpeg::{Words, ffmpeg, file, last_line, unwritten, wait};
+use crate::media::ffmpeg::{Words, ffmpeg, file, is_installed, last_line, unwritten, wait};
 use crate::media::probe::{MATROSKA, QUICKTIME};
 use crate::media::probe::{
     Probe, first_frame, flags, has_flag, index, is_foreign, kind, start_of, tags_of_stream, word,
@@ -208,16 +208,8 @@ impl Remux {
             command.args(["-map", &format!("0:{index}"), &format!("-c:{place}"), codec]);
         }
         // The header is what may fail, and it is written first.
-        command.args(["-t", "0", "-fs", "1", "-f", self.format(), "/dev/null"]);
+        command.args(["-t", "0", "-fs", "1", "-f", format(self.container), "/dev/null"]);
         command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-
-    fn format(&self) -> &'static str {
-        match self.container {
-            Container::Mp4 => "mp4",
-            Container::Mov => "mov",
-            Container::Matroska => "matroska",
-        }
     }
 
     /// Writes `target` from the video in `part`, which begins with the frame at `first` and has
@@ -314,7 +306,7 @@ impl Remux {
         } else if self.keeps_own_tags {
             command.args(["-movflags", "+use_metadata_tags"]);
         }
-        command.args(["-f", self.format()]).arg(file(target));
+        command.args(["-f", format(self.container)]).arg(file(target));
         command
     }
 
@@ -332,6 +324,40 @@ impl Remux {
                 *delay = if late.abs() > EXACT { late } else { 0.0 };
             }
         }
+    }
+}
+
+/// Writes `target` from the upscaled video in `part`, with its `colors` in the stream of `codec`,
+/// where nothing else is carried and FFmpeg can; whether it has.
+///
+/// # Errors
+///
+/// As [`Remux::run`].
+pub fn write_colors(
+    codec: Codec,
+    part: &Path,
+    target: &Path,
+    container: Container,
+    colors: &VideoColorimetry,
+    interrupts: &AtomicU32,
+) -> Result<bool, Stop> {
+    let Some(filter) = codec.color_filter(colors).filter(|_| is_installed("ffmpeg")) else {
+        return Ok(false);
+    };
+    let mut command = ffmpeg();
+    command.arg("-copyts").arg("-i").arg(file(part));
+    command.args(["-map", "0", "-c", "copy", "-bsf:v", &filter]);
+    command.args(["-fflags", "+bitexact", "-flags", "+bitexact"]);
+    command.args(["-f", format(container)]).arg(file(target));
+    finish(command, interrupts).map(|()| true)
+}
+
+/// FFmpeg's name of a container.
+fn format(container: Container) -> &'static str {
+    match container {
+        Container::Mp4 => "mp4",
+        Container::Mov => "mov",
+        Container::Matroska => "matroska",
     }
 }
 

@@ -30,6 +30,23 @@ fn numbered_pictures_come_and_go() {
 }
 
 #[test]
+fn the_stream_of_a_video_of_pictures_has_its_colours() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, &format!("{VIDEO} -frames:v 3 in_%d.png"));
+    for codec in ["av1", "vp9"] {
+        assert_done(&plain(&folder, &["--force", "--codec", codec], "in_%d.png", "out.mkv"));
+        // This container knows no colours.
+        ffmpeg(&folder, "-i out.mkv -c copy out.ivf");
+        let space = |name| main_stream(&probe(&folder.path().join(name)))["color_space"].clone();
+        assert!(space("out.mkv").is_string(), "{codec}");
+        assert_eq!(space("out.ivf"), space("out.mkv"), "{codec}");
+        let (times, _) = frames(&folder.path().join("out.mkv"));
+        let times: Vec<_> = times.iter().map(|time| time.mseconds()).collect();
+        assert_eq!(times, [0, 40, 80], "{codec}");
+    }
+}
+
+#[test]
 fn what_a_killed_run_leaves_of_pictures_is_removed_by_the_next() {
     let folder = TempDir::new().unwrap();
     ffmpeg(&folder, &format!("{VIDEO} -frames:v 2 in_%d.png"));
