@@ -21,7 +21,7 @@ pub struct Args {
     /// Folder of the model bundle [default: the built-in nano]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// auto, cpu, cuda or tensorrt
+    /// auto, cpu, cuda, tensorrt, openvino, tensorrt-rtx, webgpu, or plugin with --set provider-library=FILE
     #[arg(long, value_name = "NAME")]
     provider: Option<String>,
     /// Size of the frames to enlarge; may be repeated [default: 160x120 and 426x240]
