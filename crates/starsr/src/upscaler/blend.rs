@@ -49,10 +49,8 @@ impl BlendWindows {
         })?;
         drop(hint);
         clip.times.windows += 1;
-        let mut results = Vec::with_capacity(numbers.len());
-        for group in clip.groups.all(numbers.len()) {
-            results.extend(clip.decode(restored.view(), &group, window.start)?);
-        }
+        let groups = clip.groups.all(numbers.len());
+        let results = clip.decode(restored.view(), groups, window.start)?;
         drop(restored);
         let clock = Instant::now();
         self.settle(results, false, clip)?;
@@ -75,8 +73,9 @@ impl BlendWindows {
         let mut before = std::mem::take(&mut self.tail);
         for (frame, mut result) in (window.start..).zip(results) {
             if let Some(mut mixed) = before.pop_front() {
-                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
-                result = mixed;
+                let threads = clip.path.threads();
+                cross_fade(&mut mixed, result.view(), windows.weight(k, frame), threads)?;
+                clip.path.reuse(std::mem::replace(&mut result, mixed));
             }
             if frame < settled {
                 clip.ready.push_back(result);

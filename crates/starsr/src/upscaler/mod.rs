@@ -283,6 +283,13 @@ impl Upscaler {
         }
     }
 
+    /// Takes back a frame that [`Self::receive_frame`] gave, so that a later one gets its memory.
+    pub fn reuse_frame(&self, frame: Array3<f32>) {
+        if frame.dim() == (3, self.output_size().height, self.output_size().width) {
+            self.clip.path.reuse(frame);
+        }
+    }
+
     /// Finishes the next window without the model: its frames are the plain upscale, cross-faded
     /// with its neighbours like any other. With `Wavefront` all frames inside come out so, and what
     /// follows is a new clip. Gives the number of frames that leave so. Also possible after
