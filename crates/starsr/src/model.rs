@@ -98,8 +98,7 @@ impl Samples {
         let values = &(*self.memory).as_ref()[self.range.clone()];
         let [frames, channels, height, width] = self.shape;
         let outer = if self.channels_first { [channels, frames] } else { [frames, channels] };
-        let view = ArrayView4::from_shape((outer[0], outer[1], height, width), values);
-        let view = view.expect("as many values as the shape has");
+        let view = as_array(values, [outer[0], outer[1], height, width]);
         if self.channels_first { view.permuted_axes([1, 0, 2, 3]) } else { view }
     }
 
@@ -113,6 +112,11 @@ impl Samples {
         let end = range.end.min(self.shape[0]);
         self.view().slice_move(s![range.start.min(end)..end, .., .., ..])
     }
+}
+
+/// As many `values` as an array of `shape` has, as that array.
+fn as_array(values: &[f32], shape: [usize; 4]) -> ArrayView4<'_, f32> {
+    ArrayView4::from_shape(shape, values).expect("as many values as the shape has")
 }
 
 impl From<Array4<f32>> for Samples {

@@ -122,6 +122,18 @@ mod tests {
     }
 
     #[test]
+    fn work_beside_other_work() {
+        for threads in [1, 2, 7].map(Threads::new) {
+            // The other work may itself be shared out.
+            let sum = || threads.map(0..100_usize, Ok::<_, ()>).map(|n| n.iter().sum::<usize>());
+            assert_eq!(threads.beside(sum, sum), (Ok(4950), Ok(4950)));
+        }
+        // Each waits for the other, so that this ends only if both work at once.
+        let both = Barrier::new(2);
+        Threads::new(2).beside(|| both.wait(), || both.wait());
+    }
+
+    #[test]
     fn as_many_threads_as_wanted() {
         for wanted in [1, 2, 5] {
             // Each waits for the others, so that this ends only if all work at once.

@@ -262,9 +262,10 @@ pub fn cross_fade(
     let mix = |a: &mut f32, b: &f32| *a += weight * (b - *a);
     match (frame.as_slice_mut(), next.to_slice()) {
         (Some(frame), Some(next)) => {
-            threads.for_each(frame.chunks_mut(PART).zip(next.chunks(PART)), |(frame, next)| {
+            let parts = frame.chunks_mut(PART).zip(next.chunks(PART));
+            threads.for_each(parts, |(frame, next)| {
                 frame.iter_mut().zip(next).for_each(|(a, b)| mix(a, b));
-            })
+            });
         }
         _ => Zip::from(frame).and(next).for_each(mix),
     }

@@ -149,11 +149,10 @@ impl Sampler {
                         solver.start(&hints[place], x);
                     }
                     Some(predicted) => {
-                        let mut drawn = [0.0; PART];
-                        let drawn = &mut drawn[..x.len()];
-                        noise.fill(frames[f], i as u32, first, drawn);
+                        let mut drawn = vec![0.0; x.len()];
+                        noise.fill(frames[f], i as u32, first, &mut drawn);
                         let before = previous.as_ref().map(|p| &p[place.clone()]);
-                        solver.step(i - 1, x, &predicted[place], before, drawn);
+                        solver.step(i - 1, x, &predicted[place], before, &drawn);
                     }
                 }
                 match input {
@@ -166,11 +165,12 @@ impl Sampler {
             };
             let states = parts(&mut x, size);
             match &mut input {
-                Some(input) => self
-                    .threads
-                    .for_each(states.zip(parts(input, size)), |((f, first, x), (_, _, input))| {
-                        work((f, first, x, Some(input)))
-                    }),
+                Some(input) => self.threads.for_each(
+                    states.zip(parts(input, size)),
+                    |((f, first, x), (_, _, input))| {
+                        work((f, first, x, Some(input)));
+                    },
+                ),
                 None => self.threads.for_each(states, |(f, first, x)| work((f, first, x, None))),
             }
             let window = ArrayViewMut4::from_shape(shape, input.as_mut().unwrap_or(&mut x))

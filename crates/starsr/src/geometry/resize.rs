@@ -280,4 +280,25 @@ mod tests {
             upscale(straight.view(), 2, Interpolation::Bicubic).unwrap()
         );
     }
+
+    #[test]
+    fn rows_are_those_of_the_whole() {
+        let source = Array3::from_shape_fn((1, 7, 5), |(_, y, x)| ((y * 37 + x * 11) % 17) as f32);
+        let plane = source.as_slice().unwrap();
+        for how in [Interpolation::Bilinear, Interpolation::Bicubic] {
+            for factor in 1..6 {
+                let whole = upscale(source.view(), factor, how).unwrap();
+                let (whole, width) = (whole.as_slice().unwrap(), 5 * factor);
+                let enlarger = Enlarger::new(factor, how);
+                for first in 0..7 * factor {
+                    for end in first..=7 * factor {
+                        let mut rows = vec![f32::NAN; (end - first) * width];
+                        enlarger.rows(plane, 5, first, &mut rows);
+                        assert_eq!(rows, whole[first * width..end * width], "{how:?} {factor}");
+                    }
+                }
+                enlarger.rows(&[], 5, 0, &mut []);
+            }
+        }
+    }
 }

@@ -122,8 +122,7 @@ impl Predictor {
         for name in &self.controls {
             controlnet.bind_output_to_device(name, &self.device)?;
         }
-        let mut denoiser = self.denoiser.session.create_binding()?;
-        denoiser.bind_output_to_device("v", &self.host)?;
+        let denoiser = self.denoiser.session.create_binding()?;
         Ok(Bindings {
             shape,
             x: Input::new(self.latents, &video)?,
@@ -183,6 +182,8 @@ impl Predictor {
         let bind = |b: &mut Bindings| {
             b.x.bind(&mut b.denoiser, "x")?;
             b.denoiser.bind_input("t", &b.t)?;
+            // Bound anew, or this run would write over what the last one gave.
+            b.denoiser.bind_output_to_device("v", &self.host)?;
             for (name, value) in self.controls.iter().zip(&controls) {
                 if let Some(value) = value {
                     b.denoiser.bind_input(name, value)?;

@@ -98,7 +98,7 @@ fn store_rows<T: Sample>(from: ArrayView2<f32>, to: &mut [T]) {
         match from.to_slice() {
             Some(from) => T::store(from, to),
             None => {
-                from.iter().zip(to).for_each(|(v, to)| T::store(&[*v], std::slice::from_mut(to)))
+                from.iter().zip(to).for_each(|(v, to)| T::store(&[*v], std::slice::from_mut(to)));
             }
         }
     }

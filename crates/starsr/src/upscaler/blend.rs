@@ -11,6 +11,7 @@ use super::clip::{Clip, WindowJoin, lap};
 use super::decode_groups::DecodeGroups;
 use crate::diffusion::sampler::Sampler;
 use crate::error::Result;
+use crate::model::Samples;
 use crate::windows::{Planner, Window, Windows, cross_fade};
 
 /// How far the windows of a clip are with [`WindowMode::Blend`](crate::windows::WindowMode::Blend).
@@ -25,6 +26,9 @@ pub(super) struct BlendWindows {
     tail: VecDeque<Array3<f32>>,
     /// Whether the last window is not the model's work.
     plain_tail: bool,
+    /// Low-quality latents of frames that the next window shares with the last, and the place of
+    /// the first of them in the clip.
+    shared: Option<(usize, Samples)>,
 }
 
 impl BlendWindows {
@@ -36,6 +40,7 @@ impl BlendWindows {
             next: 0,
             tail: VecDeque::new(),
             plain_tail: false,
+            shared: None,
         }
     }
 
@@ -43,10 +48,19 @@ impl BlendWindows {
     fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
         let places = window.start..window.end;
         let numbers = clip.numbers(places.clone());
-        let hint = clip.encode(places)?;
+        let shared = self
+            .shared
+            .take()
+            .filter(|(place, latents)| *place == window.start && latents.dim().0 <= window.len());
+        let hint = clip.encode(places, shared.map(|(_, latents)| latents))?;
         let restored = clip.sample(|model, noise, conditioning, cancel| {
             self.sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
         })?;
+        let next = self.planner.windows().start(self.next + 1);
+        if next < window.end {
+            let shared = hint.frames(next - window.start..window.len()).to_owned();
+            self.shared = Some((next, shared.into()));
+        }
         drop(hint);
         clip.times.windows += 1;
         let groups = clip.groups.all(numbers.len());
@@ -122,6 +136,7 @@ impl WindowJoin for BlendWindows {
         self.closed.clear();
         self.next = 0;
         self.tail.clear();
+        self.shared = None;
     }
 
     fn next_window(&self) -> Option<usize> {

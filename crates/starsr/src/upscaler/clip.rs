@@ -157,9 +157,14 @@ impl Clip {
         self.frames(places).map(enlarge).collect()
     }
 
-    /// Latents `[F,C,h,w]` of the frames at `places` of the clip. While the model encodes some, the
-    /// next are prepared.
-    pub(super) fn encode(&mut self, places: Range<usize>) -> Result<Samples> {
+    /// Latents `[F,C,h,w]` of the frames at `places` of the clip, of which the first are `known`.
+    /// While the model encodes some, the next are prepared.
+    pub(super) fn encode(
+        &mut self,
+        places: Range<usize>,
+        known: Option<Samples>,
+    ) -> Result<Samples> {
+        let places = places.start + known.as_ref().map_or(0, |known| known.dim().0)..places.end;
         let frames = self.queued.range(places.start - self.first..places.end - self.first);
         let (numbers, low): (Vec<_>, Vec<_>) = frames.map(|f| (f.number, &f.low)).unzip();
         let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
@@ -168,7 +173,7 @@ impl Clip {
         let mut clock = Instant::now();
         let mut next = groups.next().map(|low| path.prepare(low, cancel));
         clock = lap(&mut times.prepare, clock);
-        let mut latents = Vec::new();
+        let mut latents = Vec::from_iter(known);
         for numbers in numbers.chunks(path.frames_per_encode()) {
             let Some(prepared) = next.transpose()? else { break };
             let encode = || path.encode(model, prepared.view(), numbers, noise, cancel);

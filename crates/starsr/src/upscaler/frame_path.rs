@@ -16,7 +16,7 @@ use crate::diffusion::tiled::Tiled;
 use crate::error::{Error, Result};
 use crate::geometry::{Canvas, Enlarger, Grid, Interpolation, LegalSizes, Size, upscale};
 use crate::model::{Model, Samples};
-use crate::parallel::Threads;
+use crate::parallel::{PART, Threads};
 
 /// The way of frames of one size to the model and back.
 pub(super) struct FramePath {
@@ -227,15 +227,16 @@ impl FramePath {
         let shape = [frames, channels, height, width];
         let mut joined = self.buffers.lease(shape.iter().product());
         let mut rest = &mut *joined;
-        for group in groups {
+        for group in &groups {
             let group = group.view();
-            let (to, after) = std::mem::take(&mut rest)
-                .split_at_mut_checked(group.len())
-                .ok_or_else(|| Error::input("latents", "frames differ in size"))?;
+            let group = group.as_standard_layout();
+            let from = group.as_slice().unwrap_or_default();
+            let Some((to, after)) = rest.split_at_mut_checked(from.len()) else {
+                return Err(Error::input("latents", "frames differ in size"));
+            };
+            let parts = to.chunks_mut(PART).zip(from.chunks(PART));
+            self.threads.for_each(parts, |(to, from)| to.copy_from_slice(from));
             rest = after;
-            if let Some(from) = group.as_standard_layout().as_slice() {
-                to.copy_from_slice(from);
-            }
         }
         Samples::new(joined, shape)
     }

@@ -45,7 +45,7 @@ impl WindowJoin for WavefrontWindows {
     fn advance(&mut self, clip: &mut Clip) -> Result<bool> {
         let mut worked = false;
         for place in clip.inside().skip(self.encoded) {
-            let hint = clip.encode(place..place + 1)?;
+            let hint = clip.encode(place..place + 1, None)?;
             let number = clip.numbers(place..place + 1)[0];
             self.wavefront.push(number, hint.view().index_axis_move(Axis(0), 0).to_owned())?;
             self.encoded += 1;
