@@ -36,6 +36,11 @@ impl Buffers {
         Lease { values: values.unwrap_or_else(|| vec![0.0; len]), home: self.clone() }
     }
 
+    /// Frees what was given back.
+    pub fn clear(&self) {
+        self.0.lock().clear();
+    }
+
     /// Keeps `values` for later.
     pub fn give(&self, values: Vec<f32>) {
         if values.capacity() > 0 {

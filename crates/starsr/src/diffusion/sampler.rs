@@ -42,6 +42,11 @@ impl Sampler {
         Self { threads, ..self }
     }
 
+    /// Frees the memory that is kept for the next window.
+    pub(crate) fn free_memory(&self) {
+        self.buffers.clear();
+    }
+
     /// The solver.
     pub fn solver(&self) -> &Solver {
         &self.solver

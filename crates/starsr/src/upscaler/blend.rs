@@ -137,6 +137,7 @@ impl WindowJoin for BlendWindows {
         self.next = 0;
         self.tail.clear();
         self.shared = None;
+        self.sampler.free_memory();
     }
 
     fn next_window(&self) -> Option<usize> {

@@ -129,6 +129,7 @@ impl Clip {
         self.ready.clear();
         self.first = 0;
         self.ended = false;
+        self.path.free_memory();
     }
 
     /// The places in the clip of the frames that have not come out.

@@ -159,6 +159,12 @@ impl FramePath {
         self.frames.give(frame.into_raw_vec_and_offset().0);
     }
 
+    /// Frees the memory that is kept for the next window.
+    pub(super) fn free_memory(&self) {
+        self.buffers.clear();
+        self.frames.clear();
+    }
+
     /// Frames `[3,h,w]` in `[0,1]`, in standard layout, on the canvas: `[F,3,H,W]` in `[-1,1]`.
     pub(super) fn prepare(&self, frames: &[&Array3<f32>], cancel: &Cancel) -> Result<Samples> {
         let Size { width, height } = self.canvas.size;
