@@ -183,7 +183,7 @@ impl Starsr {
         let PrepareOutputBufferSuccess::Buffer(mut buffer) = prepared else {
             return Err(gst::FlowError::NotSupported);
         };
-        self.try_session(|s| s.write(&outgoing.picture, buffer.make_mut()))?;
+        self.try_session(|s| s.write(outgoing.picture, buffer.make_mut()))?;
         Ok(Some(buffer))
     }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use gst::glib;
 use gst::prelude::*;
-use ndarray::{Array4, ArrayView4};
+use ndarray::ArrayView4;
 use starsr::bundle::Manifest;
 use starsr::diffusion::schedule::SamplerMode;
-use starsr::model::{Denoiser, Model, Query};
+use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Result, Settings, Size, Upscaler};
 use starsr_testkit::{documentation, rig};
@@ -19,18 +19,18 @@ use starsr_testkit::{documentation, rig};
 struct Unused;
 
 impl Denoiser for Unused {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
-        Ok(vec![query.x.to_owned(); query.conditions.len()])
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+        Ok(vec![query.x.to_owned().into(); query.conditions.len()])
     }
 }
 
 impl Model for Unused {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(pixels.to_owned())
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(pixels.to_owned().into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(latents.to_owned())
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(latents.to_owned().into())
     }
 }
 

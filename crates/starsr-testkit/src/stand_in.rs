@@ -6,7 +6,7 @@
 use ndarray::{Array3, Array4, ArrayView4};
 use starsr::bundle::Manifest;
 use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
-use starsr::model::{Condition, Denoiser, Model, Query};
+use starsr::model::{Condition, Denoiser, Model, Query, Samples};
 use starsr::{Received, Result, Upscaler};
 
 use crate::fixtures::repository;
@@ -37,7 +37,7 @@ pub fn velocity(
     condition: Condition,
 ) -> Result<Array4<f32>> {
     let query = Query { x, t, hint, conditions: &[condition] };
-    query.ask(model).map(|mut velocities| velocities.remove(0))
+    query.ask(model).map(|velocities| velocities[0].view().to_owned())
 }
 
 /// A model whose prediction is the low-quality frame itself, so that an upscaler gives the plain
@@ -46,22 +46,22 @@ pub fn velocity(
 pub struct Plain;
 
 impl Denoiser for Plain {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let schedule = Schedule::new(&ScheduleConfig::default())?;
         let t = query.t as usize;
         let (a, s) = (schedule.alphas()[t] as f32, schedule.sigmas()[t] as f32);
         let v = (&query.x * a - query.hint) / s;
-        Ok(vec![v; query.conditions.len()])
+        Ok(vec![v.into(); query.conditions.len()])
     }
 }
 
 impl Model for Plain {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(to_latents(pixels).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(to_pixels(latents))
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(to_pixels(latents).into())
     }
 }
 

@@ -12,6 +12,7 @@ use starsr::diffusion::solver::Solver;
 use starsr::geometry::{
     Canvas, Interpolation, LegalSizes, Padding, Size, resize_bilinear, upscale,
 };
+use starsr::parallel::Threads;
 use starsr::windows::cross_fade;
 
 fn main() {
@@ -35,9 +36,9 @@ mod pixels {
     #[divan::bench]
     fn cross_fade_frames(bencher: Bencher) {
         let mut frame = picture(LARGE);
-        let other = frame.mapv(|v| 1.0 - v);
+        let (other, threads) = (frame.mapv(|v| 1.0 - v), Threads::default());
         bencher.bench_local(|| {
-            cross_fade(black_box(&mut frame), black_box(other.view()), 0.25).unwrap();
+            cross_fade(black_box(&mut frame), black_box(other.view()), 0.25, &threads).unwrap();
         });
     }
 
@@ -89,7 +90,7 @@ mod latents {
 
     fn drawn() -> Vec<f32> {
         let mut drawn = vec![0.0; VALUES];
-        FrameNoise::new(1).fill(7, 1, &mut drawn);
+        FrameNoise::new(1).fill(7, 1, 0, &mut drawn);
         drawn
     }
 
@@ -101,7 +102,7 @@ mod latents {
     #[divan::bench]
     fn noise(bencher: Bencher) {
         let mut drawn = vec![0.0; VALUES];
-        bencher.bench_local(|| FrameNoise::new(1).fill(black_box(7), 1, black_box(&mut drawn)));
+        bencher.bench_local(|| FrameNoise::new(1).fill(black_box(7), 1, 0, black_box(&mut drawn)));
     }
 
     #[divan::bench]
@@ -114,19 +115,17 @@ mod latents {
 
     #[divan::bench]
     fn scale_model_input(bencher: Bencher) {
-        let (solver, drawn) = (solver(), drawn());
-        let mut input = vec![0.0; VALUES];
-        bencher
-            .bench_local(|| solver.scale_model_input(1, black_box(&drawn), black_box(&mut input)));
+        let (solver, mut input) = (solver(), drawn());
+        bencher.bench_local(|| solver.scale_model_input(1, black_box(&mut input)));
     }
 
     #[divan::bench]
     fn x0_from_velocity(bencher: Bencher) {
-        let (solver, drawn) = (solver(), drawn());
-        let mut denoised = vec![0.5; VALUES];
+        let (solver, velocity) = (solver(), drawn());
+        let mut input = vec![0.5; VALUES];
         bencher.bench_local(|| {
-            denoised.fill(0.5);
-            solver.denoised(1, black_box(&drawn), black_box(&mut denoised));
+            input.fill(0.5);
+            solver.denoised(1, black_box(&mut input), black_box(&velocity));
         });
     }
 

@@ -42,12 +42,12 @@
 
 #![deny(missing_docs)]
 
+mod buffers;
 pub mod bundle;
 mod cancel;
 mod error;
 pub mod model;
 mod names;
-mod parallel;
 pub mod runtime;
 pub mod scene;
 pub mod text;
@@ -61,6 +61,8 @@ pub mod color;
 pub mod diffusion;
 #[doc(hidden)]
 pub mod geometry;
+#[doc(hidden)]
+pub mod parallel;
 #[doc(hidden)]
 pub mod windows;
 

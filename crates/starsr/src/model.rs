@@ -3,10 +3,11 @@
 //! What the sampler asks of a model. Implemented over ONNX Runtime in [`crate::runtime`], and by
 //! stand-ins in tests.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, s};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -46,6 +47,98 @@ pub struct Conditioning {
     pub negative: Option<Embedding>,
 }
 
+/// What a model gives: samples `[F,C,h,w]`, read where the model has left them.
+#[derive(Clone)]
+pub struct Samples {
+    memory: Arc<dyn AsRef<[f32]> + Send + Sync>,
+    range: Range<usize>,
+    /// Frames, channels, height, width.
+    shape: [usize; 4],
+    channels_first: bool,
+}
+
+impl Samples {
+    /// Samples of the given shape `[F,C,h,w]` that are the first in `memory`, in this order.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where `memory` holds fewer.
+    pub fn new(
+        memory: impl AsRef<[f32]> + Send + Sync + 'static,
+        shape: [usize; 4],
+    ) -> Result<Self> {
+        Ok(Self::batch(Arc::new(memory), 1, shape, false)?.remove(0))
+    }
+
+    /// `count` samples of the given shape `[F,C,h,w]`, one after the other in `memory`; each may be
+    /// in the order `[C,F,h,w]`.
+    pub(crate) fn batch(
+        memory: Arc<dyn AsRef<[f32]> + Send + Sync>,
+        count: usize,
+        shape: [usize; 4],
+        channels_first: bool,
+    ) -> Result<Vec<Self>> {
+        let size = shape.iter().try_fold(1, |size: usize, &n| size.checked_mul(n));
+        let held = (*memory).as_ref().len();
+        let size = size.filter(|size| size.checked_mul(count).is_some_and(|all| all <= held));
+        let Some(size) = size else {
+            let reason = format!("{held} values are not {count} times {shape:?}");
+            return Err(Error::input("samples", reason));
+        };
+        let part = |i| Self {
+            memory: memory.clone(),
+            range: i * size..(i + 1) * size,
+            shape,
+            channels_first,
+        };
+        Ok((0..count).map(part).collect())
+    }
+
+    /// The samples `[F,C,h,w]`. Each plane is contiguous; frames or channels come first in memory.
+    pub fn view(&self) -> ArrayView4<'_, f32> {
+        let values = &(*self.memory).as_ref()[self.range.clone()];
+        let [frames, channels, height, width] = self.shape;
+        let outer = if self.channels_first { [channels, frames] } else { [frames, channels] };
+        let view = as_array(values, [outer[0], outer[1], height, width]);
+        if self.channels_first { view.permuted_axes([1, 0, 2, 3]) } else { view }
+    }
+
+    /// Frames, channels, height, width.
+    pub fn dim(&self) -> (usize, usize, usize, usize) {
+        self.shape.into()
+    }
+
+    /// The frames `range` of them alone; those there are.
+    pub fn frames(&self, range: Range<usize>) -> ArrayView4<'_, f32> {
+        let end = range.end.min(self.shape[0]);
+        self.view().slice_move(s![range.start.min(end)..end, .., .., ..])
+    }
+}
+
+/// As many `values` as an array of `shape` has, as that array.
+fn as_array(values: &[f32], shape: [usize; 4]) -> ArrayView4<'_, f32> {
+    ArrayView4::from_shape(shape, values).expect("as many values as the shape has")
+}
+
+impl From<Array4<f32>> for Samples {
+    fn from(values: Array4<f32>) -> Self {
+        let (shape, range) = (values.dim().into(), 0..values.len());
+        let (values, _) = values.as_standard_layout().into_owned().into_raw_vec_and_offset();
+        Self { memory: Arc::new(values), range, shape, channels_first: false }
+    }
+}
+
+impl PartialEq for Samples {
+    fn eq(&self, other: &Self) -> bool {
+        self.view() == other.view()
+    }
+}
+
+impl std::fmt::Debug for Samples {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.view().fmt(f)
+    }
+}
+
 /// A request for predictions: the velocities of one window of latents, one for each condition.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
@@ -64,14 +157,14 @@ impl Query<'_> {
     ///
     /// # Errors
     /// As the model, and [`Error::Inference`] where the number or a shape is another one.
-    pub fn ask(&self, model: &mut dyn Denoiser) -> Result<Vec<Array4<f32>>> {
+    pub fn ask(&self, model: &mut dyn Denoiser) -> Result<Vec<Samples>> {
         let velocities = model.predict(self)?;
         let wrong = velocities.iter().find(|v| v.dim() != self.x.dim());
         if wrong.is_none() && velocities.len() == self.conditions.len() {
             return Ok(velocities);
         }
         let reason = match wrong {
-            Some(v) => format!("it gave {:?} for an input of {:?}", v.shape(), self.x.shape()),
+            Some(v) => format!("it gave {:?} for an input of {:?}", v.shape, self.x.shape()),
             None => format!(
                 "it gave {} predictions for {} conditions",
                 velocities.len(),
@@ -89,7 +182,7 @@ pub trait Denoiser {
     ///
     /// # Errors
     /// [`Error::Memory`] where that takes more memory than there is, and as the model fails.
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>>;
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>>;
 
     /// Whether a query with two conditions takes less time than two queries.
     fn prefers_batches(&self) -> bool {
@@ -113,14 +206,14 @@ pub trait Model: Denoiser + Send {
     ///
     /// # Errors
     /// As the model fails.
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>>;
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples>;
 
     /// Mean and standard deviation `[F,C,h,w]`, scaled, of the posterior of pixels `[F,3,H,W]` in
     /// `[-1,1]`.
     ///
     /// # Errors
     /// [`Error::Setting`] unless [`Self::has_std`], and as the model fails.
-    fn encode_posterior(&mut self, _pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
+    fn encode_posterior(&mut self, _pixels: ArrayView4<f32>) -> Result<[Samples; 2]> {
         Err(no_std())
     }
 
@@ -133,7 +226,7 @@ pub trait Model: Denoiser + Send {
     ///
     /// # Errors
     /// As the model fails.
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>>;
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples>;
 
     /// The embedding of a text's tokens.
     ///

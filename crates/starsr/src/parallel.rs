@@ -8,7 +8,8 @@ use rayon::iter::{ParallelBridge, ParallelIterator};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Values of a long array that a thread takes at a time where each is worked on alone.
-pub const PART: usize = 1 << 16;
+/// Several such arrays fit into a core's cache.
+pub const PART: usize = 1 << 14;
 
 /// The threads that share work. Clones share the pool. The default is the calling thread alone.
 #[derive(Clone, Default)]
@@ -37,6 +38,21 @@ impl Threads {
         }
     }
 
+    /// Does `work` in the calling thread and `other` in another one meanwhile, where there is one.
+    pub fn beside<A, B: Send>(
+        &self,
+        work: impl FnOnce() -> A,
+        other: impl FnOnce() -> B + Send,
+    ) -> (A, B) {
+        let Some(pool) = &self.0 else { return (work(), other()) };
+        let mut others = None;
+        let result = pool.in_place_scope(|scope| {
+            scope.spawn(|_| others = Some(other()));
+            work()
+        });
+        (result, others.expect("the scope ends after what it has spawned"))
+    }
+
     /// What `work` gives for each of `items`, in their order, or the error of the first item that
     /// fails; all are tried.
     pub fn map<T: Send, R: Send, E: Send>(
@@ -52,10 +68,15 @@ impl Threads {
 
     /// Whether all of `values` are finite numbers.
     pub fn all_finite(&self, values: &[f32]) -> bool {
-        // Without an early end, so that it compiles to vector code.
-        let sound = |part: &[f32]| part.iter().fold(true, |sound, v| sound & v.is_finite());
-        self.map(values.chunks(PART), |part| if sound(part) { Ok(()) } else { Err(()) }).is_ok()
+        self.map(values.chunks(PART), |part| if are_finite(part) { Ok(()) } else { Err(()) })
+            .is_ok()
     }
+}
+
+/// Whether all of `values` are finite numbers.
+pub fn are_finite(values: &[f32]) -> bool {
+    // Without an early end, so that it compiles to vector code.
+    values.iter().fold(true, |finite, v| finite & v.is_finite())
 }
 
 // The pool itself says nothing of use.
@@ -98,6 +119,18 @@ mod tests {
                 values[place] = 0.5;
             }
         }
+    }
+
+    #[test]
+    fn work_beside_other_work() {
+        for threads in [1, 2, 7].map(Threads::new) {
+            // The other work may itself be shared out.
+            let sum = || threads.map(0..100_usize, Ok::<_, ()>).map(|n| n.iter().sum::<usize>());
+            assert_eq!(threads.beside(sum, sum), (Ok(4950), Ok(4950)));
+        }
+        // Each waits for the other, so that this ends only if both work at once.
+        let both = Barrier::new(2);
+        Threads::new(2).beside(|| both.wait(), || both.wait());
     }
 
     #[test]

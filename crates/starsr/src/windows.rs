@@ -6,6 +6,7 @@ use ndarray::{Array3, ArrayView3, Zip};
 
 use crate::error::{Error, Result};
 use crate::names::Setting;
+use crate::parallel::{PART, Threads};
 
 /// How neighbouring windows are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -248,11 +249,25 @@ impl Planner {
 ///
 /// # Errors
 /// [`Error::Input`] where the shapes differ.
-pub fn cross_fade(frame: &mut Array3<f32>, next: ArrayView3<f32>, weight: f32) -> Result<()> {
+pub fn cross_fade(
+    frame: &mut Array3<f32>,
+    next: ArrayView3<f32>,
+    weight: f32,
+    threads: &Threads,
+) -> Result<()> {
     if frame.dim() != next.dim() {
         let reason = format!("{:?} and {:?} are not the same shape", frame.shape(), next.shape());
         return Err(Error::input("cross-fade", reason));
     }
-    Zip::from(frame).and(next).for_each(|a, &b| *a += weight * (b - *a));
+    let mix = |a: &mut f32, b: &f32| *a += weight * (b - *a);
+    match (frame.as_slice_mut(), next.to_slice()) {
+        (Some(frame), Some(next)) => {
+            let parts = frame.chunks_mut(PART).zip(next.chunks(PART));
+            threads.for_each(parts, |(frame, next)| {
+                frame.iter_mut().zip(next).for_each(|(a, b)| mix(a, b));
+            });
+        }
+        _ => Zip::from(frame).and(next).for_each(mix),
+    }
     Ok(())
 }

@@ -244,7 +244,9 @@ fn nano_on_openvino_gives_what_it_gives_on_the_cpu() {
             ("decode", cpu.decode(hint.view()).unwrap(), openvino.decode(hint.view()).unwrap()),
         ];
         for (what, expected, found) in pairs {
-            let difference = (&expected - &found).iter().fold(0.0_f32, |most, d| most.max(d.abs()));
+            let difference = (&expected.view() - &found.view())
+                .iter()
+                .fold(0.0_f32, |most, d| most.max(d.abs()));
             assert!(difference <= 1e-3, "{what} differs by {difference}");
         }
     }

@@ -377,12 +377,13 @@ impl Session {
     /// Writes a finished frame into the buffer that is pushed next.
     pub(super) fn write(
         &mut self,
-        picture: &RgbFrame,
+        picture: RgbFrame,
         buffer: &mut gst::BufferRef,
     ) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
         let started = Instant::now();
-        worker.converters.writer.write(picture, buffer).map_err(Failure::Conversion)?;
+        worker.converters.writer.write(&picture, buffer).map_err(Failure::Conversion)?;
+        worker.upscaler.reuse_frame(picture.pixels);
         let mut stats = self.stats.lock();
         stats.convert_out += started.elapsed();
         stats.frames_out += 1;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ndarray::{Array4, ArrayView4};
 use starsr::Result;
 use starsr::bundle::Role;
-use starsr::model::{Denoiser, Query};
+use starsr::model::{Denoiser, Query, Samples};
 use starsr_testkit::stand_in;
 
 use super::*;
@@ -26,7 +26,7 @@ struct StandIn {
 }
 
 impl Denoiser for StandIn {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         self.evaluations.fetch_add(1, Ordering::SeqCst);
         if let Some(clock) = &self.clock {
             clock.set_time(clock.time() + gst::ClockTime::SECOND);
@@ -34,17 +34,17 @@ impl Denoiser for StandIn {
         if self.fails.load(Ordering::SeqCst) {
             return Err(Error::inference(Role::Denoiser, "it was asked to"));
         }
-        Ok(vec![Array4::zeros(query.x.dim()); query.conditions.len()])
+        Ok(vec![Array4::zeros(query.x.dim()).into(); query.conditions.len()])
     }
 }
 
 impl Model for StandIn {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_latents(pixels).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_pixels(latents))
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_pixels(latents).into())
     }
 
     fn evaluations(&self) -> u64 {
@@ -143,7 +143,7 @@ impl Bench {
         while let Some(outgoing) = self.session.pull(&self.facts)? {
             left.extend(outgoing.events.iter().map(name));
             let mut buffer = gst::Buffer::with_size(formats().output.size()).unwrap();
-            self.session.write(&outgoing.picture, buffer.make_mut())?;
+            self.session.write(outgoing.picture, buffer.make_mut())?;
             let (level, k) = (buffer.map_readable().unwrap()[0], outgoing.skeleton.offset());
             assert!(level.abs_diff(20 + k as u8) <= 1, "frame {k} has the level {level}");
             left.push(k.to_string());

@@ -9,7 +9,7 @@ use arbitrary::Arbitrary;
 use ndarray::{Array2, Array3, Array4, ArrayView4};
 use starsr::Cancel;
 use starsr::bundle::{Bundle, Manifest};
-use starsr::model::{Denoiser, Embedding, Model, Query};
+use starsr::model::{Denoiser, Embedding, Model, Query, Samples};
 use starsr::text::{Ids, Prompts};
 use starsr::{Error, Result};
 use starsr::{Received, Settings, Size, Upscaler};
@@ -238,20 +238,20 @@ struct Zeros {
 }
 
 impl Denoiser for Zeros {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
-        Ok(vec![Array4::zeros(query.x.dim()); query.conditions.len()])
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+        Ok(vec![Array4::zeros(query.x.dim()).into(); query.conditions.len()])
     }
 }
 
 impl Model for Zeros {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
         let (frames, _, height, width) = pixels.dim();
-        Ok(Array4::zeros((frames, self.channels, height / self.factor, width / self.factor)))
+        Ok(Array4::zeros((frames, self.channels, height / self.factor, width / self.factor)).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
         let (frames, _, height, width) = latents.dim();
-        Ok(Array4::zeros((frames, 3, height * self.factor, width * self.factor)))
+        Ok(Array4::zeros((frames, 3, height * self.factor, width * self.factor)).into())
     }
 
     fn embed(&mut self, _: &Ids) -> Result<Embedding> {

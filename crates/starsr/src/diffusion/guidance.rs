@@ -2,10 +2,8 @@
 
 //! Classifier-free guidance with rescale (docs/star.md, A.5; arXiv 2305.08891, section 3.4).
 
-use ndarray::Array4;
-
 use crate::error::{Error, Result};
-use crate::model::{Denoiser, Query};
+use crate::model::{Denoiser, Query, Samples};
 use crate::names::Setting;
 
 /// How the two halves of a guided prediction are computed.
@@ -109,7 +107,7 @@ impl Guidance {
     ///
     /// # Errors
     /// As [`Query::ask`], and [`Error::Input`] where the negative prompt is missing.
-    pub fn predict(&mut self, model: &mut dyn Denoiser, query: &Query) -> Result<Array4<f32>> {
+    pub fn predict(&mut self, model: &mut dyn Denoiser, query: &Query) -> Result<Samples> {
         if let [Some(_), None] = query.conditions {
             let reason = "guidance needs its embedding; set both halves of the conditioning";
             return Err(Error::input("the negative prompt", reason));
@@ -130,16 +128,18 @@ impl Guidance {
                 velocities.extend(Query { conditions: condition, ..*query }.ask(model)?);
             }
         }
-        let mut velocities = velocities.into_iter().map(standard_layout);
+        let mut velocities = velocities.into_iter();
         let Some(positive) = velocities.next() else {
             return Err(Error::input("a prediction", "it has no condition"));
         };
-        let Some(mut guided) = velocities.next() else { return Ok(positive) };
+        let Some(negative) = velocities.next() else { return Ok(positive) };
+        let positive = positive.view().as_standard_layout().into_owned();
+        let mut guided = negative.view().as_standard_layout().into_owned();
         self.mix(
             positive.as_slice().expect("standard layout"),
             guided.as_slice_mut().expect("standard layout"),
         );
-        Ok(guided)
+        Ok(guided.into())
     }
 
     /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and
@@ -157,10 +157,6 @@ impl Guidance {
             }
         }
     }
-}
-
-fn standard_layout(v: Array4<f32>) -> Array4<f32> {
-    if v.is_standard_layout() { v } else { v.as_standard_layout().into_owned() }
 }
 
 /// Unbiased standard deviation of at least two values.

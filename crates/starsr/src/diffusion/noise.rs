@@ -11,11 +11,11 @@ pub const POSTERIOR_STEP: u32 = u32::MAX;
 
 /// A source of N(0,1) noise.
 pub trait Noise: Send + Sync {
-    /// Fills `out`, a frame's latents `[C,h,w]`, for the absolute frame number `frame`. Step 0 is
-    /// the start noise, step i+1 the solver's noise after evaluation i, and [`POSTERIOR_STEP`] the
-    /// noise with which latents are drawn from the encoder's posterior. The same arguments always
-    /// give the same values.
-    fn fill(&self, frame: u64, step: u32, out: &mut [f32]);
+    /// Fills `out` with the values from place `first` on of a frame's latents `[C,h,w]`, for the
+    /// absolute frame number `frame`. Step 0 is the start noise, step i+1 the solver's noise after
+    /// evaluation i, and [`POSTERIOR_STEP`] the noise with which latents are drawn from the
+    /// encoder's posterior. A value depends on frame, step and place alone.
+    fn fill(&self, frame: u64, step: u32, first: usize, out: &mut [f32]);
 }
 
 /// Seeded noise: element `e` is a pure function of (seed, frame, step, e).
@@ -41,13 +41,22 @@ const BLOCK: usize = 128;
 const PAIRS: usize = BLOCK / 2;
 
 impl Noise for FrameNoise {
-    fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
+    fn fill(&self, frame: u64, step: u32, first: usize, out: &mut [f32]) {
         let mut key = *b"--------starsr noise------------";
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
         key[20..28].copy_from_slice(&frame.to_le_bytes());
         key[28..].copy_from_slice(&step.to_le_bytes());
         let mut words = ChaCha8Rng::from_seed(key);
+        words.set_word_pos((first / BLOCK * BLOCK) as u128);
         let mut bytes = [0; 4 * BLOCK];
+        let within = first % BLOCK;
+        let (begun, out) = out.split_at_mut(out.len().min((BLOCK - within) % BLOCK));
+        if !begun.is_empty() {
+            let mut block = [0.0; BLOCK];
+            words.fill_bytes(&mut bytes);
+            normals(&bytes, &mut block);
+            begun.copy_from_slice(&block[within..within + begun.len()]);
+        }
         let mut blocks = out.chunks_exact_mut(BLOCK);
         for block in &mut blocks {
             words.fill_bytes(&mut bytes);
@@ -122,7 +131,7 @@ mod tests {
 
     fn draw(seed: u64, frame: u64, step: u32, n: usize) -> Vec<f32> {
         let mut out = vec![0.0; n];
-        FrameNoise::new(seed).fill(frame, step, &mut out);
+        FrameNoise::new(seed).fill(frame, step, 0, &mut out);
         out
     }
 
@@ -136,6 +145,13 @@ mod tests {
         let long = draw(7, 11, 3, 1000);
         for n in [0, 1, 63, 64, 127, 128, 129, 999] {
             assert_eq!(draw(7, 11, 3, n), long[..n]);
+        }
+        for first in [0, 1, 64, 127, 128, 129, 500, 999, 1000] {
+            for end in [first, first + 1, first + 127, first + 300, 1000] {
+                let mut part = vec![0.0; end.clamp(first, 1000) - first];
+                FrameNoise::new(7).fill(11, 3, first, &mut part);
+                assert_eq!(part, long[first..first + part.len()], "{first} {end}");
+            }
         }
     }
 

@@ -3,17 +3,18 @@
 //! STAR's sampler on one window of frames (docs/star.md, A.5). [`super::wavefront`] joins windows
 //! at every step.
 
-use ndarray::{Array4, ArrayView4};
+use ndarray::{ArrayView4, ArrayViewMut4, s};
 
 use super::guidance::Guidance;
 use super::noise::Noise;
 use super::schedule::{Plan, Schedule};
 use super::solver::Solver;
+use crate::buffers::{Buffers, Lease};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::model::{Conditioning, Denoiser, Query};
+use crate::model::{Conditioning, Denoiser, Query, Samples};
 use crate::names::Role;
-use crate::parallel::{PART, Threads};
+use crate::parallel::{PART, Threads, are_finite};
 
 /// A solver and a guidance: all that turns low-quality latents into restored ones, but for the
 /// model and the noise.
@@ -22,6 +23,7 @@ pub struct Sampler {
     solver: Solver,
     guidance: Guidance,
     threads: Threads,
+    buffers: Buffers,
 }
 
 impl Sampler {
@@ -31,12 +33,18 @@ impl Sampler {
     /// [`Error::Input`] where `plan` is not one of `schedule`'s.
     pub fn new(schedule: &Schedule, plan: &Plan, guidance: Guidance) -> Result<Self> {
         let solver = Solver::new(schedule, plan)?;
-        Ok(Self { solver, guidance, threads: Threads::default() })
+        let (threads, buffers) = (Threads::default(), Buffers::default());
+        Ok(Self { solver, guidance, threads, buffers })
     }
 
     /// Works with these threads. They do not change the result.
     pub(crate) fn with_threads(self, threads: Threads) -> Self {
         Self { threads, ..self }
+    }
+
+    /// Frees the memory that is kept for the next window.
+    pub(crate) fn free_memory(&self) {
+        self.buffers.clear();
     }
 
     /// The solver.
@@ -66,37 +74,46 @@ impl Sampler {
         if self.guidance.batches(model) { n } else { n + guided }
     }
 
-    /// The guided prediction of `x0` `[F,C,h,w]` of evaluation `i` for a window's scaled input.
+    /// Turns a window's scaled input of evaluation `i`, `[F,C,h,w]` in standard layout, into the
+    /// guided prediction of `x0`.
     ///
     /// # Errors
-    /// As [`Guidance::predict`], and [`Error::Inference`] where a value is not finite.
+    /// As [`Guidance::predict`], [`Error::Inference`] where a value is not finite, and
+    /// [`Error::Input`] for another layout. What is left of `input` is of no use then.
     pub fn denoise(
         &mut self,
         model: &mut dyn Denoiser,
         i: usize,
-        input: ArrayView4<f32>,
+        mut input: ArrayViewMut4<f32>,
         hint: ArrayView4<f32>,
         conditioning: &Conditioning,
-    ) -> Result<Array4<f32>> {
-        let input = input.as_standard_layout();
+    ) -> Result<()> {
         let t = self.solver.timestep(i);
         let conditions = [conditioning.positive.as_ref(), conditioning.negative.as_ref()];
         let halves = if self.guidance.guides(i, self.evaluations()) { 2 } else { 1 };
         let query = Query { x: input.view(), t, hint, conditions: &conditions[..halves] };
-        let mut v = self.guidance.predict(model, &query)?;
-        let inputs = input.as_slice().expect("standard layout");
-        let values = v.as_slice_mut().expect("standard layout");
-        let solver = &self.solver;
-        let parts = inputs.chunks(PART).zip(values.chunks_mut(PART));
-        self.threads.for_each(parts, |(input, v)| solver.denoised(i, input, v));
-        if !self.threads.all_finite(values) {
+        let velocity = self.guidance.predict(model, &query)?;
+        let (_, channels, height, width) = input.dim();
+        let Some(input) = input.as_slice_mut() else {
+            return Err(Error::input("a window", "its latents are not in standard layout"));
+        };
+        if input.is_empty() {
+            return Ok(());
+        }
+        let (solver, velocity) = (&self.solver, velocity.view());
+        let planes = input.chunks_exact_mut(height * width).enumerate();
+        let finite = self.threads.map(planes, |(place, x)| {
+            let v = velocity.slice(s![place / channels, place % channels, .., ..]);
+            solver.denoised(i, x, v.to_slice().ok_or(())?);
+            if are_finite(x) { Ok(()) } else { Err(()) }
+        });
+        finite.map(|_| ()).map_err(|()| {
             let reason = format!(
                 "its prediction at timestep {t} is not finite; with 16-bit graphs use the 32-bit \
                  version of the bundle"
             );
-            return Err(Error::inference(Role::Denoiser, reason));
-        }
-        Ok(v)
+            Error::inference(Role::Denoiser, reason)
+        })
     }
 
     /// Restores one window on its own: latents `[F,C,h,w]` of the low-quality latents `hint` of the
@@ -105,7 +122,7 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Self::denoise`], [`Error::Cancelled`] (checked before each evaluation), and
-    /// [`Error::Input`] unless `frames` has F numbers.
+    /// [`Error::Input`] where `hint` has another number of frames.
     pub fn sample(
         &mut self,
         model: &mut dyn Denoiser,
@@ -114,53 +131,71 @@ impl Sampler {
         noise: &dyn Noise,
         conditioning: &Conditioning,
         cancel: &Cancel,
-    ) -> Result<Array4<f32>> {
+    ) -> Result<Samples> {
         if frames.len() != hint.dim().0 {
             let reason = format!("it has {} frames but {} numbers", hint.dim().0, frames.len());
             return Err(Error::input("a window", reason));
         }
         if hint.is_empty() {
-            return Ok(hint.to_owned());
+            return Ok(hint.to_owned().into());
         }
+        let shape = hint.dim();
         let hint = hint.as_standard_layout();
-        let size = hint.len() / frames.len();
-        let hints = hint.as_slice().expect("standard layout");
-
-        let mut x = Array4::zeros(hint.raw_dim());
-        let state = x.as_slice_mut().expect("standard layout");
-        let starts = state.chunks_exact_mut(size).zip(hints.chunks_exact(size)).zip(frames);
-        let solver = &self.solver;
-        self.threads.for_each(starts, |((x, hint), &frame)| {
-            noise.fill(frame, 0, x);
-            solver.start(hint, x);
-        });
-
-        let mut input = Array4::zeros(x.raw_dim());
-        let mut previous: Option<Array4<f32>> = None;
+        let (hints, size) = (hint.as_slice().expect("standard layout"), hint.len() / frames.len());
+        let mut x = self.buffers.lease(hints.len());
+        // The last two predictions.
+        let (mut predicted, mut previous) = (None::<Lease>, None::<Lease>);
         for i in 0..self.evaluations() {
             cancel.check()?;
+            // The last evaluation's input takes the place of the state, which nothing needs then.
+            let last = i + 1 == self.evaluations();
+            let mut input = (!last).then(|| self.buffers.lease(x.len()));
             let solver = &self.solver;
-            let state = x.as_slice_mut().expect("standard layout");
-            let inputs = input.as_slice_mut().expect("standard layout").chunks_exact_mut(size);
-            self.threads.for_each(inputs.zip(state.chunks_exact(size)), |(input, x)| {
-                solver.scale_model_input(i, x, input);
-            });
-            let denoised = self.denoise(model, i, input.view(), hint.view(), conditioning)?;
-            if i + 1 == self.evaluations() {
-                return Ok(denoised);
+            let work = |(f, first, x, input): (usize, usize, &mut [f32], Option<&mut [f32]>)| {
+                let place = f * size + first..f * size + first + x.len();
+                match &predicted {
+                    None => {
+                        noise.fill(frames[f], 0, first, x);
+                        solver.start(&hints[place], x);
+                    }
+                    Some(predicted) => {
+                        let mut drawn = vec![0.0; x.len()];
+                        noise.fill(frames[f], i as u32, first, &mut drawn);
+                        let before = previous.as_ref().map(|p| &p[place.clone()]);
+                        solver.step(i - 1, x, &predicted[place], before, &drawn);
+                    }
+                }
+                match input {
+                    Some(input) => {
+                        input.copy_from_slice(x);
+                        solver.scale_model_input(i, input);
+                    }
+                    None => solver.scale_model_input(i, x),
+                }
+            };
+            let states = parts(&mut x, size);
+            match &mut input {
+                Some(input) => self.threads.for_each(
+                    states.zip(parts(input, size)),
+                    |((f, first, x), (_, _, input))| {
+                        work((f, first, x, Some(input)));
+                    },
+                ),
+                None => self.threads.for_each(states, |(f, first, x)| work((f, first, x, None))),
             }
-            let solver = &self.solver;
-            let predicted = denoised.as_slice().expect("standard layout");
-            let before = previous.as_ref().map(|p| p.as_slice().expect("standard layout"));
-            let steps = state.chunks_exact_mut(size).zip(predicted.chunks_exact(size));
-            self.threads.for_each(steps.enumerate(), |(f, (x, d))| {
-                let mut drawn = vec![0.0; size];
-                noise.fill(frames[f], i as u32 + 1, &mut drawn);
-                let p = before.map(|p| &p[f * size..(f + 1) * size]);
-                solver.step(i, x, d, p, &drawn);
-            });
-            previous = Some(denoised);
+            let window = ArrayViewMut4::from_shape(shape, input.as_mut().unwrap_or(&mut x))
+                .map_err(|e| Error::input("a window", e.to_string()))?;
+            self.denoise(model, i, window, hint.view(), conditioning)?;
+            previous = std::mem::replace(&mut predicted, input);
         }
-        Ok(x)
+        Samples::new(x, shape.into())
     }
+}
+
+/// The parts in which threads share the frames, of `size` values each, that follow each other in
+/// `values`: place of the frame, place in the frame, values.
+fn parts(values: &mut [f32], size: usize) -> impl Iterator<Item = (usize, usize, &mut [f32])> {
+    values.chunks_exact_mut(size).enumerate().flat_map(|(f, values)| {
+        values.chunks_mut(PART).enumerate().map(move |(part, values)| (f, part * PART, values))
+    })
 }

@@ -14,11 +14,11 @@ pub fn diffuse(alpha: f32, sigma: f32, x0: &[f32], noise: &mut [f32]) {
     }
 }
 
-/// `x0 = alpha x_t - sigma v`, written over `velocity`.
-pub fn x0_from_velocity(alpha: f32, sigma: f32, x_t: &[f32], velocity: &mut [f32]) {
+/// `x0 = alpha x_t - sigma v`, written over `x_t`.
+pub fn x0_from_velocity(alpha: f32, sigma: f32, x_t: &mut [f32], velocity: &[f32]) {
     debug_assert_eq!(x_t.len(), velocity.len());
-    for (v, &x) in velocity.iter_mut().zip(x_t) {
-        *v = alpha * x - sigma * *v;
+    for (x, &v) in x_t.iter_mut().zip(velocity) {
+        *x = alpha * *x - sigma * v;
     }
 }
 
@@ -107,17 +107,16 @@ impl Solver {
         diffuse(self.start.0, self.start.1, hint, noise);
     }
 
-    /// The model's input of evaluation `i`, `x / sqrt(k_i² + 1)`, into `input`.
-    pub fn scale_model_input(&self, i: usize, x: &[f32], input: &mut [f32]) {
-        debug_assert_eq!(x.len(), input.len());
+    /// Turns the state `x` into the model's input of evaluation `i`, `x / sqrt(k_i² + 1)`.
+    pub fn scale_model_input(&self, i: usize, x: &mut [f32]) {
         let factor = self.steps[i].input;
-        for (m, &x) in input.iter_mut().zip(x) {
-            *m = factor * x;
+        for x in x {
+            *x *= factor;
         }
     }
 
-    /// Turns the velocity that evaluation `i` gave for `input` into the predicted `x0` (no clamp).
-    pub fn denoised(&self, i: usize, input: &[f32], velocity: &mut [f32]) {
+    /// Turns the `input` of evaluation `i` into the `x0` that its velocity predicts (no clamp).
+    pub fn denoised(&self, i: usize, input: &mut [f32], velocity: &[f32]) {
         x0_from_velocity(self.steps[i].alpha, self.steps[i].sigma, input, velocity);
     }
 
@@ -172,8 +171,8 @@ mod tests {
             let mut x = [1.0f32, -0.3, 0.1];
             solver.start(&x0, &mut x);
             for i in 0..solver.evaluations() {
-                let mut input = [0.0; 3];
-                solver.scale_model_input(i, &x, &mut input);
+                let mut input = x;
+                solver.scale_model_input(i, &mut input);
                 assert!(
                     input.iter().all(|v| v.is_finite() && v.abs() < 4.0),
                     "{mode:?} {i} {input:?}"
@@ -194,8 +193,8 @@ mod tests {
         for j in 0..2 {
             v[j] = alpha * noise[j] - sigma * x0[j];
         }
-        x0_from_velocity(alpha, sigma, &x_t, &mut v);
-        assert!((v[0] - x0[0]).abs() < 1e-6 && (v[1] - x0[1]).abs() < 1e-6);
+        x0_from_velocity(alpha, sigma, &mut x_t, &v);
+        assert!((x_t[0] - x0[0]).abs() < 1e-6 && (x_t[1] - x0[1]).abs() < 1e-6);
     }
 
     #[test]

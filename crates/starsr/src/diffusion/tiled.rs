@@ -3,12 +3,14 @@
 //! Predictions of a large canvas from overlapping tiles, blended at every evaluation
 //! (MultiDiffusion, arXiv 2302.08113), so that the tile bounds the memory a model takes.
 
-use ndarray::{Array4, s};
+use ndarray::s;
 
+use crate::buffers::Buffers;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::geometry::Grid;
-use crate::model::{Denoiser, Query};
+use crate::model::{Denoiser, Query, Samples};
+use crate::parallel::Threads;
 
 /// A denoiser of whole canvases that asks another one for each tile. What is blended are the
 /// velocities; as `x0` depends linearly on them, and the weights sum to 1, blended `x0` would be
@@ -21,18 +23,27 @@ pub struct Tiled<'a> {
     /// In latents.
     grid: &'a Grid,
     cancel: &'a Cancel,
+    /// What blends the tiles, and where.
+    threads: &'a Threads,
+    buffers: &'a Buffers,
 }
 
 impl<'a> Tiled<'a> {
     /// `grid` is that of the latents. `cancel` is checked before each tile.
-    pub fn new(model: &'a mut dyn Denoiser, grid: &'a Grid, cancel: &'a Cancel) -> Self {
-        Self { model, grid, cancel }
+    pub(crate) fn new(
+        model: &'a mut dyn Denoiser,
+        grid: &'a Grid,
+        cancel: &'a Cancel,
+        threads: &'a Threads,
+        buffers: &'a Buffers,
+    ) -> Self {
+        Self { model, grid, cancel, threads, buffers }
     }
 }
 
 impl Denoiser for Tiled<'_> {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
-        self.grid.blend(|rows, columns| {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+        self.grid.blend(self.threads, self.buffers, |rows, columns| {
             self.cancel.check()?;
             let place = s![.., .., rows, columns];
             let (x, hint) = (query.x.slice(place), query.hint.slice(place));

@@ -180,7 +180,7 @@ impl Wavefront {
             let latents = hint.latents.as_standard_layout();
             let mut x = Array3::zeros(latents.raw_dim());
             let values = x.as_slice_mut().expect("standard layout");
-            noise.fill(hint.number, 0, values);
+            noise.fill(hint.number, 0, 0, values);
             self.sampler.solver().start(latents.as_slice().expect("standard layout"), values);
             evaluation.states.push_back(State { x, previous: None });
         }
@@ -222,12 +222,12 @@ impl Wavefront {
         let mut hint = input.clone();
         let slots = input.axis_iter_mut(Axis(0)).zip(hint.axis_iter_mut(Axis(0)));
         for (frame, (mut input, mut hint)) in (window.start..).zip(slots) {
-            let state = &evaluation.states[frame - evaluation.first].x;
-            let scaled = input.as_slice_mut().expect("standard layout");
-            solver.scale_model_input(i, state.as_slice().expect("standard layout"), scaled);
+            input.assign(&evaluation.states[frame - evaluation.first].x);
+            solver.scale_model_input(i, input.as_slice_mut().expect("standard layout"));
             hint.assign(&self.hints[frame - self.first_hint].latents);
         }
-        let denoised = self.sampler.denoise(model, i, input.view(), hint.view(), &conditioning)?;
+        self.sampler.denoise(model, i, input.view_mut(), hint.view(), &conditioning)?;
+        let denoised = input;
 
         let solver = self.sampler.solver();
         let end = i + 1 == self.evaluations.len();
@@ -243,7 +243,7 @@ impl Wavefront {
             let state = &mut evaluation.states[frame - evaluation.first];
             let previous = state.previous.take();
             let mut x = state.x.clone();
-            noise.fill(self.hints[frame - self.first_hint].number, i as u32 + 1, &mut drawn);
+            noise.fill(self.hints[frame - self.first_hint].number, i as u32 + 1, 0, &mut drawn);
             solver.step(
                 i,
                 x.as_slice_mut().expect("standard layout"),
@@ -277,13 +277,13 @@ mod tests {
     use super::super::noise::FrameNoise;
     use super::super::schedule::{SamplerMode, Schedule, ScheduleConfig};
     use super::*;
-    use crate::model::Query;
+    use crate::model::{Query, Samples};
 
     struct StandIn;
 
     impl Denoiser for StandIn {
-        fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
-            Ok(vec![&query.x * 0.4 - query.hint; query.conditions.len()])
+        fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+            Ok(vec![(&query.x * 0.4 - query.hint).into(); query.conditions.len()])
         }
     }
 

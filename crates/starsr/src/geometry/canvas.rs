@@ -139,22 +139,48 @@ impl Canvas {
                 format!("it is {channels}x{full_height}x{full_width}, not {:?}", full.shape());
             return Err(Error::input("canvas", reason));
         }
-        if self.picture != self.size {
-            full.fill(1.0);
-        }
         full.slice_mut(s![.., self.rows(), self.columns()]).assign(&picture);
-        if self.padding == Padding::Edge {
-            for mut plane in full.axis_iter_mut(Axis(0)) {
-                for mut row in plane.axis_iter_mut(Axis(0)).take(height) {
-                    let last = row[width - 1];
-                    row.slice_mut(s![width..]).fill(last);
-                }
-                let (filled, mut empty) = plane.view_mut().split_at(Axis(0), height);
-                let last = filled.row(height - 1);
-                empty.axis_iter_mut(Axis(0)).for_each(|mut row| row.assign(&last));
-            }
+        for mut plane in full.axis_iter_mut(Axis(0)) {
+            let Some(plane) = plane.as_slice_mut() else {
+                return Err(Error::input("canvas", "its planes are not in standard layout"));
+            };
+            self.surround(plane);
         }
         Ok(())
+    }
+
+    /// Row `y` of the picture in a plane `[H,W]` of the canvas.
+    pub fn row<'a>(&self, plane: &'a [f32], y: usize) -> &'a [f32] {
+        &plane[(self.top + y) * self.size.width..][self.columns()]
+    }
+
+    /// [`Self::row`] for writing.
+    pub fn row_mut<'a>(&self, plane: &'a mut [f32], y: usize) -> &'a mut [f32] {
+        &mut plane[(self.top + y) * self.size.width..][self.columns()]
+    }
+
+    /// Fills what surrounds the picture in a plane `[H,W]` of the canvas.
+    pub fn surround(&self, plane: &mut [f32]) {
+        let (width, columns, rows) = (self.size.width, self.columns(), self.rows());
+        for row in plane.chunks_exact_mut(width).skip(rows.start).take(rows.len()) {
+            let last = match self.padding {
+                Padding::Edge => row[columns.end - 1],
+                Padding::White | Padding::Official => 1.0,
+            };
+            row[..columns.start].fill(1.0);
+            row[columns.end..].fill(last);
+        }
+        let (above, below) = plane.split_at_mut(rows.end * width);
+        match self.padding {
+            Padding::Edge => {
+                let last = &above[(rows.end - 1) * width..];
+                below.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(last));
+            }
+            Padding::White | Padding::Official => {
+                above[..rows.start * width].fill(1.0);
+                below.fill(1.0);
+            }
+        }
     }
 
     /// The picture's part of `full` `[C,H,W]`, which has the size of the canvas.

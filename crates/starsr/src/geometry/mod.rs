@@ -9,6 +9,6 @@ mod size;
 mod tiles;
 
 pub use canvas::{Canvas, LegalSizes, Padding};
-pub use resize::{Interpolation, resize_bilinear, upscale};
+pub use resize::{Enlarger, Interpolation, resize_bilinear, upscale};
 pub use size::Size;
 pub use tiles::Grid;

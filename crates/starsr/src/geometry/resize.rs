@@ -50,49 +50,76 @@ pub fn upscale(
     interpolation: Interpolation,
 ) -> Result<Array3<f32>> {
     let (channels, height, width) = source.dim();
-    let Size { width: big_width, height: big_height } = Size { width, height }.enlarged(factor)?;
-    if factor == 1 {
-        return Ok(source.as_standard_layout().into_owned());
-    }
-    let mut result = Array3::zeros((channels, big_height, big_width));
-    if result.is_empty() {
-        return Ok(result);
-    }
-    let reach = interpolation.reach();
-    let taps = 2 * reach + 1;
-    // Weights [phase][tap] of the source pixels from -reach to +reach around the one that an output
-    // pixel lies in.
-    let weights: Vec<f32> = (0..factor)
-        .flat_map(|phase| {
-            let centre = (phase as f64 + 0.5) / factor as f64 - 0.5;
-            (0..taps)
-                .map(move |tap| interpolation.kernel(tap as f64 - reach as f64 - centre) as f32)
-        })
-        .collect();
+    let size = Size { width, height }.enlarged(factor)?;
+    let enlarger = Enlarger::new(factor, interpolation);
     let source = source.as_standard_layout();
-    let mut wide = vec![0.0; height * big_width];
-    let mut padded = vec![0.0; width + 2 * reach];
+    let mut result = Array3::zeros((channels, size.height, size.width));
     for (plane, mut out) in source.axis_iter(Axis(0)).zip(result.axis_iter_mut(Axis(0))) {
         let plane = plane.to_slice().expect("standard layout");
-        for (row, wide) in plane.chunks_exact(width).zip(wide.chunks_exact_mut(big_width)) {
+        enlarger.rows(plane, width, 0, out.as_slice_mut().expect("standard layout"));
+    }
+    Ok(result)
+}
+
+/// What [`upscale`] does to any rows of a plane.
+pub struct Enlarger {
+    factor: usize,
+    reach: usize,
+    /// `[phase][tap]`: weights of the source pixels from -reach to +reach around the one that an
+    /// output pixel lies in.
+    weights: Vec<f32>,
+}
+
+impl Enlarger {
+    /// Enlarges by `factor`, at least 1.
+    pub fn new(factor: usize, interpolation: Interpolation) -> Self {
+        let reach = interpolation.reach();
+        let weights = (0..factor).flat_map(|phase| {
+            let centre = (phase as f64 + 0.5) / factor as f64 - 0.5;
+            (0..=2 * reach)
+                .map(move |tap| interpolation.kernel(tap as f64 - reach as f64 - centre) as f32)
+        });
+        Self { factor, reach, weights: weights.collect() }
+    }
+
+    /// The enlarged rows from `first` on, as many as `out` holds, of a plane with rows of `width`
+    /// pixels. Does nothing where there are no pixels.
+    pub fn rows(&self, plane: &[f32], width: usize, first: usize, out: &mut [f32]) {
+        let Self { factor, reach, ref weights } = *self;
+        let (taps, big_width) = (2 * reach + 1, factor * width);
+        if plane.is_empty() || out.is_empty() || big_width == 0 {
+            return;
+        }
+        if factor == 1 {
+            out.copy_from_slice(&plane[first * width..][..out.len()]);
+            return;
+        }
+        let last = plane.len() / width - 1;
+        let end = first + out.len() / big_width;
+        // The source rows that `out` needs, widened.
+        let top = (first / factor).saturating_sub(reach);
+        let bottom = ((end - 1) / factor + reach).min(last);
+        let mut wide = vec![0.0; (bottom + 1 - top) * big_width];
+        let mut padded = vec![0.0; width + 2 * reach];
+        let sources = plane[top * width..].chunks_exact(width);
+        for (row, wide) in sources.zip(wide.chunks_exact_mut(big_width)) {
             padded[reach..reach + width].copy_from_slice(row);
             padded[..reach].fill(row[0]);
             padded[reach + width..].fill(row[width - 1]);
             match (factor, taps) {
-                (2, 3) => widen::<2, 3>(&padded, wide, &weights),
-                (2, 5) => widen::<2, 5>(&padded, wide, &weights),
-                (3, 3) => widen::<3, 3>(&padded, wide, &weights),
-                (3, 5) => widen::<3, 5>(&padded, wide, &weights),
-                (4, 3) => widen::<4, 3>(&padded, wide, &weights),
-                (4, 5) => widen::<4, 5>(&padded, wide, &weights),
-                _ => widen_any(&padded, wide, &weights, factor, taps),
+                (2, 3) => widen::<2, 3>(&padded, wide, weights),
+                (2, 5) => widen::<2, 5>(&padded, wide, weights),
+                (3, 3) => widen::<3, 3>(&padded, wide, weights),
+                (3, 5) => widen::<3, 5>(&padded, wide, weights),
+                (4, 3) => widen::<4, 3>(&padded, wide, weights),
+                (4, 5) => widen::<4, 5>(&padded, wide, weights),
+                _ => widen_any(&padded, wide, weights, factor, taps),
             }
         }
-        let out = out.as_slice_mut().expect("standard layout");
-        for (y, line) in out.chunks_exact_mut(big_width).enumerate() {
+        for (y, line) in (first..).zip(out.chunks_exact_mut(big_width)) {
             let weights = &weights[y % factor * taps..][..taps];
             let row = |tap: usize| {
-                let y = (y / factor + tap).saturating_sub(reach).min(height - 1);
+                let y = (y / factor + tap).saturating_sub(reach).min(last) - top;
                 &wide[y * big_width..(y + 1) * big_width]
             };
             weighted_rows(
@@ -101,7 +128,6 @@ pub fn upscale(
             );
         }
     }
-    Ok(result)
 }
 
 /// One row, `S` output pixels from `T` source pixels at a time.
@@ -253,5 +279,26 @@ mod tests {
             upscale(turned.view(), 2, Interpolation::Bicubic).unwrap(),
             upscale(straight.view(), 2, Interpolation::Bicubic).unwrap()
         );
+    }
+
+    #[test]
+    fn rows_are_those_of_the_whole() {
+        let source = Array3::from_shape_fn((1, 7, 5), |(_, y, x)| ((y * 37 + x * 11) % 17) as f32);
+        let plane = source.as_slice().unwrap();
+        for how in [Interpolation::Bilinear, Interpolation::Bicubic] {
+            for factor in 1..6 {
+                let whole = upscale(source.view(), factor, how).unwrap();
+                let (whole, width) = (whole.as_slice().unwrap(), 5 * factor);
+                let enlarger = Enlarger::new(factor, how);
+                for first in 0..7 * factor {
+                    for end in first..=7 * factor {
+                        let mut rows = vec![f32::NAN; (end - first) * width];
+                        enlarger.rows(plane, 5, first, &mut rows);
+                        assert_eq!(rows, whole[first * width..end * width], "{how:?} {factor}");
+                    }
+                }
+                enlarger.rows(&[], 5, 0, &mut []);
+            }
+        }
     }
 }

@@ -4,12 +4,15 @@
 
 use std::ops::Range;
 
-use ndarray::{Array4, ArrayView3, ArrayViewMut3, Axis, s};
+use ndarray::s;
 
 use super::canvas::LegalSizes;
 use super::size::Size;
+use crate::buffers::{Buffers, Lease};
 use crate::error::{Error, Result};
+use crate::model::Samples;
 use crate::names::Setting;
+use crate::parallel::Threads;
 
 /// A stretch of one axis of a canvas that is processed at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,33 +86,51 @@ impl Grid {
     ///
     /// # Errors
     /// As `work`, and [`Error::Input`] where an array and its tile differ in size.
-    pub fn blend(
+    pub(crate) fn blend(
         &self,
-        mut work: impl FnMut(Range<usize>, Range<usize>) -> Result<Vec<Array4<f32>>>,
-    ) -> Result<Vec<Array4<f32>>> {
+        threads: &Threads,
+        buffers: &Buffers,
+        mut work: impl FnMut(Range<usize>, Range<usize>) -> Result<Vec<Samples>>,
+    ) -> Result<Vec<Samples>> {
         if let ([rows], [columns]) = (self.rows.as_slice(), self.columns.as_slice()) {
             return work(rows.range.clone(), columns.range.clone());
         }
         let end = |tiles: &[Tile]| tiles.last().map_or(0, |tile| tile.range.end);
         let (height, width) = (end(&self.rows), end(&self.columns));
-        let mut whole: Vec<Array4<f32>> = Vec::new();
+        let mut whole: Vec<(Lease, [usize; 4])> = Vec::new();
+        // Where the tiles before reach to, down and across.
+        let (mut above, mut left) = (0, 0);
         for rows in &self.rows {
             for columns in &self.columns {
                 let parts = work(rows.range.clone(), columns.range.clone())?;
                 if whole.is_empty() {
-                    let empty = |part: &Array4<f32>| {
-                        Array4::zeros((part.dim().0, part.dim().1, height, width))
+                    let empty = |part: &Samples| {
+                        let (frames, channels, ..) = part.dim();
+                        let shape = [frames, channels, height, width];
+                        (buffers.lease(shape.iter().product()), shape)
                     };
                     whole = parts.iter().map(empty).collect();
                 }
-                for (whole, part) in whole.iter_mut().zip(&parts) {
-                    for (mut whole, part) in whole.outer_iter_mut().zip(part.outer_iter()) {
-                        add_tile(&mut whole, part, rows, columns)?;
+                for ((whole, shape), part) in whole.iter_mut().zip(&parts) {
+                    let (part, channels) = (part.view(), shape[1]);
+                    if part.dim() != (shape[0], channels, rows.range.len(), columns.range.len()) {
+                        let reason =
+                            format!("{:?} does not fit its place on {shape:?}", part.shape());
+                        return Err(Error::input("tiles", reason));
                     }
+                    let planes = whole.chunks_exact_mut(height * width).enumerate();
+                    threads.for_each(planes, |(place, plane)| {
+                        let part = part.slice(s![place / channels, place % channels, .., ..]);
+                        if let Some(part) = part.to_slice() {
+                            add_tile(plane, width, part, (rows, above), (columns, left));
+                        }
+                    });
                 }
+                left = columns.range.end;
             }
+            (above, left) = (rows.range.end, 0);
         }
-        Ok(whole)
+        whole.into_iter().map(|(values, shape)| Samples::new(values, shape)).collect()
     }
 }
 
@@ -178,39 +199,36 @@ fn tiles(size: usize, tile: usize, overlap: usize, legal: LegalSizes) -> Result<
         .collect())
 }
 
-/// Adds a processed tile `[C,h,w]` to `canvas` `[C,H,W]` with its weights. Fails with
-/// [`Error::Input`] where the tile is not `rows` x `columns` or lies outside the canvas.
+/// Adds a plane `[h,w]` of a tile with its weights to that of the canvas, whose rows are `width`
+/// long. Where no tile before it lies, from row `above` on and from column `left` on, the canvas
+/// has no values yet.
 fn add_tile(
-    canvas: &mut ArrayViewMut3<f32>,
-    tile: ArrayView3<f32>,
-    rows: &Tile,
-    columns: &Tile,
-) -> Result<()> {
-    let (channels, height, width) = canvas.dim();
-    if tile.dim() != (channels, rows.range.len(), columns.range.len())
-        || rows.range.end > height
-        || columns.range.end > width
-        || rows.weights.len() != rows.range.len()
-        || columns.weights.len() != columns.range.len()
-    {
-        let reason = format!("{:?} does not fit its place on {:?}", tile.shape(), canvas.shape());
-        return Err(Error::input("tiles", reason));
-    }
-    let mut place = canvas.slice_mut(s![.., rows.range.clone(), columns.range.clone()]);
-    for (mut to, from) in place.axis_iter_mut(Axis(0)).zip(tile.axis_iter(Axis(0))) {
-        for ((mut to, from), &wy) in
-            to.axis_iter_mut(Axis(0)).zip(from.axis_iter(Axis(0))).zip(&rows.weights)
-        {
-            for ((to, from), wx) in to.iter_mut().zip(from).zip(&columns.weights) {
-                *to += wy * wx * from;
-            }
+    canvas: &mut [f32],
+    width: usize,
+    tile: &[f32],
+    (rows, above): (&Tile, usize),
+    (columns, left): (&Tile, usize),
+) {
+    let lines = canvas.chunks_exact_mut(width).enumerate().skip(rows.range.start);
+    let tile = tile.chunks_exact(columns.range.len());
+    for (((y, line), tile), &wy) in lines.zip(tile).zip(&rows.weights) {
+        let begun = if y < above { tile.len() } else { left.saturating_sub(columns.range.start) };
+        let (old, new) = line[columns.range.clone()].split_at_mut(begun.min(tile.len()));
+        let (tile_old, tile_new) = tile.split_at(old.len());
+        let (weights_old, weights_new) = columns.weights.split_at(old.len());
+        for ((to, from), wx) in old.iter_mut().zip(tile_old).zip(weights_old) {
+            *to += wy * wx * from;
+        }
+        for ((to, from), wx) in new.iter_mut().zip(tile_new).zip(weights_new) {
+            *to = wy * wx * from;
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array4;
+
     use super::*;
 
     #[test]
@@ -258,17 +276,21 @@ mod tests {
             (f * 7 + c * 100 + y * 3 + x) as f32
         });
         let grid = Grid::new(Size::new(52, 40), 20, 7, [axis, axis]).unwrap();
+        let (threads, buffers) = (Threads::new(3), Buffers::default());
+        // What was in the memory before does not matter.
+        [10_000, 20_000].map(|len| buffers.lease(len)).iter_mut().for_each(|b| b.fill(f32::NAN));
         assert_eq!(
             (grid.rows.len() * grid.columns.len(), grid.tile_size()),
             (12, Size::new(20, 20))
         );
         let both = grid
-            .blend(|rows, columns| {
+            .blend(&threads, &buffers, |rows, columns| {
                 let tile = picture.slice(s![.., .., rows, columns]);
-                Ok(vec![tile.to_owned(), &tile * 0.5])
+                Ok(vec![tile.to_owned().into(), (&tile * 0.5).into()])
             })
             .unwrap();
         let [canvas, half] = &both[..] else { panic!("{} arrays", both.len()) };
+        let (canvas, half) = (canvas.view(), half.view());
         assert!(canvas.iter().zip(&picture).all(|(a, b)| (a - b).abs() < 1e-6 * b.max(1.0)));
         assert!(half.iter().zip(&picture).all(|(a, b)| (a - 0.5 * b).abs() < 1e-6 * b.max(1.0)));
 
@@ -280,7 +302,8 @@ mod tests {
             (12, Size::new(5, 5))
         );
         assert!((0..5).all(|x| (coarse.columns[1].weights[x] - average(x)).abs() < 1e-6));
-        assert!(coarse.blend(|_, _| Ok(vec![Array4::zeros((1, 3, 20, 20))])).is_err());
+        let wrong = |_, _| Ok(vec![Array4::zeros((1, 3, 20, 20)).into()]);
+        assert!(coarse.blend(&threads, &buffers, wrong).is_err());
     }
 
     #[test]

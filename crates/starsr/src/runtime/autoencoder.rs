@@ -3,21 +3,30 @@
 //! The autoencoder: pixels to latents and back.
 
 use ndarray::{Array4, ArrayView4};
-use ort::value::TensorElementType;
+use ort::session::SessionInputValue;
+use ort::value::{TensorElementType, TensorRef};
 
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::runner::{Runner, failure};
-use super::tensor::{Input, fetch};
+use super::tensor::{Input, check_finite, values};
 use crate::bundle::Latent;
 use crate::error::{Error, Result};
+use crate::model::Samples;
 use crate::names::Role;
 
-/// Encoder and decoder, with the element types of their inputs.
+/// A graph with one input.
+struct Coder {
+    graph: Graph,
+    input: &'static str,
+    element: TensorElementType,
+    /// The input of the last run for which samples were copied, and its shape.
+    kept: Option<((usize, usize, usize, usize), Input)>,
+}
+
+/// Encoder and decoder.
 pub(super) struct Autoencoder {
-    encoder: Graph,
-    pixels: TensorElementType,
-    decoder: Graph,
-    latents: TensorElementType,
+    encoder: Coder,
+    decoder: Coder,
     latent: Latent,
     /// Whether the encoder gives the standard deviation of the posterior.
     pub has_std: bool,
@@ -43,7 +52,12 @@ impl Autoencoder {
         decoder.only(&["latents"], &["pixels"])?;
         let latents = decoder.input("latents", SAMPLES, &small)?;
         decoder.output("pixels", SAMPLES, &large)?;
-        Ok(Self { encoder, pixels, decoder, latents, latent, has_std })
+        Ok(Self {
+            encoder: Coder { graph: encoder, input: "pixels", element: pixels, kept: None },
+            decoder: Coder { graph: decoder, input: "latents", element: latents, kept: None },
+            latent,
+            has_std,
+        })
     }
 
     /// The encoder's outputs `names` for frames `[F,3,H,W]`, in one run.
@@ -52,59 +66,72 @@ impl Autoencoder {
         pixels: ArrayView4<f32>,
         names: [&str; N],
         runner: &Runner,
-    ) -> Result<[Array4<f32>; N]> {
+    ) -> Result<[Samples; N]> {
         let (channels, factor) = (self.latent.channels, self.latent.spatial_factor);
         let (frames, planes, height, width) = pixels.dim();
         if planes != 3 || height % factor != 0 || width % factor != 0 {
             let reason = format!("{:?} is not a legal shape of pixels", pixels.shape());
             return Err(Error::inference(Role::VaeEncoder, reason));
         }
-        let shape = (frames, channels, height / factor, width / factor);
-        run(&mut self.encoder, ("pixels", self.pixels), pixels, names, shape, runner)
+        let shape = [frames, channels, height / factor, width / factor];
+        run(&mut self.encoder, pixels, names, shape, runner)
     }
 
     /// Pixels of frames `[F,C,h,w]`, in one run.
-    pub fn decode(&mut self, latents: ArrayView4<f32>, runner: &Runner) -> Result<Array4<f32>> {
+    pub fn decode(&mut self, latents: ArrayView4<f32>, runner: &Runner) -> Result<Samples> {
         let (frames, channels, height, width) = latents.dim();
         if channels != self.latent.channels {
             let reason = format!("{:?} is not a legal shape of latents", latents.shape());
             return Err(Error::inference(Role::VaeDecoder, reason));
         }
         let factor = self.latent.spatial_factor;
-        let shape = (frames, 3, height * factor, width * factor);
-        let input = ("latents", self.latents);
-        run(&mut self.decoder, input, latents, ["pixels"], shape, runner).map(|[pixels]| pixels)
+        let shape = [frames, 3, height * factor, width * factor];
+        run(&mut self.decoder, latents, ["pixels"], shape, runner).map(|[pixels]| pixels)
     }
 }
 
-/// The outputs `names`, of one `shape`, that a graph gives for its only input.
+/// The outputs `names`, of one `shape`, that a graph gives for its only input. A `kept` tensor is
+/// used where the samples do not lie in memory as the graph takes them.
 fn run<const N: usize>(
-    graph: &mut Graph,
-    (input, element): (&str, TensorElementType),
+    Coder { graph, input, element, kept }: &mut Coder,
     samples: ArrayView4<f32>,
     names: [&str; N],
-    shape: (usize, usize, usize, usize),
+    shape: [usize; 4],
     runner: &Runner,
-) -> Result<[Array4<f32>; N]> {
-    let mut results = std::array::from_fn(|_| Array4::zeros(shape));
+) -> Result<[Samples; N]> {
     if samples.is_empty() {
-        return Ok(results);
+        let [frames, channels, height, width] = shape;
+        return Ok(names.map(|_| Array4::zeros((frames, channels, height, width)).into()));
     }
     let role = graph.role;
-    let mut tensor = Input::new(element, samples.shape()).map_err(|e| failure(role, &e))?;
-    let samples = samples.as_standard_layout();
-    tensor.fill(samples.as_slice().expect("standard layout"), &runner.threads);
+    let failed = |e: ort::Error| failure(role, &e);
+    let tensor;
+    let value = match samples.to_slice() {
+        Some(values) if *element == TensorElementType::Float32 => {
+            tensor = TensorRef::from_array_view((samples.shape(), values)).map_err(failed)?;
+            SessionInputValue::from(tensor)
+        }
+        _ => {
+            if kept.as_ref().is_none_or(|(shape, _)| *shape != samples.dim()) {
+                let tensor = Input::new(*element, samples.shape()).map_err(failed)?;
+                *kept = Some((samples.dim(), tensor));
+            }
+            let (_, tensor) = kept.as_mut().expect("just made");
+            tensor.fill(samples, &runner.threads);
+            tensor.view()
+        }
+    };
     let outputs = runner.run(role, |options| {
-        let inputs = ort::inputs![input => tensor.into_dyn()];
-        let mut outputs = graph.session.run_with_options(inputs, options)?;
+        let mut outputs = graph.session.run_with_options(ort::inputs![*input => value], options)?;
         Ok(names.map(|name| outputs.remove(name)))
     })?;
-    for ((result, output), name) in results.iter_mut().zip(outputs).zip(names) {
-        let fail = |reason| Error::inference(role, reason);
+    let fail = |reason| Error::inference(role, reason);
+    let mut results = Vec::with_capacity(N);
+    for (output, name) in outputs.into_iter().zip(names) {
         let output = output.ok_or_else(|| fail(format!("gave no {name}")))?;
-        let shape = result.shape().to_vec();
-        let samples = result.as_slice_mut().expect("a new array is contiguous");
-        fetch(&output, &shape, samples, &runner.threads).map_err(fail)?;
+        let values = values(output, &shape, &runner.threads, &runner.buffers).map_err(fail)?;
+        check_finite((*values).as_ref(), &runner.threads).map_err(fail)?;
+        results.extend(Samples::batch(values, 1, shape, false)?);
     }
-    Ok(results)
+    results.try_into().map_err(|_| fail("gave too few outputs".into()))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ndarray::{Array4, ArrayView4};
+use ndarray::ArrayView4;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::autoencoder::Autoencoder;
@@ -19,7 +19,7 @@ use super::text_encoder::TextEncoder;
 use crate::bundle::{Bundle, Layout, MANIFEST, Manifest};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::model::{Denoiser, Embedding, Memory, Model, Query, no_std};
+use crate::model::{Denoiser, Embedding, Memory, Model, Query, Samples, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
 use crate::text::Ids;
@@ -170,7 +170,7 @@ fn check_layout(bundle: &Bundle, chosen: &Chosen) -> Result<()> {
 }
 
 impl Denoiser for Engine {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         self.graphs()?.predictor.predict(query, &self.runner)
     }
 
@@ -182,12 +182,12 @@ impl Denoiser for Engine {
 }
 
 impl Model for Engine {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
         let [latents] = self.graphs()?.autoencoder.encode(pixels, ["latents"], &self.runner)?;
         Ok(latents)
     }
 
-    fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
+    fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Samples; 2]> {
         if !self.shared.has_std {
             return Err(no_std());
         }
@@ -198,7 +198,7 @@ impl Model for Engine {
         self.shared.has_std
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
         self.graphs()?.autoencoder.decode(latents, &self.runner)
     }
 

@@ -9,10 +9,10 @@ use ort::value::{Tensor, TensorElementType, ValueType};
 
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::runner::{Runner, failure, one_line};
-use super::tensor::{Input, fetch_latents};
+use super::tensor::{Input, values};
 use crate::bundle::MANIFEST;
 use crate::error::{Error, Result};
-use crate::model::{Condition, Embedding, Query};
+use crate::model::{Condition, Embedding, Query, Samples};
 use crate::names::Role;
 use crate::parallel::Threads;
 use crate::text::CONTEXT;
@@ -122,8 +122,7 @@ impl Predictor {
         for name in &self.controls {
             controlnet.bind_output_to_device(name, &self.device)?;
         }
-        let mut denoiser = self.denoiser.session.create_binding()?;
-        denoiser.bind_output_to_device("v", &self.host)?;
+        let denoiser = self.denoiser.session.create_binding()?;
         Ok(Bindings {
             shape,
             x: Input::new(self.latents, &video)?,
@@ -136,7 +135,7 @@ impl Predictor {
     }
 
     /// What `query` asks for, as one batch.
-    pub fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Array4<f32>>> {
+    pub fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
         let batch = conditions.len();
         if !(1..=2).contains(&batch) {
@@ -148,9 +147,8 @@ impl Predictor {
             let reason = format!("x {x:?} and hint {hint:?} must have one shape, [F,C,h,w]");
             return Err(Error::inference(Role::ControlNet, reason));
         }
-        let mut results = vec![Array4::zeros(x.dim()); batch];
         if x.is_empty() {
-            return Ok(results);
+            return Ok(vec![Array4::zeros(x.dim()).into(); batch]);
         }
         let shape: [usize; 4] = x.dim().into();
         let at_controlnet = |e: ort::Error| failure(Role::ControlNet, &e);
@@ -161,8 +159,8 @@ impl Predictor {
             Some(bindings) if bindings.shape == shape => bindings,
             _ => self.bind(shape, batch).map_err(at_controlnet)?,
         };
-        bindings.x.fill_channels_first(x, &runner.threads);
-        bindings.hint.fill_channels_first(hint, &runner.threads);
+        bindings.x.fill(x.permuted_axes([1, 0, 2, 3]), &runner.threads);
+        bindings.hint.fill(hint.permuted_axes([1, 0, 2, 3]), &runner.threads);
         bindings.t.extract_tensor_mut().1.fill(t);
         if let Some(element) = self.embedding {
             bindings.bind_text(element, conditions, &runner.threads)?;
@@ -184,6 +182,8 @@ impl Predictor {
         let bind = |b: &mut Bindings| {
             b.x.bind(&mut b.denoiser, "x")?;
             b.denoiser.bind_input("t", &b.t)?;
+            // Bound anew, or this run would write over what the last one gave.
+            b.denoiser.bind_output_to_device("v", &self.host)?;
             for (name, value) in self.controls.iter().zip(&controls) {
                 if let Some(value) = value {
                     b.denoiser.bind_input(name, value)?;
@@ -200,9 +200,11 @@ impl Predictor {
 
         let fail = |reason| Error::inference(Role::Denoiser, reason);
         let v = v.ok_or_else(|| fail("gave no v".to_string()))?;
-        fetch_latents(&v, &mut results, &runner.threads).map_err(fail)?;
+        let [frames, channels, height, width] = shape;
+        let video = [batch, channels, frames, height, width];
+        let values = values(v, &video, &runner.threads, &runner.buffers).map_err(fail)?;
         self.bindings[batch - 1] = Some(bindings);
-        Ok(results)
+        Samples::batch(values, batch, shape, true)
     }
 }
 
@@ -229,11 +231,13 @@ impl Bindings {
             let reason = format!("all must be [{CONTEXT}, D] of one D, but D is {widths:?}");
             return Err(Error::input("an embedding", reason));
         }
-        let values: Vec<f32> =
-            embeddings.iter().flat_map(|e| e.values().into_iter().copied()).collect();
+        let values = embeddings.iter().flat_map(|e| e.values().into_iter().copied()).collect();
+        let shape = (1, embeddings.len(), CONTEXT, widths[0]);
+        let values = Array4::from_shape_vec(shape, values)
+            .map_err(|e| Error::input("an embedding", e.to_string()))?;
         let mut bind = || {
             let mut tensor = Input::new(element, &[embeddings.len(), CONTEXT, widths[0]])?;
-            tensor.fill(&values, threads);
+            tensor.fill(values.view(), threads);
             tensor.bind(&mut self.controlnet, "embedding")?;
             tensor.bind(&mut self.denoiser, "embedding")
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ort::session::RunOptions;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::buffers::Buffers;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::names::Role;
@@ -57,6 +58,7 @@ const POLL: Duration = Duration::from_millis(10);
 pub(super) struct Runner {
     /// For copies into and out of tensors.
     pub threads: Threads,
+    pub buffers: Buffers,
     pub times: GraphTimes,
     cancel: Cancel,
     options: Arc<RunOptions>,
@@ -82,7 +84,14 @@ impl Runner {
             }
             true
         });
-        Ok(Self { threads, times, cancel: cancel.clone(), options, requests })
+        Ok(Self {
+            threads,
+            buffers: Buffers::default(),
+            times,
+            cancel: cancel.clone(),
+            options,
+            requests,
+        })
     }
 
     /// Follows `cancel` from now on.

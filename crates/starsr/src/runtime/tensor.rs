@@ -3,28 +3,27 @@
 //! Samples on their way into and out of tensors: 32- or 16-bit floats, frames or channels first.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use ndarray::{Array4, ArrayView4};
-use ort::session::IoBinding;
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
+use ndarray::{ArrayView2, ArrayView4, s};
+use ort::session::{IoBinding, SessionInputValue};
+use ort::value::{
+    DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, TensorValueType,
+};
 
 use super::runner::one_line;
+use crate::buffers::Buffers;
 use crate::parallel::{PART, Threads};
 
 /// An element type of samples.
 trait Sample: PrimitiveTensorElementType + Debug + Copy + Default + Send + Sync + 'static {
     fn store(from: &[f32], to: &mut [Self]);
-    fn fetch(from: &[Self], to: &mut [f32]);
 }
 
 impl Sample for f32 {
     fn store(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-
-    fn fetch(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
 }
@@ -32,10 +31,6 @@ impl Sample for f32 {
 impl Sample for f16 {
     fn store(from: &[f32], to: &mut [f16]) {
         to.convert_from_f32_slice(from);
-    }
-
-    fn fetch(from: &[f16], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
     }
 }
 
@@ -58,23 +53,11 @@ impl Input {
         })
     }
 
-    /// Fills the tensor with samples that are already in its order.
-    pub fn fill(&mut self, samples: &[f32], threads: &Threads) {
+    /// Fills each of the tensor's equal parts with the same samples, in the order of their axes.
+    pub fn fill(&mut self, samples: ArrayView4<f32>, threads: &Threads) {
         match self {
             Self::F32(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
             Self::F16(tensor) => store(samples, tensor.extract_tensor_mut().1, threads),
-        }
-    }
-
-    /// Fills each part of the tensor `[B,C,F,h,w]` with the same latents `[F,C,h,w]`.
-    pub fn fill_channels_first(&mut self, latents: ArrayView4<f32>, threads: &Threads) {
-        match self {
-            Self::F32(tensor) => {
-                store_channels_first(latents, tensor.extract_tensor_mut().1, threads);
-            }
-            Self::F16(tensor) => {
-                store_channels_first(latents, tensor.extract_tensor_mut().1, threads);
-            }
         }
     }
 
@@ -85,91 +68,79 @@ impl Input {
         }
     }
 
-    pub fn into_dyn(self) -> DynValue {
+    /// The tensor as the input of a run.
+    pub fn view(&self) -> SessionInputValue<'_> {
         match self {
-            Self::F32(tensor) => tensor.into_dyn(),
-            Self::F16(tensor) => tensor.into_dyn(),
+            Self::F32(tensor) => tensor.into(),
+            Self::F16(tensor) => tensor.into(),
         }
     }
 }
 
-fn store<T: Sample>(from: &[f32], to: &mut [T], threads: &Threads) {
-    threads.for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::store(from, to));
-}
-
-fn store_channels_first<T: Sample>(latents: ArrayView4<f32>, to: &mut [T], threads: &Threads) {
-    let (frames, channels, height, width) = latents.dim();
-    let latents = latents.as_standard_layout();
-    let from = latents.as_slice().expect("the standard layout is contiguous");
+/// Stores `samples` in each equal part of `to`.
+fn store<T: Sample>(samples: ArrayView4<f32>, to: &mut [T], threads: &Threads) {
+    let (a, b, height, width) = samples.dim();
     let plane = height * width;
+    if samples.is_empty() {
+        return;
+    }
     threads.for_each(to.chunks_exact_mut(plane).enumerate(), |(place, to)| {
-        let (c, f) = (place / frames % channels, place % frames);
-        let at = (f * channels + c) * plane;
-        T::store(&from[at..at + plane], to);
+        let from = samples.slice(s![place / b % a, place % b, .., ..]);
+        match from.to_slice() {
+            Some(from) => T::store(from, to),
+            None => store_rows(from, to),
+        }
     });
 }
 
-fn fetch_frames_first<T: Sample>(from: &[T], latents: &mut Array4<f32>, threads: &Threads) {
-    let (frames, channels, height, width) = latents.dim();
-    let to = latents.as_slice_mut().expect("a new array is contiguous");
-    let plane = height * width;
-    threads.for_each(to.chunks_exact_mut(plane).enumerate(), |(place, to)| {
-        let (f, c) = (place / channels, place % channels);
-        let at = (c * frames + f) * plane;
-        T::fetch(&from[at..at + plane], to);
-    });
+fn store_rows<T: Sample>(from: ArrayView2<f32>, to: &mut [T]) {
+    for (from, to) in from.outer_iter().zip(to.chunks_exact_mut(from.ncols())) {
+        match from.to_slice() {
+            Some(from) => T::store(from, to),
+            None => {
+                from.iter().zip(to).for_each(|(v, to)| T::store(&[*v], std::slice::from_mut(to)));
+            }
+        }
+    }
 }
 
-/// Copies an output of `shape` to `samples`, which has as many elements. Fails with a sentence when
-/// the tensor has another shape or holds values that are not finite.
-pub(super) fn fetch(
-    value: &DynValue,
+/// A tensor's values where the runtime has left them.
+struct InTensor(Tensor<f32>);
+
+impl AsRef<[f32]> for InTensor {
+    fn as_ref(&self) -> &[f32] {
+        self.0.extract_tensor().1
+    }
+}
+
+/// The values of an output of `shape`: where they are, or in a buffer where they are 16-bit floats.
+/// Fails with a sentence when the tensor has another shape.
+pub(super) fn values(
+    value: DynValue,
     shape: &[usize],
-    samples: &mut [f32],
     threads: &Threads,
-) -> Result<(), String> {
-    fn copy<T: Sample>(from: &[T], to: &mut [f32], threads: &Threads) {
-        threads
-            .for_each(from.chunks(PART).zip(to.chunks_mut(PART)), |(from, to)| T::fetch(from, to));
+    buffers: &Buffers,
+) -> Result<Arc<dyn AsRef<[f32]> + Send + Sync>, String> {
+    let element = value.dtype().tensor_type().ok_or("gave no tensor")?;
+    if element == TensorElementType::Float16 {
+        let from = checked::<f16>(&value, shape)?;
+        let mut to = buffers.lease(from.len());
+        let parts = from.chunks(PART).zip(to.chunks_mut(PART));
+        threads.for_each(parts, |(from, to)| from.convert_to_f32_slice(to));
+        return Ok(Arc::new(to));
     }
-    match element(value)? {
-        TensorElementType::Float16 => copy::<f16>(checked(value, shape)?, samples, threads),
-        _ => copy::<f32>(checked(value, shape)?, samples, threads),
-    }
-    if threads.all_finite(samples) {
+    checked::<f32>(&value, shape)?;
+    let tensor = value.downcast::<TensorValueType<f32>>().map_err(|e| one_line(&e))?;
+    Ok(Arc::new(InTensor(tensor)))
+}
+
+/// Fails with a sentence where some of `values` is no finite number.
+pub(super) fn check_finite(values: &[f32], threads: &Threads) -> Result<(), String> {
+    if threads.all_finite(values) {
         return Ok(());
     }
     Err("gave values that are not finite numbers; with 16-bit graphs use the 32-bit version of the bundle"
         .into())
-}
-
-/// Copies an output `[B,C,F,h,w]` to B latents `[F,C,h,w]`, be they finite or not. Fails with a
-/// sentence when the tensor has another shape.
-pub(super) fn fetch_latents(
-    value: &DynValue,
-    results: &mut [Array4<f32>],
-    threads: &Threads,
-) -> Result<(), String> {
-    let Some(latents) = results.first() else { return Ok(()) };
-    let (frames, channels, height, width) = latents.dim();
-    let size = latents.len();
-    let shape = [results.len(), channels, frames, height, width];
-    if element(value)? == TensorElementType::Float16 {
-        let parts = checked::<f16>(value, &shape)?.chunks_exact(size);
-        parts
-            .zip(&mut *results)
-            .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
-    } else {
-        let parts = checked::<f32>(value, &shape)?.chunks_exact(size);
-        parts
-            .zip(&mut *results)
-            .for_each(|(part, latents)| fetch_frames_first(part, latents, threads));
-    }
-    Ok(())
-}
-
-fn element(value: &DynValue) -> Result<TensorElementType, String> {
-    value.dtype().tensor_type().ok_or_else(|| "gave no tensor".into())
 }
 
 fn checked<'v, T: Sample>(value: &'v DynValue, shape: &[usize]) -> Result<&'v [T], String> {

@@ -9,7 +9,7 @@ use ort::value::{Tensor, TensorElementType};
 
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::runner::{Runner, failure};
-use super::tensor::fetch;
+use super::tensor::{check_finite, values};
 use crate::error::{Error, Result};
 use crate::model::Embedding;
 use crate::names::{Role, Setting};
@@ -92,10 +92,12 @@ impl TextEncoder {
         let output = output.ok_or_else(|| failed("gave no embedding"))?;
         let last = output.dtype().tensor_shape().and_then(|shape| shape.last());
         let width = last.and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
-        let mut values = Array2::zeros((CONTEXT, width));
-        let samples = values.as_slice_mut().expect("a new array is contiguous");
-        fetch(&output, &[1, CONTEXT, width], samples, &runner.threads).map_err(failed)?;
-        Ok(Embedding::new(values))
+        let shape = [1, CONTEXT, width];
+        let values = values(output, &shape, &runner.threads, &runner.buffers).map_err(failed)?;
+        let values = (*values).as_ref();
+        check_finite(values, &runner.threads).map_err(failed)?;
+        let values = Array2::from_shape_vec((CONTEXT, width), values.to_vec());
+        values.map(Embedding::new).map_err(|e| failed(e.to_string()))
     }
 }
 

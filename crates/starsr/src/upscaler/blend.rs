@@ -10,7 +10,8 @@ use ndarray::Array3;
 use super::clip::{Clip, WindowJoin, lap};
 use super::decode_groups::DecodeGroups;
 use crate::diffusion::sampler::Sampler;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::Samples;
 use crate::windows::{Planner, Window, Windows, cross_fade};
 
 /// How far the windows of a clip are with [`WindowMode::Blend`](crate::windows::WindowMode::Blend).
@@ -25,6 +26,9 @@ pub(super) struct BlendWindows {
     tail: VecDeque<Array3<f32>>,
     /// Whether the last window is not the model's work.
     plain_tail: bool,
+    /// Low-quality latents of frames that the next window shares with the last, and the place of
+    /// the first of them in the clip.
+    shared: Option<(usize, Samples)>,
 }
 
 impl BlendWindows {
@@ -36,6 +40,7 @@ impl BlendWindows {
             next: 0,
             tail: VecDeque::new(),
             plain_tail: false,
+            shared: None,
         }
     }
 
@@ -43,16 +48,29 @@ impl BlendWindows {
     fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
         let places = window.start..window.end;
         let numbers = clip.numbers(places.clone());
-        let hint = clip.encode(places)?;
+        let shared = self
+            .shared
+            .take()
+            .filter(|(place, latents)| *place == window.start && latents.dim().0 <= window.len());
+        let hint = clip.encode(places, shared.map(|(_, latents)| latents))?;
         let restored = clip.sample(|model, noise, conditioning, cancel| {
             self.sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
         })?;
+        let next = self.planner.windows().start(self.next + 1);
+        if next < window.end {
+            let shared = hint.frames(next - window.start..window.len()).to_owned();
+            self.shared = Some((next, shared.into()));
+        }
         drop(hint);
         clip.times.windows += 1;
-        let mut results = Vec::with_capacity(numbers.len());
-        for group in clip.groups.all(numbers.len()) {
-            results.extend(clip.decode(restored.view(), &group, window.start)?);
-        }
+        let results = loop {
+            let groups = clip.groups.all(numbers.len());
+            match clip.decode(restored.view(), groups, window.start) {
+                // What is restored is too dear to begin anew in smaller tiles.
+                Err(Error::Memory { .. }) if clip.groups.shorten() => {}
+                results => break results?,
+            }
+        };
         drop(restored);
         let clock = Instant::now();
         self.settle(results, false, clip)?;
@@ -75,8 +93,9 @@ impl BlendWindows {
         let mut before = std::mem::take(&mut self.tail);
         for (frame, mut result) in (window.start..).zip(results) {
             if let Some(mut mixed) = before.pop_front() {
-                cross_fade(&mut mixed, result.view(), windows.weight(k, frame))?;
-                result = mixed;
+                let threads = clip.path.threads();
+                cross_fade(&mut mixed, result.view(), windows.weight(k, frame), threads)?;
+                clip.path.reuse(std::mem::replace(&mut result, mixed));
             }
             if frame < settled {
                 clip.ready.push_back(result);
@@ -123,6 +142,8 @@ impl WindowJoin for BlendWindows {
         self.closed.clear();
         self.next = 0;
         self.tail.clear();
+        self.shared = None;
+        self.sampler.free_memory();
     }
 
     fn next_window(&self) -> Option<usize> {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use ndarray::{Array3, Array4, ArrayView4};
+use ndarray::{Array3, ArrayView4};
 
 use super::decode_groups::{DecodeGroup, DecodeGroups};
 use super::frame_path::FramePath;
@@ -15,7 +15,7 @@ use crate::diffusion::noise::Noise;
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::tiled::Tiled;
 use crate::error::Result;
-use crate::model::{Conditioning, Model};
+use crate::model::{Conditioning, Model, Samples};
 
 /// Counts and times since the upscaler was made. Times are wall-clock.
 #[derive(Debug, Clone, Copy, Default)]
@@ -120,6 +120,8 @@ impl Clip {
 
     /// Queues the next frame.
     pub(super) fn push(&mut self, number: u64, low: Array3<f32>) {
+        let low =
+            if low.is_standard_layout() { low } else { low.as_standard_layout().into_owned() };
         self.queued.push_back(QueuedFrame { number, low });
         self.times.frames_in += 1;
     }
@@ -130,6 +132,7 @@ impl Clip {
         self.ready.clear();
         self.first = 0;
         self.ended = false;
+        self.path.free_memory();
     }
 
     /// The places in the clip of the frames that have not come out.
@@ -158,17 +161,32 @@ impl Clip {
         self.frames(places).map(enlarge).collect()
     }
 
-    /// Latents `[F,C,h,w]` of the frames at `places` of the clip.
-    pub(super) fn encode(&mut self, places: Range<usize>) -> Result<Array4<f32>> {
-        let clock = Instant::now();
-        let numbers = self.numbers(places.clone());
-        let low = self.frames(places).map(|frame| &frame.low);
-        let prepared = self.path.prepare(low, &self.cancel)?;
-        let clock = lap(&mut self.times.prepare, clock);
+    /// Latents `[F,C,h,w]` of the frames at `places` of the clip, of which the first are `known`.
+    /// While the model encodes some, the next are prepared.
+    pub(super) fn encode(
+        &mut self,
+        places: Range<usize>,
+        known: Option<Samples>,
+    ) -> Result<Samples> {
+        let places = places.start + known.as_ref().map_or(0, |known| known.dim().0)..places.end;
+        let frames = self.queued.range(places.start - self.first..places.end - self.first);
+        let (numbers, low): (Vec<_>, Vec<_>) = frames.map(|f| (f.number, &f.low)).unzip();
+        let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
         let (model, noise) = (self.model.as_mut(), self.noise.as_ref());
-        let latents = self.path.encode(model, prepared.view(), &numbers, noise, &self.cancel)?;
-        lap(&mut self.times.encode, clock);
-        Ok(latents)
+        let mut groups = low.chunks(path.frames_per_encode());
+        let mut clock = Instant::now();
+        let mut next = groups.next().map(|low| path.prepare(low, cancel));
+        clock = lap(&mut times.prepare, clock);
+        let mut latents = Vec::from_iter(known);
+        for numbers in numbers.chunks(path.frames_per_encode()) {
+            let Some(prepared) = next.transpose()? else { break };
+            let encode = || path.encode(model, prepared.view(), numbers, noise, cancel);
+            let prepare = || groups.next().map(|low| path.prepare(low, cancel));
+            let (encoded, following) = path.threads().beside(encode, prepare);
+            (next, clock) = (following, lap(&mut times.encode, clock));
+            latents.push(encoded?);
+        }
+        path.join(latents)
     }
 
     /// What `work` samples with the model as a denoiser of the whole canvas.
@@ -183,22 +201,38 @@ impl Clip {
         Ok(restored)
     }
 
-    /// The finished frames that `group` keeps of restored latents `[F,C,h,w]`, the first of which
-    /// is at `place` of the clip.
+    /// The finished frames that `groups` keep of restored latents `[F,C,h,w]`, the first of which
+    /// is at `place` of the clip. While the model decodes a group, the one before it is finished.
     pub(super) fn decode(
         &mut self,
         latents: ArrayView4<f32>,
-        group: &DecodeGroup,
+        groups: impl Iterator<Item = DecodeGroup>,
         place: usize,
     ) -> Result<Vec<Array3<f32>>> {
-        let clock = Instant::now();
-        let canvases = self.path.decode(self.model.as_mut(), latents, group, &self.cancel)?;
-        let clock = lap(&mut self.times.decode, clock);
-        let kept = place + group.kept.start..place + group.kept.end;
-        let low = self.frames(kept).map(|frame| &frame.low);
-        let finished = self.path.finish(canvases.view(), low, &self.cancel)?;
-        lap(&mut self.times.finish, clock);
-        Ok(finished)
+        let low = self.queued.iter().map(|frame| &frame.low).collect::<Vec<_>>();
+        let first = self.first;
+        let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
+        let model = self.model.as_mut();
+        let finish = |decoded: Option<(Samples, DecodeGroup)>| {
+            let Some((canvases, group)) = decoded else { return Ok(Vec::new()) };
+            let before = group.kept.start - group.decoded.start;
+            let canvases = canvases.frames(before..before + group.kept.len());
+            let kept = place + group.kept.start - first..place + group.kept.end - first;
+            path.finish(canvases, &low[kept], cancel)
+        };
+        let mut clock = Instant::now();
+        let (mut decoded, mut results) = (None, Vec::new());
+        for group in groups {
+            let before = decoded.take();
+            let decode = || path.decode(model, latents, &group.decoded, cancel);
+            let (canvases, finished) = path.threads().beside(decode, || finish(before));
+            clock = lap(&mut times.decode, clock);
+            results.extend(finished?);
+            decoded = Some((canvases?, group));
+        }
+        results.extend(finish(decoded)?);
+        lap(&mut times.finish, clock);
+        Ok(results)
     }
 
     fn frames(&self, places: Range<usize>) -> std::collections::vec_deque::Iter<'_, QueuedFrame> {

@@ -4,19 +4,19 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Slice, Zip, s};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Zip, s};
 
-use super::decode_groups::DecodeGroup;
 use super::settings::{Posterior, Settings};
+use crate::buffers::Buffers;
 use crate::bundle::Manifest;
 use crate::cancel::Cancel;
 use crate::color::ColorFix;
 use crate::diffusion::noise::{Noise, POSTERIOR_STEP};
 use crate::diffusion::tiled::Tiled;
 use crate::error::{Error, Result};
-use crate::geometry::{Canvas, Grid, Interpolation, LegalSizes, Size, upscale};
-use crate::model::Model;
-use crate::parallel::Threads;
+use crate::geometry::{Canvas, Enlarger, Grid, Interpolation, LegalSizes, Size, upscale};
+use crate::model::{Model, Samples};
+use crate::parallel::{PART, Threads};
 
 /// The way of frames of one size to the model and back.
 pub(super) struct FramePath {
@@ -32,6 +32,7 @@ pub(super) struct FramePath {
     tile_overlap: usize,
     scale: usize,
     interpolation: Interpolation,
+    enlarger: Enlarger,
     /// Pixels per latent in each direction.
     factor: usize,
     frames_per_encode: usize,
@@ -39,6 +40,10 @@ pub(super) struct FramePath {
     color_fix: ColorFix,
     strength: f32,
     threads: Threads,
+    /// For arrays of windows.
+    buffers: Buffers,
+    /// For finished frames.
+    frames: Buffers,
 }
 
 impl FramePath {
@@ -67,12 +72,15 @@ impl FramePath {
             canvas,
             scale,
             interpolation: rules.upscale,
+            enlarger: Enlarger::new(scale, rules.upscale),
             factor: manifest.latent.spatial_factor,
             frames_per_encode: manifest.vae.frames_per_encode,
             posterior: settings.posterior,
             color_fix: settings.color_fix.unwrap_or(manifest.sampler.color_fix),
             strength: settings.strength(manifest)?,
             threads,
+            buffers: Buffers::default(),
+            frames: Buffers::default(),
         })
     }
 
@@ -140,7 +148,7 @@ impl FramePath {
         model: &'a mut dyn Model,
         cancel: &'a Cancel,
     ) -> Tiled<'a> {
-        Tiled::new(model, &self.latent_grid, cancel)
+        Tiled::new(model, &self.latent_grid, cancel, &self.threads, &self.buffers)
     }
 
     /// A frame `[3,h,w]` enlarged, `[3,H,W]` in `[0,1]`.
@@ -150,24 +158,54 @@ impl FramePath {
         Ok(plain)
     }
 
-    /// Frames `[3,h,w]` in `[0,1]` on the canvas, `[F,3,H,W]` in `[-1,1]`.
-    pub(super) fn prepare<'a>(
-        &self,
-        frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
-        cancel: &Cancel,
-    ) -> Result<Array4<f32>> {
-        let Size { width, height } = self.canvas.size;
-        let mut prepared = Array4::zeros((frames.len(), 3, height, width));
-        self.threads.map(prepared.outer_iter_mut().zip(frames), |(mut to, low)| {
-            cancel.check()?;
-            let mut plain = self.enlarge(low.view())?;
-            plain.mapv_inplace(|v| 2.0 * v - 1.0);
-            self.canvas.pad(plain.view(), &mut to)
-        })?;
-        Ok(prepared)
+    /// What shares the work on frames.
+    pub(super) fn threads(&self) -> &Threads {
+        &self.threads
     }
 
-    /// Latents `[F,C,h,w]` of prepared frames `[F,3,H,W]` with the given `numbers`.
+    /// Memory of a finished frame that is not needed any more.
+    pub(super) fn reuse(&self, frame: Array3<f32>) {
+        self.frames.give(frame.into_raw_vec_and_offset().0);
+    }
+
+    /// Frees the memory that is kept for the next window.
+    pub(super) fn free_memory(&self) {
+        self.buffers.clear();
+        self.frames.clear();
+    }
+
+    /// Frames `[3,h,w]` in `[0,1]`, in standard layout, on the canvas: `[F,3,H,W]` in `[-1,1]`.
+    pub(super) fn prepare(&self, frames: &[&Array3<f32>], cancel: &Cancel) -> Result<Samples> {
+        let Size { width, height } = self.canvas.size;
+        let shape = [frames.len(), 3, height, width];
+        let mut prepared = self.buffers.lease(shape.iter().product());
+        let planes = prepared.chunks_exact_mut(height * width).enumerate();
+        self.threads.map(planes, |(place, plane)| {
+            cancel.check()?;
+            let low = frames[place / 3].slice(s![place % 3, .., ..]);
+            self.prepare_plane(low.to_slice().unwrap_or_default(), plane);
+            Ok(())
+        })?;
+        Samples::new(prepared, shape)
+    }
+
+    fn prepare_plane(&self, low: &[f32], plane: &mut [f32]) {
+        let Size { width, height } = self.canvas.picture;
+        let mut band = vec![0.0; BAND.min(height) * width];
+        for first in (0..height).step_by(BAND) {
+            let band = &mut band[..BAND.min(height - first) * width];
+            self.enlarger.rows(low, self.input.width, first, band);
+            for (y, row) in (first..).zip(band.chunks_exact(width)) {
+                for (to, from) in self.canvas.row_mut(plane, y).iter_mut().zip(row) {
+                    *to = 2.0 * from.clamp(0.0, 1.0) - 1.0;
+                }
+            }
+        }
+        self.canvas.surround(plane);
+    }
+
+    /// Latents `[F,C,h,w]` of prepared frames `[F,3,H,W]` with the given `numbers`, in one run for
+    /// each tile.
     pub(super) fn encode(
         &self,
         model: &mut dyn Model,
@@ -175,117 +213,185 @@ impl FramePath {
         numbers: &[u64],
         noise: &dyn Noise,
         cancel: &Cancel,
-    ) -> Result<Array4<f32>> {
+    ) -> Result<Samples> {
         let factor = self.factor;
-        let mut groups = Vec::new();
-        let frames = prepared.axis_chunks_iter(Axis(0), self.frames_per_encode);
-        for (group, numbers) in frames.zip(numbers.chunks(self.frames_per_encode)) {
-            let mut parts = self.latent_grid.blend(|rows, columns| {
-                cancel.check()?;
-                let pixels = |r: Range<usize>| factor * r.start..factor * r.end;
-                let tile = group.slice(s![.., .., pixels(rows), pixels(columns)]);
-                Ok(match self.posterior {
-                    Posterior::Mean => vec![model.encode(tile)?],
-                    Posterior::Sample => model.encode_posterior(tile)?.into(),
-                })
-            })?;
-            let std = if parts.len() > 1 { parts.pop() } else { None };
-            let mut latents = one(parts)?;
-            if let Some(std) = std {
-                draw(&mut latents, &std, numbers, noise);
-            }
-            groups.push(latents);
-        }
-        Ok(join(groups))
+        let mut parts = self.latent_grid.blend(&self.threads, &self.buffers, |rows, columns| {
+            cancel.check()?;
+            let pixels = |r: Range<usize>| factor * r.start..factor * r.end;
+            let tile = prepared.slice(s![.., .., pixels(rows), pixels(columns)]);
+            Ok(match self.posterior {
+                Posterior::Mean => vec![model.encode(tile)?],
+                Posterior::Sample => model.encode_posterior(tile)?.into(),
+            })
+        })?;
+        let std = if parts.len() > 1 { parts.pop() } else { None };
+        let mean = one(parts)?;
+        Ok(match std {
+            Some(std) => draw(mean.view().to_owned(), std.view(), numbers, noise).into(),
+            None => mean,
+        })
     }
 
-    /// The frames on the canvas `[F,3,H,W]` that `group` keeps of latents `[F,C,h,w]`, decoded.
+    /// Latents of groups of frames one after the other.
+    pub(super) fn join(&self, mut groups: Vec<Samples>) -> Result<Samples> {
+        if groups.len() == 1 {
+            return Ok(groups.remove(0));
+        }
+        let (_, channels, height, width) = groups.first().map_or((0, 0, 0, 0), Samples::dim);
+        let frames = groups.iter().map(|group| group.dim().0).sum();
+        let shape = [frames, channels, height, width];
+        let mut joined = self.buffers.lease(shape.iter().product());
+        let mut rest = &mut *joined;
+        for group in &groups {
+            let group = group.view();
+            let group = group.as_standard_layout();
+            let from = group.as_slice().unwrap_or_default();
+            let Some((to, after)) = rest.split_at_mut_checked(from.len()) else {
+                return Err(Error::input("latents", "frames differ in size"));
+            };
+            let parts = to.chunks_mut(PART).zip(from.chunks(PART));
+            self.threads.for_each(parts, |(to, from)| to.copy_from_slice(from));
+            rest = after;
+        }
+        Samples::new(joined, shape)
+    }
+
+    /// The frames on the canvas `[F,3,H,W]` of the latents `[F,C,h,w]` that `group` decodes.
     pub(super) fn decode(
         &self,
         model: &mut dyn Model,
         latents: ArrayView4<f32>,
-        DecodeGroup { decoded, kept }: &DecodeGroup,
+        decoded: &Range<usize>,
         cancel: &Cancel,
-    ) -> Result<Array4<f32>> {
+    ) -> Result<Samples> {
         let factor = self.factor;
-        let before = kept.start - decoded.start;
-        let canvases = self.grid.blend(|rows, columns| {
+        one(self.grid.blend(&self.threads, &self.buffers, |rows, columns| {
             cancel.check()?;
             let small = |r: Range<usize>| r.start / factor..r.end / factor;
             let tile = latents.slice(s![decoded.clone(), .., small(rows), small(columns)]);
-            let mut pixels = model.decode(tile)?;
-            pixels.slice_axis_inplace(Axis(0), Slice::from(before..before + kept.len()));
-            Ok(vec![pixels])
-        })?;
-        one(canvases)
+            Ok(vec![model.decode(tile)?])
+        })?)
     }
 
     /// The finished frames `[3,H,W]` in `[0,1]` of decoded canvases `[F,3,H,W]` and the frames
-    /// `[3,h,w]` that they came from.
-    pub(super) fn finish<'a>(
+    /// `[3,h,w]`, in standard layout, that they came from.
+    pub(super) fn finish(
         &self,
         canvases: ArrayView4<f32>,
-        frames: impl ExactSizeIterator<Item = &'a Array3<f32>> + Send,
+        frames: &[&Array3<f32>],
         cancel: &Cancel,
     ) -> Result<Vec<Array3<f32>>> {
-        // Allocated by the calling thread: frames that the pool's threads allocate would be
-        // scattered over a heap for each of them.
         let Size { width, height } = self.canvas.picture;
-        let new = |_| Array3::zeros((canvases.dim().1, height, width));
+        let new = |_| {
+            let values = self.frames.lease(3 * height * width).into_vec();
+            Array3::from_shape_vec((3, height, width), values).unwrap_or_default()
+        };
         let mut results: Vec<_> = (0..frames.len()).map(new).collect();
-        let work = results.iter_mut().zip(canvases.outer_iter()).zip(frames);
-        self.threads.map(work, |((result, canvas), low)| {
-            self.finish_frame(canvas, low.view(), result, cancel)
+        let all = |results: &mut [Array3<f32>], work: &(dyn Fn(&mut Band) -> Result<()> + Sync)| {
+            let bands = bands(results, [height, width]);
+            let done = self.threads.map(bands.into_iter(), |mut band| {
+                cancel.check()?;
+                work(&mut band)
+            });
+            done.map(|_| ())
+        };
+        let crop = |band: &mut Band| self.crop(canvases, band);
+        let mix = |band: &mut Band| {
+            self.mix(frames[band.frame], band);
+            Ok(())
+        };
+        if self.color_fix == ColorFix::None {
+            all(&mut results, &|band| crop(band).and_then(|()| mix(band)))?;
+            return Ok(results);
+        }
+        all(&mut results, &crop)?;
+        self.threads.map(results.iter_mut().zip(frames), |(result, low)| {
+            cancel.check()?;
+            self.color_fix.apply(result, low.view())
         })?;
+        all(&mut results, &mix)?;
         Ok(results)
     }
 
-    fn finish_frame(
-        &self,
-        canvas: ArrayView3<f32>,
-        low: ArrayView3<f32>,
-        result: &mut Array3<f32>,
-        cancel: &Cancel,
-    ) -> Result<()> {
-        cancel.check()?;
-        let picture = self.canvas.crop(canvas)?;
-        let to_unit = |to: &mut f32, &from: &f32| *to = (0.5 * from + 0.5).clamp(0.0, 1.0);
-        Zip::from(&mut *result).and(picture).for_each(to_unit);
-        self.color_fix.apply(result, low)?;
-        if self.strength < 1.0 {
-            cancel.check()?;
-            let plain = self.enlarge(low)?;
-            let blend = |to: &mut f32, &from: &f32| *to = from + self.strength * (*to - from);
-            Zip::from(result).and(&plain).for_each(blend);
+    /// Takes a band of the picture from its canvas, in `[0,1]`.
+    fn crop(&self, canvases: ArrayView4<f32>, band: &mut Band) -> Result<()> {
+        let Size { width, height } = self.canvas.size;
+        let plane = canvases.slice(s![band.frame, band.channel, .., ..]);
+        let plane = plane.to_slice().filter(|plane| plane.len() == height * width);
+        let Some(plane) = plane else {
+            let reason = format!("{:?} are not canvases of {}", canvases.shape(), self.canvas.size);
+            return Err(Error::input("decoded frames", reason));
+        };
+        let lines = band.rows.chunks_exact_mut(self.canvas.picture.width);
+        for (y, line) in (band.first..).zip(lines) {
+            for (to, from) in line.iter_mut().zip(self.canvas.row(plane, y)) {
+                *to = (0.5 * from + 0.5).clamp(0.0, 1.0);
+            }
         }
         Ok(())
     }
-}
 
-/// Draws latents `[F,C,h,w]` from a posterior of the given mean, whose place they take, and
-/// standard deviation.
-fn draw(mean: &mut Array4<f32>, std: &Array4<f32>, numbers: &[u64], noise: &dyn Noise) {
-    for ((mut latents, std), &number) in mean.outer_iter_mut().zip(std.outer_iter()).zip(numbers) {
-        let mut drawn = Array3::zeros(latents.raw_dim());
-        let values = drawn.as_slice_mut().expect("standard layout");
-        noise.fill(number, POSTERIOR_STEP, values);
-        Zip::from(&mut latents).and(std).and(&drawn).for_each(|x, &std, &n| *x += std * n);
+    /// Mixes a band of a finished frame with the plain upscale of `low`.
+    fn mix(&self, low: &Array3<f32>, band: &mut Band) {
+        if self.strength >= 1.0 {
+            return;
+        }
+        let low = low.slice(s![band.channel, .., ..]);
+        let mut plain = vec![0.0; band.rows.len()];
+        let low = low.to_slice().unwrap_or_default();
+        self.enlarger.rows(low, self.input.width, band.first, &mut plain);
+        for (to, from) in band.rows.iter_mut().zip(plain) {
+            let from = from.clamp(0.0, 1.0);
+            *to = from + self.strength * (*to - from);
+        }
     }
 }
 
+/// Rows that a thread works on at a time, so that they stay in its core's cache.
+const BAND: usize = 64;
+
+/// Some rows of one channel of a finished frame.
+struct Band<'a> {
+    frame: usize,
+    channel: usize,
+    /// The number of the first row.
+    first: usize,
+    rows: &'a mut [f32],
+}
+
+/// All bands of frames of the given height and width.
+fn bands(frames: &mut [Array3<f32>], [height, width]: [usize; 2]) -> Vec<Band<'_>> {
+    let mut bands = Vec::new();
+    for (frame, values) in frames.iter_mut().enumerate() {
+        let planes = values.as_slice_mut().unwrap_or_default().chunks_exact_mut(height * width);
+        for (channel, plane) in planes.enumerate() {
+            let rows = plane.chunks_mut(BAND * width).enumerate();
+            bands.extend(rows.map(|(i, rows)| Band { frame, channel, first: i * BAND, rows }));
+        }
+    }
+    bands
+}
+
+/// Latents `[F,C,h,w]` drawn from a posterior of the given mean and standard deviation.
+fn draw(
+    mut mean: Array4<f32>,
+    std: ArrayView4<f32>,
+    numbers: &[u64],
+    noise: &dyn Noise,
+) -> Array4<f32> {
+    for ((mut latents, std), &number) in mean.outer_iter_mut().zip(std.outer_iter()).zip(numbers) {
+        let mut drawn = Array3::zeros(latents.raw_dim());
+        let values = drawn.as_slice_mut().expect("standard layout");
+        noise.fill(number, POSTERIOR_STEP, 0, values);
+        Zip::from(&mut latents).and(std).and(&drawn).for_each(|x, &std, &n| *x += std * n);
+    }
+    mean
+}
+
 /// The only one of `arrays`.
-fn one(mut arrays: Vec<Array4<f32>>) -> Result<Array4<f32>> {
+fn one(mut arrays: Vec<Samples>) -> Result<Samples> {
     match arrays.pop() {
         Some(array) if arrays.is_empty() => Ok(array),
         _ => Err(Error::input("tiles", "there is not one array of each")),
     }
-}
-
-/// Groups of frames one after the other.
-fn join(mut groups: Vec<Array4<f32>>) -> Array4<f32> {
-    if groups.len() == 1 {
-        return groups.remove(0);
-    }
-    let views: Vec<_> = groups.iter().map(|g| g.view()).collect();
-    ndarray::concatenate(Axis(0), &views).unwrap_or_default()
 }

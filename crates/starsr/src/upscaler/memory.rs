@@ -45,7 +45,9 @@ pub(super) fn of_arrays(
             let sampled = (SAMPLING + previous + guided) * latents(canvas);
             // Before and after, pixels of the canvas are held beside latents.
             let pixels = frame(canvas) + latents(canvas);
-            window * (input + sampled.max(pixels)) + layout.overlap() as u64 * output + run
+            // What neighbours share is kept from one to the next.
+            let shared = layout.overlap() as u64 * (output + latents(canvas));
+            window * (input + sampled.max(pixels)) + shared + run
         }
         WindowMode::Wavefront => {
             // Hint, state and last prediction of all frames inside; input, hint and prediction of a

@@ -21,7 +21,7 @@ use crate::diffusion::noise::FrameNoise;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::model::{Conditioning, Memory, Model, no_std};
-use crate::names::Setting;
+use crate::names::{Role, Setting};
 use crate::parallel::Threads;
 use crate::text::{Prompts, tokenize};
 use crate::windows::Windows;
@@ -270,12 +270,15 @@ impl Upscaler {
     }
 
     /// Does the next piece of work; false where all that is left needs further frames. Where memory
-    /// is too short for it, in smaller tiles: a window begins anew then, while a wavefront goes on
+    /// is too short for it, in shorter runs of the encoder, then in smaller tiles: a window begins anew then, while a wavefront goes on
     /// with the latents it has.
     fn advance(&mut self) -> Result<bool> {
         loop {
             let result = self.join.advance(&mut self.clip);
             let Err(Error::Memory { graph, reason }) = result else { return result };
+            if graph == Role::VaeEncoder && self.clip.path.shorten_encoding() {
+                continue;
+            }
             let tile = self.clip.path.tile_size();
             let Some(size) = self.clip.path.reduce_tiles() else {
                 let frames = self.layout.length();
@@ -286,6 +289,13 @@ impl Upscaler {
                 return Err(Error::Memory { graph, reason });
             };
             self.reduced = Some(size);
+        }
+    }
+
+    /// Takes back a frame that [`Self::receive_frame`] gave, so that a later one gets its memory.
+    pub fn reuse_frame(&self, frame: Array3<f32>) {
+        if frame.dim() == (3, self.output_size().height, self.output_size().width) {
+            self.clip.path.reuse(frame);
         }
     }
 

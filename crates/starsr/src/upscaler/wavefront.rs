@@ -45,9 +45,9 @@ impl WindowJoin for WavefrontWindows {
     fn advance(&mut self, clip: &mut Clip) -> Result<bool> {
         let mut worked = false;
         for place in clip.inside().skip(self.encoded) {
-            let hint = clip.encode(place..place + 1)?;
+            let hint = clip.encode(place..place + 1, None)?;
             let number = clip.numbers(place..place + 1)[0];
-            self.wavefront.push(number, hint.index_axis_move(Axis(0), 0))?;
+            self.wavefront.push(number, hint.view().index_axis_move(Axis(0), 0).to_owned())?;
             self.encoded += 1;
             worked = true;
         }
@@ -62,9 +62,10 @@ impl WindowJoin for WavefrontWindows {
             let forgotten = group.kept.end.saturating_sub(clip.groups.overlap());
             let latents = stack(self.restored.range(..group.decoded.end));
             let next = clip.inside().start;
-            let finished = clip.decode(latents.view(), &group, next - group.kept.start)?;
+            let (kept, end) = (group.kept.start, group.kept.end);
+            let finished = clip.decode(latents.view(), std::iter::once(group), next - kept)?;
             self.restored.drain(..forgotten);
-            self.context = group.kept.end - forgotten;
+            self.context = end - forgotten;
             self.encoded -= finished.len();
             clip.release(next + finished.len());
             clip.ready.extend(finished);

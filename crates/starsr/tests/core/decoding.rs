@@ -3,11 +3,11 @@
 //! Groups of frames for the decoder, over a stand-in whose frames show their neighbours in the
 //! group.
 
-use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
+use ndarray::{Array3, ArrayView4, Axis, Zip};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
 use starsr::geometry::{Interpolation, upscale};
-use starsr::model::{Denoiser, Model, Query};
+use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
@@ -17,20 +17,20 @@ use starsr_testkit::stand_in;
 struct Neighbours(Schedule);
 
 impl Denoiser for Neighbours {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let t = query.t;
         let (a, s) = (self.0.alphas()[t as usize] as f32, self.0.sigmas()[t as usize] as f32);
         let v = Zip::from(query.x).and(query.hint).map_collect(|&x, &hint| (a * x - hint) / s);
-        Ok(vec![v; query.conditions.len()])
+        Ok(vec![v.into(); query.conditions.len()])
     }
 }
 
 impl Model for Neighbours {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_latents(pixels).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
         let own = stand_in::to_pixels(latents);
         let mut mixed = own.clone();
         for (f, mut frame) in mixed.outer_iter_mut().enumerate() {
@@ -41,7 +41,7 @@ impl Model for Neighbours {
                 frame.scaled_add(0.01, &own.index_axis(Axis(0), f + 1));
             }
         }
-        Ok(mixed)
+        Ok(mixed.into())
     }
 }
 

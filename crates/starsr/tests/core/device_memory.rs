@@ -2,17 +2,38 @@
 
 //! What fits into a device's memory, over a stand-in that pretends to compute in one.
 
-use ndarray::{Array4, ArrayView4};
-use starsr::bundle::{Manifest, PromptsSpec};
-use starsr::model::{Denoiser, Memory, Model, Query};
-use starsr::{Cancel, Result, Settings, Size, Upscaler};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::{Array3, ArrayView4};
+use starsr::bundle::{Manifest, PromptsSpec, Role};
+use starsr::model::{Denoiser, Memory, Model, Query, Samples};
+use starsr::{Cancel, Error, Result, Settings, Size, Upscaler};
 use starsr_testkit::stand_in::{self, Plain};
 
-/// Computes in memory of its own, of which `.0` bytes are free.
-struct OnDevice(Option<u64>);
+/// Computes in memory of its own.
+#[derive(Default)]
+struct OnDevice {
+    /// Bytes that are said to be free.
+    free: Option<u64>,
+    /// Frames of a run of the autoencoder for which there is memory; 0 for any number.
+    most: usize,
+    predictions: Arc<AtomicUsize>,
+}
+
+impl OnDevice {
+    fn check(&self, graph: Role, samples: ArrayView4<f32>) -> Result<()> {
+        let frames = samples.dim().0;
+        if self.most == 0 || frames <= self.most {
+            return Ok(());
+        }
+        Err(Error::Memory { graph, reason: format!("no memory for {frames} frames") })
+    }
+}
 
 impl Denoiser for OnDevice {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+        self.predictions.fetch_add(1, Ordering::SeqCst);
         Plain.predict(query)
     }
 
@@ -22,16 +43,18 @@ impl Denoiser for OnDevice {
 }
 
 impl Model for OnDevice {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        self.check(Role::VaeEncoder, pixels)?;
         Plain.encode(pixels)
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        self.check(Role::VaeDecoder, latents)?;
         Plain.decode(latents)
     }
 
     fn memory(&self) -> Memory {
-        Memory::Device(self.0)
+        Memory::Device(self.free)
     }
 }
 
@@ -61,7 +84,11 @@ fn manifest() -> Manifest {
 }
 
 fn upscaler(free: Option<u64>, settings: &Settings) -> Upscaler {
-    let model = Box::new(OnDevice(free));
+    over(OnDevice { free, ..OnDevice::default() }, settings)
+}
+
+fn over(model: OnDevice, settings: &Settings) -> Upscaler {
+    let model = Box::new(model);
     let mut upscaler =
         Upscaler::new(model, &manifest(), settings, Size::new(32, 32), Cancel::default()).unwrap();
     upscaler.fit_memory(1 << 40).unwrap();
@@ -122,9 +149,28 @@ fn the_bundles_tiles_are_taken_where_nothing_is_known() {
     assert_eq!(upscaler.device_memory_estimate(), 32 * MIB);
 }
 
+fn frame(number: u64) -> Array3<f32> {
+    Array3::from_elem((3, 32, 32), 0.02 * number as f32)
+}
+
+#[test]
+fn a_run_of_the_autoencoder_that_fails_is_cut_without_sampling_again() {
+    let settings = Settings { steps: Some(1), ..Settings::default() };
+    let expected = stand_in::run(&mut upscaler(Some(1 << 40), &settings), 0..16, frame, 1);
+    for most in [4, 3] {
+        let model = OnDevice { free: Some(1 << 40), most, ..OnDevice::default() };
+        let predictions = model.predictions.clone();
+        let mut upscaler = over(model, &settings);
+        let out = stand_in::run(&mut upscaler, 0..16, frame, 1);
+        // Two windows, whole.
+        assert_eq!(predictions.load(Ordering::SeqCst), 2, "{most}");
+        assert_eq!(upscaler.reduced_tile_size(), None, "{most}");
+        assert!(out == expected, "{most}");
+    }
+}
+
 #[test]
 fn every_way_of_fitting_gives_all_frames() {
-    let frame = |number: u64| ndarray::Array3::from_elem((3, 32, 32), 0.02 * number as f32);
     let run = |free| {
         let mut upscaler = upscaler(free, &Settings::default());
         stand_in::run(&mut upscaler, 0..19, frame, 1)

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ndarray::{Array3, Array4, ArrayView4};
+use ndarray::{Array3, ArrayView4};
 use starsr::bundle::Role;
 use starsr::geometry::upscale;
-use starsr::model::{Denoiser, Model, Query};
+use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
@@ -29,7 +29,7 @@ struct Trouble {
 struct StandIn(Trouble);
 
 impl Denoiser for StandIn {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let Query { x, hint, .. } = *query;
         let (graph, latents) = (Role::Denoiser, x.dim().2 * x.dim().3);
         if self.0.fails.load(Ordering::SeqCst) {
@@ -42,17 +42,17 @@ impl Denoiser for StandIn {
                 reason: format!("no memory for {latents} latents"),
             });
         }
-        Ok(vec![&x * 0.5 - hint; query.conditions.len()])
+        Ok(vec![(&x * 0.5 - hint).into(); query.conditions.len()])
     }
 }
 
 impl Model for StandIn {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_latents(pixels).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_pixels(latents))
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_pixels(latents).into())
     }
 }
 

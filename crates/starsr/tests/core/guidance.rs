@@ -12,7 +12,7 @@ use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::Schedule;
 use starsr::geometry::{Interpolation, upscale};
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query};
+use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query, Samples};
 use starsr::text::{Ids, Prompts, tokenize};
 use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
@@ -71,7 +71,7 @@ fn text(condition: Condition) -> f32 {
 }
 
 impl Denoiser for StandIn {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
         let texts: Vec<f32> = conditions.iter().map(|&condition| text(condition)).collect();
         self.note(t, hint, &texts);
@@ -79,7 +79,7 @@ impl Denoiser for StandIn {
             let reason = "a batch is too much".into();
             return Err(Error::Memory { graph: Role::Denoiser, reason });
         }
-        Ok(texts.iter().map(|&text| self.velocity(x, t, hint, text)).collect())
+        Ok(texts.iter().map(|&text| self.velocity(x, t, hint, text).into()).collect())
     }
 
     fn prefers_batches(&self) -> bool {
@@ -88,22 +88,22 @@ impl Denoiser for StandIn {
 }
 
 impl Model for StandIn {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_latents(pixels).into())
     }
 
-    fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Array4<f32>; 2]> {
+    fn encode_posterior(&mut self, pixels: ArrayView4<f32>) -> Result<[Samples; 2]> {
         let mean = stand_in::to_latents(pixels);
         let std = mean.mapv(|_| 0.25);
-        Ok([mean, std])
+        Ok([mean.into(), std.into()])
     }
 
     fn has_std(&self) -> bool {
         self.std
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_pixels(latents))
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_pixels(latents).into())
     }
 
     fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
@@ -447,7 +447,7 @@ fn tokens_that_do_not_fit_are_counted() {
 struct Sparse;
 
 impl Noise for Sparse {
-    fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
+    fn fill(&self, frame: u64, step: u32, _first: usize, out: &mut [f32]) {
         out.fill(if step == POSTERIOR_STEP && frame.is_multiple_of(3) { 1.0 } else { 0.0 });
     }
 }

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ndarray::{Array3, Array4, ArrayView4, Axis, Zip};
+use ndarray::{Array3, ArrayView4, Axis, Zip};
 use starsr::color::ColorFix;
 use starsr::diffusion::schedule::Schedule;
 use starsr::geometry::{Interpolation, upscale};
-use starsr::model::{Denoiser, Model, Query};
+use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::windows::{WindowMode, Windows};
 use starsr::{Cancel, Error, Received, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::stand_in;
@@ -29,7 +29,7 @@ struct StandIn {
 }
 
 impl Denoiser for StandIn {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let Query { x, t, hint, .. } = *query;
         let before = self.evaluations.fetch_add(1, Ordering::SeqCst);
         if let Some((number, cancel)) = &self.cancels
@@ -51,17 +51,17 @@ impl Denoiser for StandIn {
         for column in [0, last] {
             v.index_axis_mut(Axis(3), column).mapv_inplace(|v| v - self.edge / s);
         }
-        Ok(vec![v; query.conditions.len()])
+        Ok(vec![v.into(); query.conditions.len()])
     }
 }
 
 impl Model for StandIn {
-    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_latents(pixels))
+    fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_latents(pixels).into())
     }
 
-    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Array4<f32>> {
-        Ok(stand_in::to_pixels(latents))
+    fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+        Ok(stand_in::to_pixels(latents).into())
     }
 }
 

@@ -10,7 +10,8 @@ use starsr::diffusion::noise::FrameNoise;
 use starsr::diffusion::sampler::Sampler;
 use starsr::diffusion::schedule::{SamplerMode, Schedule, ScheduleConfig};
 use starsr::diffusion::wavefront::Wavefront;
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query};
+use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Query, Samples};
+use starsr::parallel::Threads;
 use starsr::windows::{Window, WindowMode, Windows, cross_fade};
 use starsr::{Cancel, Error, Result};
 
@@ -57,7 +58,7 @@ impl Mixing {
 }
 
 impl Denoiser for Mixing {
-    fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
+    fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
         let each = |condition: &Condition| {
             self.calls += 1;
@@ -69,7 +70,7 @@ impl Denoiser for Mixing {
             }
             let shift = condition.expect("both halves have an embedding").values()[[0, 0]];
             let mean = &x.mean_axis(Axis(0)).unwrap() * (0.1 + 1e-4 * t as f32);
-            Ok(&x * 0.4 - &hint * 0.7 + mean + shift)
+            Ok((&x * 0.4 - &hint * 0.7 + mean + shift).into())
         };
         conditions.iter().map(each).collect()
     }
@@ -92,7 +93,7 @@ fn official(
     let mut x: Vec<_> = hints.axis_iter(Axis(0)).map(|h| h.to_owned()).collect();
     for (f, x) in x.iter_mut().enumerate() {
         let mut n = Array3::zeros(x.dim());
-        noise.fill(first + f as u64, 0, n.as_slice_mut().unwrap());
+        noise.fill(first + f as u64, 0, 0, n.as_slice_mut().unwrap());
         solver.start(x.as_slice().unwrap(), n.as_slice_mut().unwrap());
         *x = n;
     }
@@ -100,14 +101,15 @@ fn official(
     for i in 0..solver.evaluations() {
         let mut input = Array4::zeros(hints.dim());
         for (x, mut m) in x.iter().zip(input.axis_iter_mut(Axis(0))) {
-            solver.scale_model_input(i, x.as_slice().unwrap(), m.as_slice_mut().unwrap());
+            m.assign(x);
+            solver.scale_model_input(i, m.as_slice_mut().unwrap());
         }
         let mut denoised = Vec::new();
         for (k, &w) in list.iter().enumerate() {
             let part = ndarray::s![w.start..w.end, .., .., ..];
-            let d = sampler
-                .denoise(&mut Mixing::new(), i, input.slice(part), hints.slice(part), &prompts())
-                .unwrap();
+            let mut d = input.slice(part).to_owned();
+            let mut model = Mixing::new();
+            sampler.denoise(&mut model, i, d.view_mut(), hints.slice(part), &prompts()).unwrap();
             let kept = windows.kept(k, w, k + 1 == list.len());
             assert_eq!(kept.start, denoised.len());
             denoised.extend(
@@ -119,7 +121,7 @@ fn official(
         }
         for (f, x) in x.iter_mut().enumerate() {
             let mut n = vec![0.0; x.len()];
-            noise.fill(first + f as u64, i as u32 + 1, &mut n);
+            noise.fill(first + f as u64, i as u32 + 1, 0, &mut n);
             let p = previous.as_ref().map(|p| p[f].as_slice().unwrap());
             solver.step(i, x.as_slice_mut().unwrap(), denoised[f].as_slice().unwrap(), p, &n);
         }
@@ -310,6 +312,8 @@ fn windows_share_content() {
                     &Cancel::default(),
                 )
                 .unwrap()
+                .view()
+                .to_owned()
         };
         windows.anchored(first).list(frames).iter().map(sample).collect()
     };
@@ -370,8 +374,8 @@ fn refusals() {
 fn bad_models() {
     struct Bad(Array4<f32>);
     impl Denoiser for Bad {
-        fn predict(&mut self, query: &Query) -> Result<Vec<Array4<f32>>> {
-            Ok(vec![self.0.clone(); query.conditions.len()])
+        fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+            Ok(vec![self.0.clone().into(); query.conditions.len()])
         }
     }
     let hints = Array4::zeros((2, 2, 2, 3));
@@ -411,11 +415,12 @@ fn bad_models() {
 
 #[test]
 fn cross_fading() {
+    let threads = Threads::new(2);
     let mut frame = Array3::from_elem((3, 4, 5), 0.3);
     let same = frame.clone();
-    cross_fade(&mut frame, same.view(), 0.7).unwrap();
+    cross_fade(&mut frame, same.view(), 0.7, &threads).unwrap();
     assert_eq!(frame, same);
-    cross_fade(&mut frame, Array3::from_elem((3, 4, 5), 0.7).view(), 0.25).unwrap();
+    cross_fade(&mut frame, Array3::from_elem((3, 4, 5), 0.7).view(), 0.25, &threads).unwrap();
     assert!(frame.iter().all(|v| (v - 0.4).abs() < 1e-6));
-    assert!(cross_fade(&mut frame, Array3::zeros((3, 4, 4)).view(), 0.5).is_err());
+    assert!(cross_fade(&mut frame, Array3::zeros((3, 4, 4)).view(), 0.5, &threads).is_err());
 }

@@ -28,15 +28,15 @@ struct Given {
 }
 
 impl Noise for Given {
-    fn fill(&self, frame: u64, step: u32, out: &mut [f32]) {
+    fn fill(&self, frame: u64, step: u32, first: usize, out: &mut [f32]) {
         let frame = frame as usize;
         let values = match step {
             POSTERIOR_STEP => self.posterior.index_axis(Axis(0), frame),
             0 => self.start.index_axis(Axis(0), frame),
             _ => self.steps.slice(s![step as usize - 1, frame, .., .., ..]),
         };
-        assert_eq!(values.len(), out.len());
-        for (out, v) in out.iter_mut().zip(values) {
+        assert!(values.len() >= first + out.len());
+        for (out, v) in out.iter_mut().zip(values.iter().skip(first)) {
             *out = *v;
         }
     }

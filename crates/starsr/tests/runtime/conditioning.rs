@@ -70,7 +70,9 @@ fn both(
     hint: &Array4<f32>,
     conditions: [Condition; 2],
 ) -> Result<Vec<Array4<f32>>> {
-    engine.predict(&Query { x: x.view(), t, hint: hint.view(), conditions: &conditions })
+    let query = Query { x: x.view(), t, hint: hint.view(), conditions: &conditions };
+    let velocities = engine.predict(&query)?;
+    Ok(velocities.iter().map(|v| v.view().to_owned()).collect())
 }
 
 fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
@@ -172,7 +174,7 @@ fn the_standard_deviation_of_the_posterior() {
     let pixels = pattern((5, 3, 16, 24), 1);
     let [mean, std] = engine.encode_posterior(pixels.view()).unwrap();
     assert_eq!(mean, engine.encode(pixels.view()).unwrap());
-    assert_eq!(std, mean.mapv(|v| v.abs() / 4.0));
+    assert_eq!(std.view(), mean.view().mapv(|v| v.abs() / 4.0));
     let mut tiny = load(&fixtures::tiny()).unwrap();
     assert!(engine.has_std() && !tiny.has_std());
     let error = tiny.encode_posterior(pixels.view()).unwrap_err();
