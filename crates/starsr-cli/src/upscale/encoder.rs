@@ -57,9 +57,9 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
             set("vbv-buf-capacity", "0")?;
         }
         Codec::H265 => {
-            // What x265 says of itself ends in bytes that it has not set.
             set("option-string", &format!("crf={quality}:repeat-headers=1:info=0"))?;
             name_a_rate(&encoder)?;
+            drop_extra_headers(&always_pad(&encoder, "src")?);
         }
         Codec::Av1 => {
             set("end-usage", "q")?;
@@ -95,6 +95,36 @@ fn encoder(codec: Codec, args: &Args) -> Result<Vec<gst::Element>, String> {
         _ => None,
     };
     [Ok(encoder)].into_iter().chain(parser.map(make)).collect()
+}
+
+/// Takes the headers out that `x265enc` puts in front of those which x265 repeats: theirs end in bytes
+/// that nothing has set, so that no two files would be the same.
+fn drop_extra_headers(outlet: &gst::Pad) {
+    outlet.add_probe(gst::PadProbeType::BUFFER, |_, info| {
+        if let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data
+            && !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT)
+        {
+            let extra = buffer.map_readable().ok().and_then(|bytes| extra_headers(&bytes));
+            let whole = gst::BufferCopyFlags::all() - gst::BufferCopyFlags::DEEP;
+            if let Some(mut rest) = extra.and_then(|at| buffer.copy_region(whole, at..).ok()) {
+                // A part that begins later gets no times.
+                let frame = rest.make_mut();
+                frame.set_pts(buffer.pts());
+                frame.set_dts(buffer.dts());
+                frame.set_duration(buffer.duration());
+                *buffer = rest;
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Where the last headers of a key frame begin, if it has more than one copy.
+fn extra_headers(bytes: &[u8]) -> Option<usize> {
+    // A start code and a video parameter set, of layer 0.
+    const BEGIN: [u8; 6] = [0, 0, 0, 1, 0x40, 1];
+    let places = bytes.windows(BEGIN.len()).enumerate().filter(|(_, at)| *at == BEGIN);
+    places.map(|(place, _)| place).skip(1).last()
 }
 
 /// Lets `encoder`, which takes no variable frame rate, have one for its rate control. What leaves it
@@ -168,4 +198,23 @@ pub fn losses(decoded: &VideoInfo, has_alpha: bool, encoded: &VideoInfo) -> Opti
         old.name(),
         new.name()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_headers_stay() {
+        let headers = [0, 0, 0, 1, 0x40, 1, 12, 0, 0, 0, 1, 0x42, 1, 1];
+        let slice = [0, 0, 0, 1, 40, 1, 172];
+        let once = [&headers[..], &slice].concat();
+        assert_eq!(extra_headers(&once), None);
+        let junk = [0x44, 1, 99, 99];
+        let twice = [&headers[..], &junk, &headers, &slice].concat();
+        assert_eq!(extra_headers(&twice), Some(headers.len() + junk.len()));
+        for bytes in [&[][..], &[0, 0, 0, 1], &slice] {
+            assert_eq!(extra_headers(bytes), None);
+        }
+    }
 }

@@ -111,6 +111,28 @@ fn hdr_is_hevc_with_its_metadata() {
 }
 
 #[test]
+fn hevc_has_its_headers_once() {
+    let folder = TempDir::new().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc2=size=64x48:rate=25 -frames:v 3 -c:v ffv1 in.mkv");
+    let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mp4"));
+    assert_done(&convert(&["--strength", "0", "--codec", "h265"], &input, &output));
+    ffmpeg(&folder, "-i out.mp4 -map 0:v -c copy -f data out.data");
+    let data = fs::read(folder.path().join("out.data")).unwrap();
+    // Units behind their lengths; types are in bits 1 to 6 of the first byte.
+    let (mut types, mut rest) = (Vec::new(), &data[..]);
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (unit, next) = after.split_at(u32::from_be_bytes(*length) as usize);
+        types.push(unit[0] >> 1 & 63);
+        rest = next;
+    }
+    let count = |wanted: &[u8]| types.iter().filter(|kind| wanted.contains(kind)).count();
+    // Sets of parameters for the video, the sequence and the picture, and three frames.
+    assert_eq!([count(&[32]), count(&[33]), count(&[34])], [1, 1, 1], "{types:?}");
+    assert_eq!(count(&[0, 1, 19, 20]), 3, "{types:?}");
+    assert_eq!(frames(&output).0.len(), 3);
+}
+
+#[test]
 fn each_codec_has_the_colours_in_its_stream_and_in_the_container() {
     let folder = TempDir::new().unwrap();
     for (transfer, mastering) in [("smpte2084", true), ("arib-std-b67", false)] {
