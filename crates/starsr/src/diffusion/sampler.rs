@@ -30,8 +30,12 @@ impl Sampler {
     /// # Errors
     /// [`Error::Input`] where `plan` is not one of `schedule`'s.
     pub fn new(schedule: &Schedule, plan: &Plan, guidance: Guidance) -> Result<Self> {
-        let solver = Solver::new(schedule, plan)?;
-        Ok(Self { solver, guidance, threads: Threads::default() })
+        Ok(Self::of(Solver::new(schedule, plan)?, guidance))
+    }
+
+    /// The sampler of this solver, on the calling thread alone.
+    pub fn of(solver: Solver, guidance: Guidance) -> Self {
+        Self { solver, guidance, threads: Threads::default() }
     }
 
     /// Works with these threads. They do not change the result.
@@ -83,7 +87,7 @@ impl Sampler {
         let conditions = [conditioning.positive.as_ref(), conditioning.negative.as_ref()];
         let halves = if self.guidance.guides(i, self.evaluations()) { 2 } else { 1 };
         let query = Query { x: input.view(), t, hint, conditions: &conditions[..halves] };
-        let mut v = self.guidance.predict(model, &query)?;
+        let mut v = self.guidance.predict(model, i, &query)?;
         let inputs = input.as_slice().expect("standard layout");
         let values = v.as_slice_mut().expect("standard layout");
         let solver = &self.solver;
