@@ -122,8 +122,8 @@ impl Guidance {
         }
     }
 
-    /// The velocity `[F,C,h,w]` of evaluation `i` for a window, in standard layout. `query` has the prompt as its
-    /// only condition, or the prompt and the negative prompt for a guided prediction.
+    /// The velocity `[F,C,h,w]` of evaluation `i` for a window, in standard layout. `query` has the
+    /// prompt as its only condition, or the prompt and the negative prompt for a guided prediction.
     ///
     /// # Errors
     /// As [`Query::ask`], and [`Error::Input`] where the negative prompt is missing.
@@ -166,8 +166,8 @@ impl Guidance {
         Ok(guided)
     }
 
-    /// Guides one window at evaluation `i`: `negative` becomes the result. The standard deviations are unbiased and
-    /// pool over the whole window.
+    /// Guides one window at evaluation `i`: `negative` becomes the result. The standard deviations
+    /// are unbiased and pool over the whole window.
     pub fn mix(&self, i: usize, positive: &[f32], negative: &mut [f32]) {
         debug_assert_eq!(positive.len(), negative.len());
         let scale = self.scale(i);
