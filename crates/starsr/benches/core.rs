@@ -135,7 +135,7 @@ mod latents {
         let (mut mixed, unguided) = (vec![0.5; VALUES], vec![0.25; VALUES]);
         bencher.bench_local(|| {
             mixed.copy_from_slice(&unguided);
-            guidance.mix(black_box(&drawn), black_box(&mut mixed));
+            guidance.mix(0, black_box(&drawn), black_box(&mut mixed));
         });
     }
 }

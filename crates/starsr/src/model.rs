@@ -29,6 +29,11 @@ impl Embedding {
         self.0.view()
     }
 
+    /// Zeros of the same shape: what some models take for no prompt at all (docs/star.md, B.3).
+    pub fn zeros_like(&self) -> Self {
+        Self(Arc::new(Array2::zeros(self.0.raw_dim())))
+    }
+
     /// Whether both are clones of one embedding.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

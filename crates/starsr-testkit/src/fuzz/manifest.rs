@@ -64,7 +64,7 @@ pub enum Edit {
     File(String, bool),
 }
 
-const WORDS: [&str; 17] = [
+const WORDS: [&str; 23] = [
     "bicubic",
     "bilinear",
     "edge",
@@ -79,6 +79,12 @@ const WORDS: [&str; 17] = [
     "wavelet",
     "v",
     "logsnr-cosine-interp",
+    "scaled-linear",
+    "dpmpp-2m-sde",
+    "vp-sde-dpmpp-2m",
+    "wave",
+    "concat",
+    "cogvideox",
     "nano",
     "..",
     "/",

@@ -14,15 +14,24 @@ use crate::error::{Error, Result};
 use crate::model::Embedding;
 use crate::text::Ids;
 
+mod checks;
 mod embeddings;
 mod manifest;
+mod process;
 
+pub use crate::diffusion::family::Family;
+pub use crate::diffusion::guidance_scale::GuidanceScale;
+pub use crate::diffusion::scaled_linear::ScaledLinearConfig;
 pub use crate::diffusion::schedule::ScheduleConfig;
 pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
 pub use manifest::{
-    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, Prediction,
-    PromptsSpec, SamplerSpec, Scale, ScheduleKind, ScheduleSpec, Vae, WindowSpec,
+    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, PromptsSpec,
+    Scale, Vae, WindowSpec,
+};
+pub use process::{
+    ConditionKind, ConditionSpec, Kind, Prediction, SamplerSpec, ScheduleSpec, SolverKind,
+    Unconditional,
 };
 
 /// The name of the manifest in a bundle's folder.
@@ -135,7 +144,7 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The ONNX file of a role; `None` for the text encoder of a bundle without one.
+    /// The ONNX file of a role; `None` for one that the bundle does not have.
     pub fn graph(&self, role: Role) -> Option<PathBuf> {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
     }

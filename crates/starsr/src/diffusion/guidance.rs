@@ -22,7 +22,8 @@ pub enum Batching {
 /// How strongly a prediction follows the prompt.
 #[derive(Debug, Clone)]
 pub struct Guidance {
-    scale: f32,
+    /// Of each evaluation, at least one; the last holds for all further ones.
+    scales: Vec<f32>,
     rescale: f32,
     interval: (f32, f32),
     batching: Batching,
@@ -38,16 +39,28 @@ impl Guidance {
     /// # Errors
     /// [`Error::Setting`] for values out of range.
     pub fn new(scale: f32, rescale: f32) -> Result<Self> {
-        if !scale.is_finite() || scale.abs() > 1e4 {
+        Self::scheduled(vec![scale], rescale)
+    }
+
+    /// [`Self::new`] with one scale for each evaluation.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for values out of range, and without any.
+    pub fn scheduled(scales: Vec<f32>, rescale: f32) -> Result<Self> {
+        let wrong = |scale: &&f32| !scale.is_finite() || scale.abs() > 1e4;
+        if let Some(scale) = scales.iter().find(wrong) {
             let reason = format!("{scale} is outside -10000 to 10000");
             return Err(Error::setting(Setting::GuidanceScale, reason));
+        }
+        if scales.is_empty() {
+            return Err(Error::setting(Setting::GuidanceScale, "there is none"));
         }
         if !(0.0..=1.0).contains(&rescale) {
             let reason = format!("{rescale} is outside 0 to 1");
             return Err(Error::setting(Setting::GuidanceRescale, reason));
         }
         let (interval, batching) = ((0.0, 1.0), Batching::Auto);
-        Ok(Self { scale, rescale, interval, batching, separated: false })
+        Ok(Self { scales, rescale, interval, batching, separated: false })
     }
 
     /// Guides only the evaluations `i` of `n` with `low <= i / n < high`; the others use `v_c`
@@ -71,7 +84,12 @@ impl Guidance {
 
     /// Whether some evaluation needs the negative prompt.
     pub fn is_used(&self) -> bool {
-        self.scale != 1.0 && self.interval.0 < self.interval.1
+        self.scales.iter().any(|&scale| scale != 1.0) && self.interval.0 < self.interval.1
+    }
+
+    /// The scale of evaluation `i`.
+    fn scale(&self, i: usize) -> f32 {
+        self.scales.get(i).or(self.scales.last()).copied().unwrap_or(1.0)
     }
 
     /// Whether memory was too short for a batch of two, so that the halves are computed separately.
@@ -82,7 +100,7 @@ impl Guidance {
     /// Whether evaluation `i` of `n` is guided.
     pub fn guides(&self, i: usize, n: usize) -> bool {
         let place = i as f32 / n.max(1) as f32;
-        self.scale != 1.0 && self.interval.0 <= place && place < self.interval.1
+        self.scale(i) != 1.0 && self.interval.0 <= place && place < self.interval.1
     }
 
     /// Computes both halves separately from now on, as memory is too short for both; false where
@@ -102,12 +120,17 @@ impl Guidance {
         }
     }
 
-    /// The velocity `[F,C,h,w]` for a window, in standard layout. `query` has the prompt as its
-    /// only condition, or the prompt and the negative prompt for a guided prediction.
+    /// The velocity `[F,C,h,w]` of evaluation `i` for a window, in standard layout. `query` has the
+    /// prompt as its only condition, or the prompt and the negative prompt for a guided prediction.
     ///
     /// # Errors
     /// As [`Query::ask`], and [`Error::Input`] where the negative prompt is missing.
-    pub fn predict(&mut self, model: &mut dyn Denoiser, query: &Query) -> Result<Samples> {
+    pub fn predict(
+        &mut self,
+        model: &mut dyn Denoiser,
+        i: usize,
+        query: &Query,
+    ) -> Result<Samples> {
         if let [Some(_), None] = query.conditions {
             let reason = "guidance needs its embedding; set both halves of the conditioning";
             return Err(Error::input("the negative prompt", reason));
@@ -136,18 +159,20 @@ impl Guidance {
         let positive = positive.view().as_standard_layout().into_owned();
         let mut guided = negative.view().as_standard_layout().into_owned();
         self.mix(
+            i,
             positive.as_slice().expect("standard layout"),
             guided.as_slice_mut().expect("standard layout"),
         );
         Ok(guided.into())
     }
 
-    /// Guides one window: `negative` becomes the result. The standard deviations are unbiased and
-    /// pool over the whole window.
-    pub fn mix(&self, positive: &[f32], negative: &mut [f32]) {
+    /// Guides one window at evaluation `i`: `negative` becomes the result. The standard deviations
+    /// are unbiased and pool over the whole window.
+    pub fn mix(&self, i: usize, positive: &[f32], negative: &mut [f32]) {
         debug_assert_eq!(positive.len(), negative.len());
+        let scale = self.scale(i);
         for (u, &c) in negative.iter_mut().zip(positive) {
-            *u += self.scale * (c - *u);
+            *u += scale * (c - *u);
         }
         if self.rescale > 0.0 && positive.len() > 1 {
             let ratio = std(positive) / (std(negative) + 1e-12);
@@ -197,10 +222,10 @@ mod tests {
         let positive = [1.0f32, -1.0, 3.0, 0.5];
         let negative = [0.0f32, 0.5, 1.0, -0.5];
         let mut full = negative;
-        Guidance::new(7.5, 1.0).unwrap().mix(&positive, &mut full);
+        Guidance::new(7.5, 1.0).unwrap().mix(0, &positive, &mut full);
         assert!((std(&full) - std(&positive)).abs() < 1e-6);
         let mut unscaled = negative;
-        Guidance::new(7.5, 0.0).unwrap().mix(&positive, &mut unscaled);
+        Guidance::new(7.5, 0.0).unwrap().mix(0, &positive, &mut unscaled);
         assert_eq!(unscaled[0], 7.5);
     }
 
@@ -225,15 +250,30 @@ mod tests {
     }
 
     #[test]
+    fn scales_by_evaluation() {
+        let guidance = Guidance::scheduled(vec![1.0, 3.0], 0.0).unwrap();
+        assert!(guidance.is_used());
+        assert_eq!([0, 1, 2].map(|i| guidance.guides(i, 3)), [false, true, true]);
+        for (i, expected) in [(0, 2.0), (1, 6.0), (7, 6.0)] {
+            let mut negative = [0.0f32];
+            guidance.mix(i, &[2.0], &mut negative);
+            assert_eq!(negative, [expected]);
+        }
+        assert!(!Guidance::scheduled(vec![1.0; 4], 0.0).unwrap().is_used());
+        assert!(Guidance::scheduled(vec![], 0.0).is_err());
+        assert!(Guidance::scheduled(vec![2.0, f32::INFINITY], 0.0).is_err());
+    }
+
+    #[test]
     fn refusals_and_small_windows() {
         assert!(Guidance::new(f32::NAN, 0.2).is_err());
         assert!(Guidance::new(7.5, 1.5).is_err());
         assert!(Guidance::new(7.5, f32::NAN).is_err());
         let mut one = [1.0f32];
-        Guidance::new(2.0, 0.2).unwrap().mix(&[2.0], &mut one);
+        Guidance::new(2.0, 0.2).unwrap().mix(0, &[2.0], &mut one);
         assert_eq!(one, [3.0]);
         let mut flat = [0.0f32; 4];
-        Guidance::new(2.0, 0.2).unwrap().mix(&[0.0; 4], &mut flat);
+        Guidance::new(2.0, 0.2).unwrap().mix(0, &[0.0; 4], &mut flat);
         assert_eq!(flat, [0.0; 4]);
     }
 }

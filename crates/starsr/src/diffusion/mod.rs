@@ -2,9 +2,12 @@
 
 //! The diffusion process of STAR: noise schedule, solver, guidance and noise, free of ONNX Runtime.
 
+pub mod family;
 pub mod guidance;
+pub mod guidance_scale;
 pub mod noise;
 pub mod sampler;
+pub mod scaled_linear;
 pub mod schedule;
 pub mod solver;
 pub mod tiled;

@@ -32,9 +32,12 @@ impl Sampler {
     /// # Errors
     /// [`Error::Input`] where `plan` is not one of `schedule`'s.
     pub fn new(schedule: &Schedule, plan: &Plan, guidance: Guidance) -> Result<Self> {
-        let solver = Solver::new(schedule, plan)?;
-        let (threads, buffers) = (Threads::default(), Buffers::default());
-        Ok(Self { solver, guidance, threads, buffers })
+        Ok(Self::of(Solver::new(schedule, plan)?, guidance))
+    }
+
+    /// The sampler of this solver, on the calling thread alone.
+    pub fn of(solver: Solver, guidance: Guidance) -> Self {
+        Self { solver, guidance, threads: Threads::default(), buffers: Buffers::default() }
     }
 
     /// Works with these threads. They do not change the result.
@@ -92,7 +95,7 @@ impl Sampler {
         let conditions = [conditioning.positive.as_ref(), conditioning.negative.as_ref()];
         let halves = if self.guidance.guides(i, self.evaluations()) { 2 } else { 1 };
         let query = Query { x: input.view(), t, hint, conditions: &conditions[..halves] };
-        let velocity = self.guidance.predict(model, &query)?;
+        let velocity = self.guidance.predict(model, i, &query)?;
         let (_, channels, height, width) = input.dim();
         let Some(input) = input.as_slice_mut() else {
             return Err(Error::input("a window", "its latents are not in standard layout"));

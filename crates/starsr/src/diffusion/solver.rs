@@ -6,6 +6,10 @@
 use super::schedule::{Plan, Schedule};
 use crate::error::{Error, Result};
 
+mod vp_sde;
+
+pub use vp_sde::VpStep;
+
 /// `alpha x0 + sigma noise`, written over `noise`.
 pub fn diffuse(alpha: f32, sigma: f32, x0: &[f32], noise: &mut [f32]) {
     debug_assert_eq!(x0.len(), noise.len());

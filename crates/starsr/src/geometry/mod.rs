@@ -3,6 +3,7 @@
 //! Sizes that a model can process, the way to them and back: enlarging, padding and cropping,
 //! spatial tiles.
 
+pub mod bytes;
 mod canvas;
 mod resize;
 mod size;

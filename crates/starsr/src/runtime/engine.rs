@@ -97,6 +97,7 @@ impl Engine {
     /// [`LibraryInUse`]: crate::Error::LibraryInUse
     pub fn load(bundle: &Bundle, options: &Options, cancel: &Cancel) -> Result<Self> {
         cancel.check()?;
+        bundle.manifest().check_supported(&bundle.root().join(MANIFEST))?;
         let library = library::load(options.library.as_deref(), &options.near)?;
         let chosen = Chosen::new(library, options)?;
         check_layout(bundle, &chosen)?;

@@ -2,11 +2,14 @@
 
 //! What a user may set, completed with a bundle's defaults.
 
+use std::path::Path;
+
 use crate::bundle::Manifest;
 use crate::color::ColorFix;
 use crate::diffusion::guidance::{Batching, Guidance};
+use crate::diffusion::guidance_scale::GuidanceScale;
 use crate::diffusion::sampler::Sampler;
-use crate::diffusion::schedule::{SamplerMode, Schedule};
+use crate::diffusion::schedule::SamplerMode;
 use crate::error::{Error, Result};
 use crate::names::Setting;
 use crate::parallel::Threads;
@@ -77,9 +80,17 @@ impl Settings {
     }
 
     pub(super) fn sampler(&self, manifest: &Manifest, threads: Threads) -> Result<Sampler> {
+        manifest.check_supported(Path::new(&manifest.name))?;
         let defaults = &manifest.sampler;
-        let guidance = Guidance::new(
-            self.guidance_scale.unwrap_or(defaults.guidance_scale),
+        let solver = manifest.schedule.family.solver(
+            self.sampler_mode.unwrap_or(defaults.mode),
+            self.steps.unwrap_or(defaults.steps),
+            self.noise_level.unwrap_or(manifest.schedule.noise_level),
+        )?;
+        let timesteps: Vec<i64> = (0..solver.evaluations()).map(|i| solver.timestep(i)).collect();
+        let scale = self.guidance_scale.map_or(defaults.guidance, GuidanceScale::Constant);
+        let guidance = Guidance::scheduled(
+            scale.at(&timesteps).into_iter().map(|scale| scale as f32).collect(),
             self.guidance_rescale.unwrap_or(defaults.guidance_rescale),
         )?
         .within(self.guidance_interval.unwrap_or((0.0, 1.0)))?
@@ -89,13 +100,7 @@ impl Settings {
                 format!("the bundle {} has no text condition and works at 1 only", manifest.name);
             return Err(Error::setting(Setting::GuidanceScale, reason));
         }
-        let schedule = Schedule::new(&manifest.schedule.config)?;
-        let plan = schedule.plan(
-            self.sampler_mode.unwrap_or(defaults.mode),
-            self.steps.unwrap_or(defaults.steps),
-            self.noise_level.unwrap_or(manifest.schedule.noise_level),
-        )?;
-        Ok(Sampler::new(&schedule, &plan, guidance)?.with_threads(threads))
+        Ok(Sampler::of(solver, guidance).with_threads(threads))
     }
 
     /// The layout of the windows, within the bundle's limits.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use starsr::Cancel;
 use starsr::Error;
-use starsr::bundle::{Bundle, Manifest, Prediction, Role};
+use starsr::bundle::{Bundle, Family, Manifest, Prediction, Role, ScheduleConfig};
 use starsr::diffusion::schedule::SamplerMode;
 use starsr::geometry::{Interpolation, LegalSizes, Padding};
 use starsr::text::tokenize;
@@ -39,9 +39,8 @@ fn opens_and_reads_everything() {
     assert_eq!(manifest.canvas.width, LegalSizes { multiple: 8, offset: 0, minimum: 8 });
     assert_eq!((manifest.window.length, manifest.window.overlap), (4, 1));
     assert_eq!(manifest.window.mode, WindowMode::Blend);
-    assert_eq!((manifest.schedule.config.timesteps, manifest.schedule.noise_level), (1000, 900));
-    assert_eq!(manifest.schedule.config.logsnr_min, -15.0);
-    assert!(manifest.schedule.config.zero_terminal_snr);
+    assert_eq!(manifest.schedule.family, Family::LogsnrCosineInterp(ScheduleConfig::default()));
+    assert_eq!(manifest.schedule.noise_level, 900);
     assert_eq!(manifest.schedule.prediction, Prediction::V);
     assert_eq!((manifest.sampler.mode, manifest.sampler.steps), (SamplerMode::Normal, 1));
     assert_eq!((manifest.vae.frames_per_encode, manifest.vae.frames_per_decode), (2, 3));
@@ -152,12 +151,12 @@ fn manifest_mistakes() {
         ("format = 1\n", "", "format", "is missing"),
         (
             "format = 1\n",
-            "format = 2\n",
+            "format = 3\n",
             "format",
-            "format 2 is not understood, this starsr reads format 1; update",
+            "format 3 is not understood, this starsr reads formats 1 to 2; update",
         ),
         ("format = 1\n", "format = 0\n", "format", "export the bundle again"),
-        ("format = 1\n", "format = \"1\"\n", "format", "must be the integer 1"),
+        ("format = 1\n", "format = \"1\"\n", "format", "must be an integer, 1 to 2"),
         ("name = \"tiny\"", "name = \" \"", "name", "must not be empty"),
         ("name = \"tiny\"", "name = ", "name (line 3)", ""),
         ("name = \"tiny\"", "name = 3", "name (line 3)", "expected a string"),

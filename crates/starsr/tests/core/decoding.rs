@@ -5,7 +5,7 @@
 
 use ndarray::{Array3, ArrayView4, Axis, Zip};
 use starsr::color::ColorFix;
-use starsr::diffusion::schedule::Schedule;
+use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
 use starsr::geometry::{Interpolation, upscale};
 use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::windows::WindowMode;
@@ -55,7 +55,7 @@ fn frame(number: u64) -> Array3<f32> {
 fn upscaler(mode: WindowMode, size: usize, overlap: usize) -> Result<Upscaler> {
     let mut manifest = stand_in::manifest();
     manifest.vae.frames_per_decode = size;
-    let schedule = Schedule::new(&manifest.schedule.config)?;
+    let schedule = Schedule::new(&ScheduleConfig::default())?;
     let settings = Settings {
         window_mode: Some(mode),
         window_length: Some(7),
@@ -186,7 +186,7 @@ fn the_bundle_says_the_overlap_unless_the_user_does() {
     let mut manifest = stand_in::manifest();
     (manifest.vae.frames_per_decode, manifest.vae.decode_overlap) = (3, 1);
     let latency = |decode_overlap| {
-        let model = Neighbours(Schedule::new(&manifest.schedule.config).unwrap());
+        let model = Neighbours(Schedule::new(&ScheduleConfig::default()).unwrap());
         let settings = Settings {
             window_mode: Some(WindowMode::Wavefront),
             decode_overlap,

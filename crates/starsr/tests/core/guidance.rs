@@ -10,7 +10,7 @@ use starsr::bundle::{PromptsSpec, Role};
 use starsr::color::ColorFix;
 use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
-use starsr::diffusion::schedule::Schedule;
+use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
 use starsr::geometry::{Interpolation, upscale};
 use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query, Samples};
 use starsr::text::{Ids, Prompts, tokenize};
@@ -150,7 +150,7 @@ impl Rig {
         });
         let notes = Arc::<Mutex<Notes>>::default();
         let mut model = StandIn {
-            schedule: Schedule::new(&manifest.schedule.config)?,
+            schedule: Schedule::new(&ScheduleConfig::default())?,
             contrast: 0.0,
             notes: notes.clone(),
             prefers_batches: true,
@@ -402,7 +402,7 @@ fn what_is_missing_is_an_error() {
 
     let manifest = stand_in::manifest();
     let model = StandIn {
-        schedule: Schedule::new(&manifest.schedule.config).unwrap(),
+        schedule: Schedule::new(&ScheduleConfig::default()).unwrap(),
         contrast: 0.0,
         notes: Arc::default(),
         prefers_batches: false,

@@ -7,6 +7,7 @@ mod bundle;
 mod decoding;
 mod device_memory;
 mod faults;
+mod formats;
 mod guidance;
 mod structure;
 mod upscaler;

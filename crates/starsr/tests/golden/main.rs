@@ -5,13 +5,15 @@
 //! Reads every reference in the folder that `STARSR_REFERENCE` names (default `../shared/star`) and
 //! in `tests/data`: `golden_sampler/` (`index.json` and its runs, `schedule.safetensors`,
 //! `make_chunks.json`, `pad_to_fit.json`, `color_fix.safetensors`), `golden_e2e/` and
-//! `golden_text/tokens.json`. To check further runs put them in such a folder:
+//! `golden_text/tokens.json`. In `golden_cogvideox/` every case of `config.json` and
+//! `sampler_schedules.json` is checked. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release -p starsr --test golden -- --nocapture`
 //!
 //! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), which
 //! `make small-reference` makes. It needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's
 //! executable.
 
+mod cogvideox;
 mod reference;
 mod sampler;
 mod tables;
@@ -70,6 +72,21 @@ fn end_to_end() {
 #[test]
 fn tokens() {
     everywhere("golden_text/tokens.json", text::tokens);
+}
+
+#[test]
+fn cogvideox_schedules() {
+    everywhere("golden_cogvideox", cogvideox::schedules);
+}
+
+#[test]
+fn cogvideox_runs() {
+    everywhere("golden_cogvideox", cogvideox::runs);
+}
+
+#[test]
+fn cogvideox_pictures() {
+    everywhere("golden_cogvideox/preprocess.safetensors", cogvideox::pictures);
 }
 
 #[test]

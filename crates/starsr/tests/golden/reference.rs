@@ -17,7 +17,7 @@ pub fn folders() -> Vec<PathBuf> {
     match std::env::var_os("STARSR_REFERENCE") {
         Some(named) => {
             let named = PathBuf::from(named);
-            let known = ["golden_sampler", "golden_e2e", "golden_text"];
+            let known = ["golden_sampler", "golden_e2e", "golden_text", "golden_cogvideox"];
             assert!(
                 known.iter().any(|k| named.join(k).is_dir()),
                 "STARSR_REFERENCE={} has none of the folders {known:?}",
@@ -71,7 +71,7 @@ impl Report {
     }
 }
 
-/// The arrays of a safetensors file; integers become f32.
+/// The arrays of a safetensors file; all types become f32.
 pub struct Tensors(HashMap<String, ArrayD<f32>>);
 
 impl Tensors {
@@ -90,6 +90,11 @@ impl Tensors {
                     .data()
                     .chunks_exact(8)
                     .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
+                    .collect(),
+                Dtype::F64 => t
+                    .data()
+                    .chunks_exact(8)
+                    .map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32)
                     .collect(),
                 Dtype::U8 => t.data().iter().map(|&b| f32::from(b)).collect(),
                 other => panic!("{}: {name} is {other:?}", path.display()),

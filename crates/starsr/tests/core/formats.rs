@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Manifests of format 2, and what they have that format 1 has not.
+
+use std::fs;
+use std::path::Path;
+
+use starsr::bundle::{
+    ConditionKind, Family, GuidanceScale, Kind, Manifest, ScaledLinearConfig, SolverKind,
+    Unconditional,
+};
+use starsr::color::ColorFix;
+use starsr::{Cancel, Error, Result, Settings, Size, Upscaler};
+use starsr_testkit::fixtures;
+use starsr_testkit::stand_in::Plain;
+
+/// A bundle of the CogVideoX variant.
+fn cogvideox() -> String {
+    let head = r#"
+format = 2
+kind = "cogvideox"
+name = "star-cogvideox"
+version = "1"
+licence = "other"
+provenance = "none"
+training_data = "none"
+scale = { default = 1, minimum = 1, maximum = 4 }
+window = { length = 25, overlap = 8, minimum = 1, maximum = 49, mode = "blend" }
+vae = { frames_per_encode = 25, frames_per_decode = 9 }
+condition = { kind = "concat" }
+prompts = { default = "", suffix = "", negative = "" }
+
+[latent]
+channels = 16
+spatial_factor = 8
+temporal_factor = 4
+scaling_factor = 0.7
+
+[canvas]
+upscale = "bicubic"
+padding = "edge"
+height = { multiple = 480, minimum = 480 }
+width = { multiple = 720, minimum = 720 }
+
+[schedule]
+kind = "scaled-linear"
+timesteps = 1000
+beta_start = 0.00085
+beta_end = 0.012
+shift_scale = 1.0
+zero_terminal_snr = true
+prediction = "v"
+
+[sampler]
+solver = "vp-sde-dpmpp-2m"
+steps = 50
+guidance = "wave"
+"#;
+    let hash = "0".repeat(64);
+    ["vae_encoder", "vae_decoder", "denoiser", "text_encoder"].iter().fold(
+        head.to_string(),
+        |text, role| {
+            format!("{text}\n[graphs.{role}]\nfile = \"{role}.onnx\"\nsha256 = \"{hash}\"\n")
+        },
+    )
+}
+
+fn parse(text: &str) -> Result<Manifest> {
+    Manifest::parse(text, Path::new("bundle.toml"))
+}
+
+/// The field and the reason of an error of the bundle.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
+    match result {
+        Err(Error::Bundle { field, reason, .. }) => {
+            assert!(!reason.contains('\n'), "{reason}");
+            (field, reason)
+        }
+        other => panic!("expected an error of the bundle, got {other:?}"),
+    }
+}
+
+#[test]
+fn everything_is_read() {
+    let manifest = parse(&cogvideox()).unwrap();
+    assert_eq!((manifest.format, manifest.kind), (2, Kind::CogVideoX));
+    assert_eq!(manifest.kind.unconditional(), Unconditional::Zeros);
+    assert_eq!((manifest.latent.channels, manifest.latent.temporal_factor), (16, 4));
+    assert_eq!(manifest.schedule.family, Family::ScaledLinear(ScaledLinearConfig::default()));
+    assert_eq!(manifest.schedule.noise_level, 1000);
+    assert_eq!(manifest.sampler.solver, SolverKind::VpSdeDpmpp2m);
+    assert_eq!((manifest.sampler.steps, manifest.sampler.guidance), (50, GuidanceScale::Wave));
+    let sampler = manifest.sampler;
+    let rest = (sampler.guidance_rescale, sampler.color_fix, sampler.strength);
+    assert_eq!(rest, (0.0, ColorFix::Adain, 1.0));
+    assert_eq!(manifest.condition.kind, ConditionKind::Concat);
+    assert!(manifest.graphs.controlnet.is_none());
+
+    for (number, scale) in [("6", 6.0), ("6.5", 6.5)] {
+        let text = cogvideox().replace("\"wave\"", number);
+        assert_eq!(parse(&text).unwrap().sampler.guidance, GuidanceScale::Constant(scale));
+    }
+}
+
+#[test]
+fn format_1_has_its_defaults_and_no_newer_keys() {
+    let text = fs::read_to_string(fixtures::tiny().join("bundle.toml")).unwrap();
+    let manifest = parse(&text).unwrap();
+    assert_eq!((manifest.kind, manifest.latent.temporal_factor), (Kind::I2vGen, 1));
+    assert_eq!(manifest.kind.unconditional(), Unconditional::NegativePrompt);
+    assert_eq!(manifest.condition.kind, ConditionKind::ControlNet);
+    assert_eq!(manifest.sampler.solver, SolverKind::Dpmpp2mSde);
+    assert_eq!(manifest.sampler.guidance, GuidanceScale::Constant(1.0));
+    manifest.check_supported(Path::new("bundle.toml")).unwrap();
+
+    for (from, to, field) in [
+        ("name =", "kind = \"i2vgen\"\nname =", "kind"),
+        ("[scale]", "[condition]\nkind = \"controlnet\"\n[scale]", "condition"),
+        ("[latent]", "[latent]\ntemporal_factor = 1", "latent.temporal_factor"),
+        ("[sampler]", "[sampler]\nsolver = \"dpmpp-2m-sde\"", "sampler.solver"),
+        ("guidance_scale =", "guidance =", "sampler.guidance"),
+    ] {
+        let newer = text.replacen(from, to, 1);
+        assert_ne!(newer, text);
+        let (found, reason) = refused(parse(&newer));
+        assert_eq!(found, field);
+        assert!(reason.contains("format = 2"), "{reason}");
+        parse(&newer.replacen("format = 1", "format = 2", 1)).unwrap();
+    }
+    let (field, reason) = refused(parse(&text.replace("mode = \"normal\"\n", "")));
+    assert!(field.contains("sampler") && reason.contains("missing field `mode`"), "{reason}");
+}
+
+#[test]
+fn mistakes() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("\"cogvideox\"", "\"other\"", "kind", "expected `i2vgen` or `cogvideox`"),
+        ("temporal_factor = 4", "temporal_factor = 0", "latent.temporal_factor", "is 0"),
+        ("length = 25", "length = 24", "window.length", "one more than a multiple"),
+        ("beta_start = 0.00085", "beta_start = 0.0", "schedule.beta_start", "above 0"),
+        ("beta_start = 0.00085\n", "", "schedule", "missing field `beta_start`"),
+        ("beta_end = 0.012", "beta_end = nan", "schedule.beta_end", "is NaN"),
+        ("beta_end = 0.012", "beta_end = 1.0", "schedule", "between 0 and 1"),
+        ("shift_scale = 1.0", "shift_scale = 0", "schedule.shift_scale", "is 0"),
+        ("shift_scale = 1.0", "shift_scale = 1.0\nscale_min = 2.0", "schedule", "`scale_min`"),
+        ("prediction = \"v\"", "prediction = \"v\"\nnoise_level = 9", "schedule", "`noise_level`"),
+        ("timesteps = 1000", "timesteps = 1", "schedule.timesteps", "is 1"),
+        ("timesteps = 1000", "timesteps = 40", "sampler.steps", "is 50"),
+        ("\"vp-sde-dpmpp-2m\"", "\"euler\"", "sampler.solver", "`vp-sde-dpmpp-2m`"),
+        ("steps = 50", "steps = 50\nmode = \"fast\"", "sampler.mode", "normal"),
+        ("guidance = \"wave\"", "guidance = \"steady\"", "sampler", "`wave` or a number"),
+        ("guidance = \"wave\"", "guidance = [1]", "sampler", "`wave` or a number"),
+        ("guidance = \"wave\"", "guidance = 0.5", "sampler.guidance", "is 0.5"),
+        ("guidance = \"wave\"", "guidance = nan", "sampler.guidance", "is NaN"),
+        ("guidance = \"wave\"", "", "sampler", "missing field `guidance`"),
+        ("guidance = \"wave\"", "guidance = 2\nguidance_scale = 2", "sampler", "remove one"),
+        ("{ kind = \"concat\" }", "{ kind = \"add\" }", "condition", "`concat`"),
+        ("{ kind = \"concat\" }", "{ kind = \"controlnet\" }", "graphs.controlnet", "is missing"),
+        ("condition = {", "conditions = {", "conditions", "unknown field"),
+        (
+            "[graphs.denoiser]",
+            "[graphs.controlnet]\nfile = \"a\"\nsha256 = \"\"\n[graphs.denoiser]",
+            "graphs.controlnet",
+            "has no use",
+        ),
+        (
+            "solver = \"vp-sde-dpmpp-2m\"",
+            "mode = \"normal\"\nguidance_rescale = 0\ncolor_fix = \"none\"\nstrength = 1",
+            "sampler.solver",
+            "does not belong",
+        ),
+    ];
+    let text = cogvideox();
+    for (from, to, field_wanted, reason_wanted) in cases {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(text, changed, "{from:?} is not in the manifest");
+        let (field, reason) = refused(parse(&changed));
+        assert!(field.contains(field_wanted), "{to:?}: field {field:?}: {reason}");
+        assert!(reason.contains(reason_wanted), "{to:?}: field {field:?}: {reason}");
+    }
+}
+
+#[test]
+fn what_cannot_be_run_yet_is_refused() {
+    let text = cogvideox();
+    let single = text.replace("temporal_factor = 4\n", "");
+    let controlled = single.replace("condition = { kind = \"concat\" }", "").replace(
+        "[graphs.denoiser]",
+        &format!(
+            "[graphs.controlnet]\nfile = \"a\"\nsha256 = \"{}\"\n[graphs.denoiser]",
+            "0".repeat(64)
+        ),
+    );
+    let runs = controlled.replace("kind = \"cogvideox\"", "kind = \"i2vgen\"");
+    for (text, field_wanted, reason_wanted) in [
+        (&text, "latent.temporal_factor", "temporal factor 4 is not supported yet"),
+        (&single, "condition.kind", "concat is not supported yet"),
+        (&controlled, "kind", "cogvideox is not supported yet"),
+    ] {
+        let manifest = parse(text).unwrap();
+        let (field, reason) = refused(upscaler(&manifest));
+        assert_eq!(field, field_wanted);
+        assert!(reason.contains(reason_wanted), "{reason}");
+    }
+    // Schedule, solver and guidance are those of the bundle, whatever its kind.
+    assert_eq!(upscaler(&parse(&runs).unwrap()).unwrap(), 50);
+}
+
+/// Evaluations of an upscaler for that manifest.
+fn upscaler(manifest: &Manifest) -> Result<u32> {
+    let (settings, size) = (Settings::default(), Size::new(720, 480));
+    Upscaler::new(Box::new(Plain), manifest, &settings, size, Cancel::default())?;
+    Ok(manifest.sampler.steps)
+}
