@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The reference's small networks of STAR on CogVideoX."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from starsr.models.cogvideox import positions
+from starsr.models.cogvideox.network import ROTARY
+from starsr.models.cogvideox.weights import merged
+from starsr.models.weights import Weights
+
+FOLDER = "golden_cogvideox"
+KINDS = {"rope": "rotary", "sincos": "sincos"}
+
+
+def read_config(reference):
+    return json.loads((reference / FOLDER / "config.json").read_text(encoding="utf-8"))
+
+
+def read_network(reference, kind):
+    """Return weights and sizes of the small network with positions of a `kind`."""
+    listed = read_config(reference)["net_small"]
+    tensors = load_file(reference / FOLDER / listed["file"])
+    weights = Weights({name: t.float() for name, t in tensors.items()}, listed["file"])
+    return merged(weights, KINDS[kind], listed["text_length"])
+
+
+def read_case(reference, name):
+    """Return the inputs and results of a case of `net_cases`."""
+    listed = read_config(reference)["net_cases"][name]
+    case = load_file(reference / FOLDER / f"{name}.safetensors")
+    if "x" in case:
+        x, hint = case["x"].split(16, 2)
+    else:
+        x, hint = (
+            case[part].expand(listed["b"], -1, -1, -1, -1) for part in ("noisy", "lr_latent")
+        )
+    assert x.shape == (listed["b"], listed["t"], 16, listed["h"], listed["w"])
+    assert case["t"].tolist() == listed["timestep"]
+    inputs = {
+        "x": x.contiguous(),
+        "hint": hint.contiguous(),
+        "t": case["t"].long(),
+        "embedding": case["context"],
+    }
+    return listed, inputs, case
+
+
+def tables(config, x):
+    """Return the inputs of the denoiser that hold the positions for latents `x`, by name."""
+    _, frames, _, height, width = x.shape
+    grid = (frames, height // config.patch, width // config.patch)
+    if config.positions == ROTARY:
+        cos, sin = positions.rotary(*grid, config.head_dim)
+        return {"cos": torch.from_numpy(cos), "sin": torch.from_numpy(sin)}
+    return {"positions": torch.from_numpy(positions.sincos(*grid, config.width))}
