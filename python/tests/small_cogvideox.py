@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from starsr.models.cogvideox import positions
 from starsr.models.cogvideox.network import ROTARY
+from starsr.models.cogvideox.vae import VaeConfig, diffusers_name
 from starsr.models.cogvideox.weights import merged
 from starsr.models.weights import Weights
 
@@ -56,3 +57,13 @@ def tables(config, x):
         cos, sin = positions.rotary(*grid, config.head_dim)
         return {"cos": torch.from_numpy(cos), "sin": torch.from_numpy(sin)}
     return {"positions": torch.from_numpy(positions.sincos(*grid, config.width))}
+
+
+def read_vae(reference):
+    """Return weights by diffusers' names and sizes of the small autoencoder."""
+    listed = read_config(reference)["vae_small"]
+    levels = len(listed["ch_mult"])
+    channels = tuple(listed["ch"] * m for m in listed["ch_mult"])
+    config = VaeConfig(channels, listed["num_res_blocks"], listed["z_channels"])
+    tensors = load_file(reference / FOLDER / listed["files"][0])
+    return {diffusers_name(name, levels): t.float() for name, t in tensors.items()}, config

@@ -7,8 +7,10 @@ import numpy as np
 
 from starsr.export.graphs import FLOAT, INT, Graph
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig, denoiser, modulation
+from starsr.models.cogvideox.vae import Caches, VaeConfig, cache_shapes, decode, encode
 from starsr.ops.onnx_graph import Spec
 from starsr.ops.video_onnx_ops import VideoOnnxOps
+from starsr.ops.video_primitives import CAUSAL
 
 
 def positions_of(config: CogVideoXConfig) -> dict[str, Spec]:
@@ -48,4 +50,39 @@ def network_graphs(
             [modulation(first, "t", config)],
         ),
         "denoiser": Graph(second, inputs, {"v": latents}, [velocity]),
+    }
+
+
+def vae_graphs(
+    weights: Mapping[str, np.ndarray], config: VaeConfig, precision: str
+) -> dict[str, Graph]:
+    """Return encoder and decoder of the autoencoder. Pixels and latents have 32 bits.
+
+    The decoder's caches, `cache_0` and so on as inputs and `next_0` and so on as outputs, have the
+    given precision.
+    """
+    encoder, decoder = (VideoOnnxOps(weights, precision) for _ in range(2))
+    latents: Spec = (FLOAT, ["T", config.latent_channels, "h", "w"])
+    pixels: Spec = (FLOAT, ["F", 3, "H", "W"])
+    before: dict[str, Spec] = {}
+    after: dict[str, Spec] = {}
+    for i, (channels, level) in enumerate(cache_shapes(config)):
+        for specs, name, frames in ((before, "cache", "P"), (after, "next", CAUSAL)):
+            sizes = [1, channels, frames, f"h_{level}", f"w_{level}"]
+            specs[f"{name}_{i}"] = (decoder.element, sizes)
+    caches = Caches(list(before))
+    decoded = decode(decoder, "latents", caches, config)
+    return {
+        "vae_encoder": Graph(
+            encoder,
+            {"pixels": pixels},
+            {"latents": latents, "std": latents},
+            list(encode(encoder, "pixels", config)),
+        ),
+        "vae_decoder": Graph(
+            decoder,
+            {"latents": latents, **before},
+            {"pixels": pixels, **after},
+            [decoded, *caches.kept],
+        ),
     }
