@@ -3,11 +3,8 @@
 
 import json
 
-import torch
 from safetensors.torch import load_file
 
-from starsr.models.cogvideox import positions
-from starsr.models.cogvideox.network import ROTARY
 from starsr.models.cogvideox.vae import VaeConfig, diffusers_name
 from starsr.models.cogvideox.weights import merged
 from starsr.models.weights import Weights
@@ -47,16 +44,6 @@ def read_case(reference, name):
         "embedding": case["context"],
     }
     return listed, inputs, case
-
-
-def tables(config, x):
-    """Return the inputs of the denoiser that hold the positions for latents `x`, by name."""
-    _, frames, _, height, width = x.shape
-    grid = (frames, height // config.patch, width // config.patch)
-    if config.positions == ROTARY:
-        cos, sin = positions.rotary(*grid, config.head_dim)
-        return {"cos": torch.from_numpy(cos), "sin": torch.from_numpy(sin)}
-    return {"positions": torch.from_numpy(positions.sincos(*grid, config.width))}
 
 
 def read_vae(reference):

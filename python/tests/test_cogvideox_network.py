@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import reference_cases
-from small_cogvideox import FOLDER, read_case, read_network, tables
+from small_cogvideox import FOLDER, read_case, read_network
 from starsr.export.cogvideox_graphs import network_graphs
+from starsr.export.cogvideox_verify import tables
 from starsr.export.graphs import FLOAT
 from starsr.models.cogvideox import positions
 from starsr.models.cogvideox.network import (
@@ -123,9 +124,13 @@ def relative(x, expected):
     return float((x - expected).abs().max() / expected.abs().max())
 
 
+def tables_of(config, x):
+    return tables(config, x.shape[1], *x.shape[3:])
+
+
 def evaluate(ops, inputs, config):
     modulations = modulation(ops, inputs["t"], config)
-    places = list(tables(config, inputs["x"]).values())
+    places = list(tables_of(config, inputs["x"]).values())
     return denoiser(
         ops, inputs["x"], inputs["hint"], modulations, inputs["embedding"], places, config
     )
@@ -177,7 +182,7 @@ def test_golden_cogvideox_in_onnx_runtime(reference, tmp_path, name):
     graphs = network_graphs(Arrays(weights), config, "fp32")
     feeds = arrays(inputs)
     (rows,) = session(graphs["modulation"], tmp_path, "modulation").run(None, {"t": feeds.pop("t")})
-    feeds |= {"modulation": rows, **arrays(tables(config, inputs["x"]))}
+    feeds |= {"modulation": rows, **arrays(tables_of(config, inputs["x"]))}
     (v,) = session(graphs["denoiser"], tmp_path, "denoiser").run(None, feeds)
     difference = relative(torch.from_numpy(v), case["v"])
     print(f"golden_cogvideox {name} in ONNX Runtime: v {difference:.1e} relative")
@@ -200,7 +205,7 @@ def test_golden_cogvideox_taps_in_onnx_runtime(reference, tmp_path, name):
             graph.outputs[f"tap {tap}"] = (FLOAT, [f"{tap} {axis}" for axis in range(rank)])
             graph.results.append(value)
         if role == "denoiser":
-            feeds |= arrays(tables(config, inputs["x"]))
+            feeds |= arrays(tables_of(config, inputs["x"]))
         run = session(graph, tmp_path, role)
         taken = {i.name: feeds[i.name] for i in run.get_inputs()}
         result, *values = run.run(None, taken)

@@ -101,9 +101,9 @@ class _Safetensors(Mapping[str, Tensor]):
 
 
 def read(path: Path) -> Weights:
-    """Read a safetensors file or a PyTorch checkpoint, bare or under a key `state_dict`.
+    """Read a safetensors file or a PyTorch checkpoint, bare or under a key.
 
-    Raises `WeightsError`.
+    The key is `state_dict`, or `module` as DeepSpeed writes it. Raises `WeightsError`.
     """
     try:
         with path.open("rb") as file:
@@ -119,8 +119,9 @@ def read(path: Path) -> Weights:
         raise WeightsError(
             f"{path} is no complete safetensors file ({e}): download it again"
         ) from e
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for key in ("state_dict", "module"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if (
         not isinstance(loaded, dict)
         or not loaded
