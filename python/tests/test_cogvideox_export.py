@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from starsr.export import cogvideox, star
 from starsr.export.cogvideox_verify import tables
 from starsr.export.rehearse import random_feeds
-from starsr.models.cogvideox import network
+from starsr.models.cogvideox import network, text
 from starsr.models.cogvideox.network import CogVideoXConfig
 from starsr.models.cogvideox.vae import VaeConfig, cache_shapes, declared_parameters
 from starsr.models.cogvideox.weights import checkpoint_shapes
@@ -162,11 +162,9 @@ def test_graphs_have_the_inputs_that_the_format_describes(folder, tmp_path):
 
 
 def test_a_bundle_without_a_prompt_needs_no_guidance(folder, tmp_path):
-    arguments = options(folder)
-    at = arguments.index("--embedding")
-    assert run(arguments[:at] + arguments[at + 2 :], tmp_path / "bundle") == 0
-    text = (tmp_path / "bundle" / "bundle.toml").read_text(encoding="utf-8")
-    manifest = tomllib.loads(text)
+    assert run(without_embedding(folder), tmp_path / "bundle") == 0
+    written = (tmp_path / "bundle" / "bundle.toml").read_text(encoding="utf-8")
+    manifest = tomllib.loads(written)
     assert "prompts" not in manifest and manifest["sampler"]["guidance"] == 1.0
 
 
@@ -309,3 +307,62 @@ def test_the_output_is_complete_or_unchanged(folder, monkeypatch, tmp_path, caps
     assert "free some space" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def write_text_encoder(folder, config):
+    """T5's encoder with weights that a formula gives, in two files."""
+    folder.mkdir()
+    tensors = {name: waves(name, shape) for name, shape in text.shapes(config).items()}
+    names = sorted(tensors)
+    for i, part in enumerate((names[::2], names[1::2])):
+        kept = {name: tensors[name] for name in part}
+        save_file(kept, folder / f"model-0000{i}-of-00002.safetensors")
+    return tensors
+
+
+def waves(name, shape):
+    phases = torch.arange(int(np.prod(shape)), dtype=torch.float64) * 1.7 + sum(map(ord, name))
+    return phases.sin().float().reshape(shape) * 0.3 + ("layer_norm" in name)
+
+
+def test_text_encoder_agrees_with_transformers():
+    # The expected values are those of `T5EncoderModel` 5.24 with the same weights.
+    config = text.T5Config(32, 4, 8, 48, 3, 64, 32)
+    weights = {name: waves(name, shape) for name, shape in text.shapes(config).items()}
+    tokens = (torch.arange(226) * 7 % 64)[None]
+    found = text.encode(weights, tokens, config)[0, [0, 100, 225]]
+    first, second = [-0.20839, 0.38262, -1.80959], [-1.27945, 1.34442, -1.77476]
+    torch.testing.assert_close(found[:, 5], torch.tensor(first), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found[:, 20], torch.tensor(second), atol=2e-5, rtol=0)
+
+
+def without_embedding(folder):
+    arguments = options(folder)
+    at = arguments.index("--embedding")
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def test_a_text_encoder_embeds_the_empty_prompt(folder, tmp_path, capsys):
+    config = text.T5Config(48, 4, 8, 40, 2, 32, 32)
+    tensors = write_text_encoder(tmp_path / "t5", config)
+    arguments = [*without_embedding(folder), "--text-encoder", str(tmp_path / "t5")]
+    assert run(arguments, tmp_path / "bundle") == 0
+    embedded = load_file(tmp_path / "bundle" / "embeddings.safetensors")["embeddings"]
+    expected = text.encode(tensors, torch.tensor([[1] + [0] * 11]), config)
+    torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
+    refused([*arguments, "--prompt", "a cat"], tmp_path / "other", capsys, "--embedding")
+
+
+def test_wrong_text_encoders_are_explained(folder, tmp_path, capsys):
+    arguments = without_embedding(folder)
+    narrow = tmp_path / "narrow"
+    write_text_encoder(narrow, text.T5Config(32, 4, 8, 40, 2, 32, 32))
+    words = ("width 32", "takes 48", "T5 v1.1 XXL")
+    refused([*arguments, "--text-encoder", str(narrow)], tmp_path / "bundle", capsys, *words)
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    save_file({"text_model.x": torch.zeros(1)}, clip / "model.safetensors")
+    words = ("shared.weight", "is missing", "T5 v1.1 XXL")
+    refused([*arguments, "--text-encoder", str(clip)], tmp_path / "bundle", capsys, *words)
+    (clip / "model.safetensors").unlink()
+    refused([*arguments, "--text-encoder", str(clip)], tmp_path / "bundle", capsys, "no weights")

@@ -13,7 +13,14 @@ from starsr.bundle.writer import BundleError
 from starsr.export import star
 from starsr.export.cogvideox_graphs import network_graphs, vae_graphs
 from starsr.export.cogvideox_manifest import manifest
-from starsr.export.cogvideox_sources import SIZES, VAE, load_embedding, load_network, load_vae
+from starsr.export.cogvideox_sources import (
+    SIZES,
+    VAE,
+    embed_empty_prompt,
+    load_embedding,
+    load_network,
+    load_vae,
+)
 from starsr.export.cogvideox_verify import CogVideoXVerifier
 from starsr.export.manifest import EMBEDDINGS
 from starsr.export.verify import LIMITS, Difference
@@ -26,12 +33,16 @@ def export(options: argparse.Namespace, text_length: int = TEXT_LENGTH) -> None:
     """Do what the options ask for. Raises `WeightsError` and `BundleError`."""
     star.check_output(options.output, options.force)
     if options.embedding is None and options.prompt:
-        raise BundleError("--prompt needs its --embedding: the bundle has no text encoder")
+        raise BundleError(
+            "--prompt needs its --embedding: --text-encoder embeds the empty prompt only"
+        )
     network, config = load_network(options.checkpoint, options.size, text_length)
     vae, vae_config = load_vae(options.vae, config.positions)
     embedding = None
     if options.embedding is not None:
         embedding = load_embedding(options.embedding, config)
+    elif options.text_encoder is not None:
+        embedding = embed_empty_prompt(options.text_encoder, config)
     vae_precision = options.vae_precision or options.precision
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, vae_precision),
@@ -88,11 +99,18 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"autoencoder: the authors' 3d-vae.pt, or a folder in diffusers' layout ({VAE})",
     )
-    add(
+    prompt = result.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--text-encoder",
+        type=Path,
+        help="folder with T5 v1.1 XXL's encoder in transformers' layout, which embeds the empty "
+        "prompt here",
+    )
+    prompt.add_argument(
         "--embedding",
         type=Path,
-        help="safetensors file with the embedding of a prompt by T5 v1.1 XXL's encoder (default: "
-        "none, then the bundle has no prompt and needs no guidance)",
+        help="safetensors file with the embedding of another prompt (default: none, then the "
+        "bundle has no prompt and needs no guidance)",
     )
     add("--prompt", default="", help="the text of the embedding (default: empty)")
     add(

@@ -76,7 +76,7 @@ def manifest(
             "length": 25,
             "overlap": 8,
             "minimum": 1,
-            "maximum": 49,
+            "maximum": 41,
             "multiple": 2 * vae.temporal_factor,
             "offset": 1,
         },

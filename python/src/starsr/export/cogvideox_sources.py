@@ -10,6 +10,7 @@ from torch import Tensor
 
 from starsr.export.cogvideox_manifest import SCALING_FACTORS
 from starsr.models import weights
+from starsr.models.cogvideox import text
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
 from starsr.models.cogvideox.vae import VaeConfig, declared_parameters, diffusers_name
 from starsr.models.cogvideox.weights import CheckpointError, Merged, inner_names, merged
@@ -147,3 +148,29 @@ def load_embedding(path: Path, config: CogVideoXConfig) -> Tensor:
     if not torch.isfinite(embedding).all():
         raise WeightsError(f"{path} has values that are not finite: compute it in 32 or bf16 bits")
     return embedding.float().reshape(1, *wanted)
+
+
+def embed_empty_prompt(path: Path, config: CogVideoXConfig) -> Tensor:
+    """Return the embedding `[1,text_length,text_dim]` of a prompt without text, in 32 bits.
+
+    `path` is a folder in transformers' layout with T5 v1.1 XXL's encoder, or with a subfolder
+    `text_encoder` that has it. Raises `WeightsError`.
+    """
+    place = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    files = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
+    if not files:
+        raise WeightsError(f"{place} has no weights of a text encoder, *.safetensors")
+    joined = weights.Joined(weights.read(file) for file in files)
+    kept = [name for name in joined if not name.startswith(text.NEEDLESS)]
+    shapes = {name: tuple(joined[name].shape) for name in kept}
+    try:
+        encoder = text.config_of(shapes)
+        compare_names(text.shapes(encoder), shapes, "T5 v1.1's encoder")
+    except ValueError as e:
+        raise WeightsError(f"{place}: {e}. Take the text encoder of {VAE}, T5 v1.1 XXL") from e
+    if encoder.width != config.text_dim:
+        raise WeightsError(
+            f"{place} gives embeddings of width {encoder.width}, but the network takes "
+            f"{config.text_dim}: take the text encoder of {VAE}, T5 v1.1 XXL"
+        )
+    return text.encode(joined, text.empty_prompt(config.text_length), encoder)

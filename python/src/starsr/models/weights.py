@@ -50,6 +50,22 @@ class Weights(Mapping[str, Tensor]):
         return Weights({name: self[name] for name in self if name in names}, self.source)
 
 
+class Joined(Mapping[str, Tensor]):
+    """The tensors of several files, of which no two have a name in common."""
+
+    def __init__(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
+        self._parts = {name: part for part in parts for name in part}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parts[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 class Arrays(Mapping[str, np.ndarray]):
     """Weights as 32-bit NumPy arrays, converted on each access and not kept."""
 
