@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from starsr.export import cogvideox, star
+from starsr.export import cogvideox, rehearse, star
 from starsr.export.cogvideox_verify import tables
 from starsr.export.rehearse import random_feeds
 from starsr.models.cogvideox import network, text
@@ -366,3 +366,20 @@ def test_wrong_text_encoders_are_explained(folder, tmp_path, capsys):
     refused([*arguments, "--text-encoder", str(clip)], tmp_path / "bundle", capsys, *words)
     (clip / "model.safetensors").unlink()
     refused([*arguments, "--text-encoder", str(clip)], tmp_path / "bundle", capsys, "no weights")
+
+
+@pytest.mark.parametrize("config", [ROPE, SINCOS], ids=["rotary", "sincos"])
+def test_a_rehearsal_runs_every_graph(config, tmp_path, capsys):
+    factor = 0.7 if config is ROPE else 1.15258426
+    vae = replace(VAE, scaling_factor=factor)
+    sources = rehearse.write_random_cogvideox(tmp_path, config, vae, rank=8)
+    # The width does not tell the positions of so small a network.
+    kinds = {config.width: config.positions}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("starsr.models.cogvideox.weights.KINDS", kinds)
+        assert run(sources, tmp_path / "bundle") == 0
+    for role in rehearse.COGVIDEOX_ROLES:
+        rehearse.run_once(tmp_path / "bundle" / f"{role}.onnx", rehearse.COGVIDEOX_RUN)
+    printed = capsys.readouterr().out
+    print(printed)
+    assert printed.count(" finite") == 4 and "NOT FINITE" not in printed
