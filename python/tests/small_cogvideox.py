@@ -5,7 +5,7 @@ import json
 
 from safetensors.torch import load_file
 
-from starsr.models.cogvideox.vae import VaeConfig, diffusers_name
+from starsr.models.cogvideox.vae import VaeConfig, diffusers_names
 from starsr.models.cogvideox.weights import merged
 from starsr.models.weights import Weights
 
@@ -49,8 +49,8 @@ def read_case(reference, name):
 def read_vae(reference):
     """Return weights by diffusers' names and sizes of the small autoencoder."""
     listed = read_config(reference)["vae_small"]
-    levels = len(listed["ch_mult"])
     channels = tuple(listed["ch"] * m for m in listed["ch_mult"])
     config = VaeConfig(channels, listed["num_res_blocks"], listed["z_channels"])
     tensors = load_file(reference / FOLDER / listed["files"][0])
-    return {diffusers_name(name, levels): t.float() for name, t in tensors.items()}, config
+    names = diffusers_names(tensors)
+    return {new: tensors[old].float() for old, new in names.items()}, config

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small_cogvideox import FOLDER, read_vae
+from small_cogvideox import FOLDER, read_config, read_vae
 from starsr.export.cogvideox_graphs import vae_graphs
+from starsr.export.cogvideox_sources import load_vae
 from starsr.models.cogvideox.vae import (
     Caches,
     VaeConfig,
@@ -20,7 +21,7 @@ from starsr.models.cogvideox.vae import (
     encode,
     runs,
 )
-from starsr.models.weights import Arrays, compare_names
+from starsr.models.weights import Arrays, WeightsError, compare_names
 from starsr.ops.torch_ops import parameters_of
 from starsr.ops.video_ops import VideoTorchOps
 
@@ -152,6 +153,20 @@ def test_other_sizes_agree_with_diffusers(tmp_path):
         assert restored.shape == pixels.shape
         assert largest(decode_in_torch(weights, config, latents), restored) <= 1e-4
         assert largest(decode_in_onnx(decoder, config, latents), restored) <= 1e-4
+
+
+def test_the_authors_file_is_read(reference, golden, tmp_path):
+    weights, config, _ = golden
+    file = reference / FOLDER / read_config(reference)["vae_small"]["files"][0]
+    path = tmp_path / "3d-vae.pt"
+    state = {**load_file(file), "loss.discriminator.weight": torch.zeros(3)}
+    torch.save({"state_dict": state}, path)
+    found, sizes = load_vae(path, "rotary")
+    assert sizes == config and set(found) == set(weights)
+    assert all(torch.equal(found[name].float(), weights[name]) for name in weights)
+    torch.save({"x": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"encoder\.down_blocks\.0.*missing.*3d-vae\.pt"):
+        load_vae(path, "rotary")
 
 
 def test_runs_of_the_decoder():

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from starsr.export.cogvideox_manifest import SCALING_FACTORS
 from starsr.models import weights
-from starsr.models.cogvideox import text
+from starsr.models.cogvideox import text, vae
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
-from starsr.models.cogvideox.vae import VaeConfig, declared_parameters, diffusers_name
+from starsr.models.cogvideox.vae import VaeConfig
 from starsr.models.cogvideox.weights import CheckpointError, Merged, inner_names, merged
 from starsr.models.weights import Weights, WeightsError, compare_names
 
@@ -82,16 +82,16 @@ def load_vae(path: Path, positions: str) -> tuple[Weights, VaeConfig]:
     if path.is_dir():
         found, config = _diffusers_vae(path)
     else:
-        config = VaeConfig(scaling_factor=factor)
-        levels = len(config.block_out_channels)
-        # The discriminator and the perceptual loss of the training are named `loss`.
-        kept = {
-            diffusers_name(name, levels): tensor
-            for name, tensor in weights.read(path).items()
-            if not name.startswith("loss")
-        }
-        found = Weights(kept, str(path))
-    wanted = {name: p.shape for name, p in declared_parameters(config).items()}
+        tensors = weights.read(path)
+        renamed = {new: tensors[old] for old, new in vae.diffusers_names(tensors).items()}
+        found = Weights(renamed, str(path))
+        try:
+            config = vae.config_of(found.shapes(), factor)
+        except ValueError as e:
+            raise WeightsError(
+                f"{path} is not CogVideoX's autoencoder: {e}. Take the authors' 3d-vae.pt"
+            ) from e
+    wanted = {name: p.shape for name, p in vae.declared_parameters(config).items()}
     try:
         compare_names(wanted, found.shapes(), "CogVideoX's autoencoder")
     except ValueError as e:

@@ -199,8 +199,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--folder",
         type=Path,
-        help="folder for weights and bundle, some 12 GB or 24 GB for CogVideoX-5B, which stay there "
-        "(default: a temporary folder)",
+        help="folder for weights and bundle, some 12 GB or 24 GB for CogVideoX-5B, which stay "
+        "there (default: a temporary folder)",
     )
     add(
         "--precision",

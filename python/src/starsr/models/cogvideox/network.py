@@ -101,10 +101,10 @@ def denoiser(
 ) -> V:
     """Predict the velocity `[B,T,C,h,w]` in 32 bits.
 
-    Takes noisy and low-quality latents `x` and `hint` of the same shape, the `modulation`, the
-    prompts' embedding `[B,text_length,text_dim]`, and as `positions` cosine and sine
-    `[T*h/2*w/2,head_dim/2]` or the table `[T*h/2*w/2,width]`, see `starsr.models.cogvideox.
-    positions`.
+    Takes noisy and low-quality latents `x` and `hint` of the same shape, the `modulation` of the
+    batch or of each entry, the prompts' embedding `[B,text_length,text_dim]`, and as `positions`
+    cosine and sine `[T*h/2*w/2,head_dim/2]` or the table `[T*h/2*w/2,width]`, as the module
+    `positions` makes them.
     """
     width, channels = config.width, config.latent_channels
     maps = ops.compute(ops.concat(ops.frame_maps(x), ops.frame_maps(hint)))

@@ -8,7 +8,7 @@ input to the next run. Pixels are in [-1,1]. Latents are scaled, as the diffusio
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic
@@ -223,11 +223,36 @@ def declared_parameters(config: VaeConfig) -> dict[str, Parameter]:
     return ops.parameters
 
 
-def diffusers_name(name: str, levels: int) -> str:
-    """Return diffusers' name of a parameter in the layout of the authors' `3d-vae.pt`.
+def config_of(shapes: Mapping[str, tuple[int, ...]], scaling_factor: float) -> VaeConfig:
+    """Return the sizes of an autoencoder from the shapes of its parameters.
 
-    `levels` is their number.
+    They do not tell groups and temporal levels, which are the same in every released one. Raises
+    `ValueError` if one that tells the sizes is missing.
     """
+    channels: list[int] = []
+    while (name := f"encoder.down_blocks.{len(channels)}.resnets.0.conv2.conv.bias") in shapes:
+        channels += shapes[name]
+    layers = 0
+    while f"encoder.down_blocks.0.resnets.{layers}.conv2.conv.bias" in shapes:
+        layers += 1
+    first = "decoder.conv_in.conv.weight"
+    if not channels or first not in shapes:
+        raise ValueError(f"{first if channels else name} is missing")
+    latents = shapes[first][1]
+    return VaeConfig(tuple(channels), layers, latents, scaling_factor=scaling_factor)
+
+
+def diffusers_names(names: Iterable[str]) -> dict[str, str]:
+    """Return diffusers' name of each parameter in the layout of the authors' `3d-vae.pt`.
+
+    What belongs to the loss of the training is left out.
+    """
+    kept = [name for name in names if not name.startswith("loss")]
+    levels = len({name.split(".")[2] for name in kept if name.startswith("decoder.up.")})
+    return {name: _diffusers_name(name, levels) for name in kept}
+
+
+def _diffusers_name(name: str, levels: int) -> str:
     up = re.match(r"decoder\.up\.(\d+)\.", name)
     if up:
         name = name.replace(up[0], f"decoder.up_blocks.{levels - 1 - int(up[1])}.")

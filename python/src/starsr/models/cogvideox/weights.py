@@ -43,8 +43,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def inner_names(names: Mapping[str, object]) -> dict[str, str]:
     """Return the names of a checkpoint's network without a prefix, each with its full name."""
-    if not any(name.startswith(PREFIX) for name in names):
-        return {name: name for name in names if not name.startswith(OTHERS)}
     return {name.removeprefix(PREFIX): name for name in names if not name.startswith(OTHERS)}
 
 
