@@ -9,7 +9,7 @@ from starsr.models.cogvideox.vae import VaeConfig
 
 #: The kind of bundle; those of format 1 have none.
 KIND = "cogvideox"
-LICENCE = "CogVideoX's licence, under which STAR's weights and the autoencoder are derived"
+LICENCE = "weights and autoencoder: CogVideoX's licence"
 #: Scale of the latents and shift of the schedule, by the kind of positions.
 SCALING_FACTORS = {"rotary": 0.7, "sincos": 1.15258426}
 SHIFTS = {"rotary": 1.0, "sincos": 3.0}
