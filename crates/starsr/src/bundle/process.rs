@@ -13,7 +13,7 @@ use crate::diffusion::schedule::{SamplerMode, ScheduleConfig};
 /// The networks that a model descends from. They decide its tokens and what stands for no prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum Kind {
-    /// I2VGen-XL (docs/star.md, A): CLIP's tokens, and guidance away from a negative prompt.
+    /// I2VGen-XL (docs/star.md, A.6): CLIP's tokens, and guidance away from a negative prompt.
     #[default]
     #[serde(rename = "i2vgen")]
     I2vGen,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
-"""`starsr-export`: converts a STAR checkpoint, its autoencoder and its text encoder to a bundle."""
+"""`starsr-export`: converts a STAR checkpoint, its autoencoder and its text encoder to a bundle.
+
+`starsr-export cogvideox` is `starsr.export.cogvideox`.
+"""
 
 import argparse
 import errno
@@ -7,7 +10,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -134,15 +137,25 @@ def verify(
         if tower is not None:
             yield from ((precision, d) for d in Verifier(work, precision).text(tower, prompts()))
 
-    for used, d in differences():
+    check_differences(differences(), LIMITS)
+
+
+def check_differences(
+    differences: Iterable[tuple[str, Difference]], limits: Mapping[str, float]
+) -> None:
+    """Print the differences, each with its precision.
+
+    Raises `BundleError` if one exceeds the limit of the precision.
+    """
+    for used, d in differences:
         shape = "x".join(map(str, d.shape))
         print(
             f"{d.role} {shape}: differs from PyTorch by {d.largest:.1e} at most, "
             f"{d.relative:.1e} relative"
         )
-        if not d.relative <= LIMITS[used]:
+        if not d.relative <= limits[used]:
             raise BundleError(
-                f"{d.role} differs from PyTorch by more than {LIMITS[used]:.0e}: the bundle is "
+                f"{d.role} differs from PyTorch by more than {limits[used]:.0e}: the bundle is "
                 "not written"
             )
 
@@ -209,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
         prog="starsr-export",
         description="Converts a STAR checkpoint, its autoencoder and its text encoder into a "
         "model bundle.",
+        epilog="`starsr-export cogvideox --help` describes the conversion of STAR on CogVideoX.",
     )
     add = result.add_argument
     add(
@@ -271,11 +285,14 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: list[str] | None = None, config: StarConfig = STAR) -> int:
-    """Run the command and return its exit status."""
-    options, start = parser().parse_args(arguments), time.monotonic()
+def run(output: Path, export: Callable[[], None]) -> int:
+    """Run `export`, which writes `output`, and return the exit status of the command.
+
+    Prints what happened; an error is one sentence.
+    """
+    start = time.monotonic()
     try:
-        export(options, config)
+        export()
     except (WeightsError, BundleError, ValueError) as e:
         print(f"starsr-export: {e}", file=sys.stderr)
         return 1
@@ -283,16 +300,27 @@ def main(arguments: list[str] | None = None, config: StarConfig = STAR) -> int:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space, or choose another --output" if full else "check the folder"
         print(
-            f"starsr-export: {options.output} could not be written: {e.strerror or e}; {remedy}",
+            f"starsr-export: {output} could not be written: {e.strerror or e}; {remedy}",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print(f"starsr-export: interrupted, {options.output} is unchanged", file=sys.stderr)
+        print(f"starsr-export: interrupted, {output} is unchanged", file=sys.stderr)
         return 130
     seconds = time.monotonic() - start
-    print(f"wrote {options.output} in {seconds:.0f} s, peak memory {peak_memory():.1f} GB")
+    print(f"wrote {output} in {seconds:.0f} s, peak memory {peak_memory():.1f} GB")
     return 0
+
+
+def main(arguments: list[str] | None = None, config: StarConfig = STAR) -> int:
+    """Run the command and return its exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["cogvideox"]:
+        from starsr.export import cogvideox
+
+        return cogvideox.main(given[1:])
+    options = parser().parse_args(given)
+    return run(options.output, lambda: export(options, config))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,22 @@ class Weights(Mapping[str, Tensor]):
         return Weights({name: self[name] for name in self if name in names}, self.source)
 
 
+class Joined(Mapping[str, Tensor]):
+    """The tensors of several files, of which no two have a name in common."""
+
+    def __init__(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
+        self._parts = {name: part for part in parts for name in part}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parts[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 class Arrays(Mapping[str, np.ndarray]):
     """Weights as 32-bit NumPy arrays, converted on each access and not kept."""
 
@@ -101,9 +117,9 @@ class _Safetensors(Mapping[str, Tensor]):
 
 
 def read(path: Path) -> Weights:
-    """Read a safetensors file or a PyTorch checkpoint, bare or under a key `state_dict`.
+    """Read a safetensors file or a PyTorch checkpoint, bare or under a key.
 
-    Raises `WeightsError`.
+    The key is `state_dict`, or `module` as DeepSpeed writes it. Raises `WeightsError`.
     """
     try:
         with path.open("rb") as file:
@@ -119,8 +135,9 @@ def read(path: Path) -> Weights:
         raise WeightsError(
             f"{path} is no complete safetensors file ({e}): download it again"
         ) from e
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for key in ("state_dict", "module"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if (
         not isinstance(loaded, dict)
         or not loaded

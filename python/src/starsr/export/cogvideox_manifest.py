@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MPL-2.0
+"""The manifest of a bundle of STAR on CogVideoX."""
+
+from typing import Any
+
+from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
+from starsr.models.cogvideox.positions import BASE, SPATIAL_SCALE, rotary_parts
+from starsr.models.cogvideox.vae import VaeConfig
+
+#: The kind of bundle; those of format 1 have none.
+KIND = "cogvideox"
+LICENCE = "weights and autoencoder: CogVideoX's licence"
+#: Scale of the latents and shift of the schedule, by the kind of positions.
+SCALING_FACTORS = {"rotary": 0.7, "sincos": 1.15258426}
+SHIFTS = {"rotary": 1.0, "sincos": 3.0}
+#: The only size that the networks were trained for.
+TRAINED_SIZE = (480, 720)
+
+
+def positions(config: CogVideoXConfig) -> dict[str, Any]:
+    """Return the rule for the tables of positions, see `starsr.models.cogvideox.positions`."""
+    if config.positions == ROTARY:
+        frames, rows, columns = rotary_parts(config.head_dim)
+        return {
+            "kind": config.positions,
+            "base": BASE,
+            "frames": frames,
+            "rows": rows,
+            "columns": columns,
+        }
+    return {
+        "kind": config.positions,
+        "base": BASE,
+        "width": config.width,
+        "spatial_scale": SPATIAL_SCALE,
+    }
+
+
+def manifest(
+    name: str,
+    version: str,
+    provenance: str,
+    config: CogVideoXConfig,
+    vae: VaeConfig,
+    prompt: str | None,
+) -> dict[str, Any]:
+    """Return the manifest without its files.
+
+    The defaults of the sampler are the authors'. Without a `prompt` there is nothing to guide to.
+    """
+    height, width = TRAINED_SIZE
+    side = vae.spatial_factor * config.patch
+    described: dict[str, Any] = {
+        "format": 2,
+        "kind": KIND,
+        "name": name,
+        "version": version,
+        "licence": LICENCE,
+        "provenance": provenance,
+        "training_data": "CogVideoX's; STAR: OpenVid-1M, degraded (arXiv 2501.02976, section 4.1)",
+        "scale": {"default": 4, "minimum": 1, "maximum": 8},
+        "latent": {
+            "channels": config.latent_channels,
+            "spatial_factor": vae.spatial_factor,
+            "temporal_factor": vae.temporal_factor,
+            "scaling_factor": vae.scaling_factor,
+        },
+        "canvas": {
+            "upscale": "bicubic",
+            "padding": "edge",
+            "height": {"multiple": side, "offset": 0, "minimum": height},
+            "width": {"multiple": side, "offset": 0, "minimum": width},
+        },
+        "window": {
+            "mode": "blend",
+            "length": 25,
+            "overlap": 8,
+            "minimum": 1,
+            "maximum": 41,
+            "multiple": 2 * vae.temporal_factor,
+            "offset": 1,
+        },
+        "schedule": {
+            "kind": "scaled-linear",
+            "prediction": "v",
+            "timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "shift_scale": SHIFTS[config.positions],
+            "zero_terminal_snr": True,
+        },
+        "sampler": {
+            "solver": "vp-sde-dpmpp-2m",
+            "steps": 50,
+            "guidance": 1.0 if prompt is None else "wave",
+            "color_fix": "adain",
+            "strength": 1.0,
+        },
+        "condition": {"kind": "concat"},
+        "positions": positions(config),
+    }
+    if prompt is not None:
+        described["prompts"] = {"default": prompt}
+    return described

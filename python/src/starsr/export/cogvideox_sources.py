@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MPL-2.0
+"""Loads the parts of a bundle of STAR on CogVideoX from local files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starsr.export.cogvideox_manifest import SCALING_FACTORS
+from starsr.models import weights
+from starsr.models.cogvideox import text, vae
+from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
+from starsr.models.cogvideox.vae import VaeConfig
+from starsr.models.cogvideox.weights import CheckpointError, Merged, inner_names, merged
+from starsr.models.weights import Weights, WeightsError, compare_names
+
+VAE = "zai-org/CogVideoX-5b"
+#: Widths of the released networks by the name of their size.
+SIZES = {"5b": 3072, "2b": 1920}
+
+
+def load_network(path: Path, size: str | None, text_length: int) -> tuple[Merged, CogVideoXConfig]:
+    """Return parameters and sizes of the network.
+
+    `path` is a checkpoint, or a folder of SwissArmyTransformer that holds one. `size` is one of
+    `SIZES`, or anything if `None`. Raises `WeightsError` unless the tensors are exactly those of
+    STAR on CogVideoX.
+    """
+    found = weights.read(_checkpoint(path))
+    try:
+        network, config = merged(found, None, text_length)
+    except CheckpointError as e:
+        raise WeightsError(f"{path}: {e}. {_advice(found)}") from e
+    if size is not None and config.width != SIZES[size]:
+        other = next((name for name, width in SIZES.items() if width == config.width), None)
+        remedy = f"choose --size {other}" if other else "leave out --size"
+        raise WeightsError(
+            f"{path} has the width {config.width}, but CogVideoX-{size.upper()} has {SIZES[size]}: "
+            f"take another checkpoint, or {remedy}"
+        )
+    return network, config
+
+
+def _checkpoint(path: Path) -> Path:
+    """Return the file of a checkpoint, which a folder names in its file `latest`."""
+    if not path.is_dir():
+        return path
+    latest = path / "latest"
+    if not latest.is_file():
+        raise WeightsError(f"{path} holds no checkpoint: it has no file `latest`")
+    iteration = latest.read_text(encoding="utf-8").strip()
+    return path / iteration / "mp_rank_00_model_states.pt"
+
+
+def _advice(found: Weights) -> str:
+    names = inner_names(found)
+    if any(name.startswith(("VideoControlNet.", "input_blocks.")) for name in names):
+        return (
+            "It looks like a checkpoint of STAR on I2VGen-XL: convert it without the word "
+            "`cogvideox`"
+        )
+    if any(name.startswith("transformer_blocks.") for name in names):
+        return (
+            "It looks like plain CogVideoX in diffusers' layout, which has no LIEM: take STAR's "
+            "own checkpoint"
+        )
+    plain = not any("spa_local" in name or "temp_local" in name for name in names)
+    if plain and any(name.startswith("transformer.layers.") for name in names):
+        return "It has no LIEM, so it looks like plain CogVideoX: take STAR's own checkpoint"
+    return "Take STAR's checkpoint on CogVideoX"
+
+
+def load_vae(path: Path, positions: str) -> tuple[Weights, VaeConfig]:
+    """Return parameters and sizes of the autoencoder for networks with a kind of `positions`.
+
+    `path` is the authors' file `3d-vae.pt`, or a folder in diffusers' layout with a `config.json`,
+    or with a subfolder `vae` that has one. Raises `WeightsError`.
+    """
+    factor = SCALING_FACTORS[positions]
+    if path.is_dir():
+        found, config = _diffusers_vae(path)
+    else:
+        tensors = weights.read(path)
+        renamed = {new: tensors[old] for old, new in vae.diffusers_names(tensors).items()}
+        found = Weights(renamed, str(path))
+        try:
+            config = vae.config_of(found.shapes(), factor)
+        except ValueError as e:
+            raise WeightsError(
+                f"{path} is not CogVideoX's autoencoder: {e}. Take the authors' 3d-vae.pt"
+            ) from e
+    wanted = {name: p.shape for name, p in vae.declared_parameters(config).items()}
+    try:
+        compare_names(wanted, found.shapes(), "CogVideoX's autoencoder")
+    except ValueError as e:
+        raise WeightsError(f"{path}: {e}. Take the autoencoder of {VAE}") from e
+    if abs(config.scaling_factor - factor) > 1e-6:
+        which = "5B" if positions == ROTARY else "2B"
+        raise WeightsError(
+            f"{path} scales latents by {config.scaling_factor:g}, but CogVideoX-{which} needs "
+            f"{factor:g}: take the autoencoder of CogVideoX-{which}"
+        )
+    return found, config
+
+
+def _diffusers_vae(path: Path) -> tuple[Weights, VaeConfig]:
+    place = path if (path / "config.json").is_file() else path / "vae"
+    if not (place / "config.json").is_file():
+        raise WeightsError(
+            f"{path} is no autoencoder: it has neither config.json nor vae/config.json, as {VAE} "
+            "has"
+        )
+    described = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    kind = described.get("_class_name")
+    if kind != "AutoencoderKLCogVideoX":
+        raise WeightsError(
+            f"{place} holds a {kind}, but CogVideoX's autoencoder is an AutoencoderKLCogVideoX: "
+            f"take that of {VAE}"
+        )
+    files = sorted(place.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        raise WeightsError(f"{place} has no file diffusion_pytorch_model.safetensors")
+    try:
+        config = VaeConfig.of(described)
+    except (KeyError, TypeError, ValueError) as e:
+        raise WeightsError(f"{place / 'config.json'} lacks a size: {weights.reason(e)}") from e
+    return weights.read(files[0]), config
+
+
+def load_embedding(path: Path, config: CogVideoXConfig) -> Tensor:
+    """Return the embedding `[1,text_length,text_dim]` of a prompt in 32 bits.
+
+    The file has one tensor, of this shape or without the first axis, as T5's encoder gives it for
+    a prompt that is padded to its full length. Raises `WeightsError`.
+    """
+    found: Mapping[str, Tensor] = weights.read(path)
+    wanted = (config.text_length, config.text_dim)
+    if len(found) != 1:
+        raise WeightsError(f"{path} has {len(found)} tensors, but the embedding of a prompt is one")
+    (embedding,) = found.values()
+    if tuple(embedding.shape) not in (wanted, (1, *wanted)):
+        raise WeightsError(
+            f"{path} has the shape {list(embedding.shape)}, but an embedding is {list(wanted)}: "
+            "take that of T5 v1.1 XXL's encoder"
+        )
+    if not torch.isfinite(embedding).all():
+        raise WeightsError(f"{path} has values that are not finite: compute it in 32 or bf16 bits")
+    return embedding.float().reshape(1, *wanted)
+
+
+def embed_empty_prompt(path: Path, config: CogVideoXConfig) -> Tensor:
+    """Return the embedding `[1,text_length,text_dim]` of a prompt without text, in 32 bits.
+
+    `path` is a folder in transformers' layout with T5 v1.1 XXL's encoder, or with a subfolder
+    `text_encoder` that has it. Raises `WeightsError`.
+    """
+    place = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    files = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
+    if not files:
+        raise WeightsError(f"{place} has no weights of a text encoder, *.safetensors")
+    joined = weights.Joined(weights.read(file) for file in files)
+    kept = [name for name in joined if not name.startswith(text.NEEDLESS)]
+    shapes = {name: tuple(joined[name].shape) for name in kept}
+    try:
+        encoder = text.config_of(shapes)
+        compare_names(text.shapes(encoder), shapes, "T5 v1.1's encoder")
+    except ValueError as e:
+        raise WeightsError(f"{place}: {e}. Take the text encoder of {VAE}, T5 v1.1 XXL") from e
+    if encoder.width != config.text_dim:
+        raise WeightsError(
+            f"{place} gives embeddings of width {encoder.width}, but the network takes "
+            f"{config.text_dim}: take the text encoder of {VAE}, T5 v1.1 XXL"
+        )
+    return text.encode(joined, text.empty_prompt(config.text_length), encoder)
