@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from starsr.export import cogvideox, rehearse, star
+from starsr.export import cli, cogvideox, rehearse, star
 from starsr.export.cogvideox_verify import tables
 from starsr.export.rehearse import random_feeds
 from starsr.models.cogvideox import network, text
@@ -170,7 +170,7 @@ def test_a_bundle_without_a_prompt_needs_no_guidance(folder, tmp_path):
 
 def test_the_command_has_a_subcommand(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        star.main(["cogvideox", "--help"])
+        cli.main(["cogvideox", "--help"])
     assert stopped.value.code == 0
     assert "starsr-export cogvideox" in capsys.readouterr().out
 

@@ -5,7 +5,7 @@
 
 use super::ep_library::{self, Device, Kind};
 use super::library::Library;
-use super::provider::Options;
+use super::options::Options;
 use crate::error::{Error, Result};
 use crate::names::{Provider, Setting};
 

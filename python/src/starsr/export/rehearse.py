@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from starsr.export import star
+from starsr.export import cli, star
 from starsr.export.cogvideox_manifest import SCALING_FACTORS
 from starsr.export.emulate import open_session
 from starsr.models.cogvideox import network as network_of_cogvideox
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _export(command: list[str]) -> None:
-    sys.exit(star.main(command))
+    sys.exit(cli.main(command))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""`starsr-export`: converts a STAR checkpoint, its autoencoder and its text encoder to a bundle.
-
-`starsr-export cogvideox` is `starsr.export.cogvideox`.
-"""
+"""`starsr-export`: converts a STAR checkpoint, its autoencoder and its text encoder to a bundle."""
 
 import argparse
 import errno
@@ -314,12 +311,7 @@ def run(output: Path, export: Callable[[], None]) -> int:
 
 def main(arguments: list[str] | None = None, config: StarConfig = STAR) -> int:
     """Run the command and return its exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["cogvideox"]:
-        from starsr.export import cogvideox
-
-        return cogvideox.main(given[1:])
-    options = parser().parse_args(given)
+    options = parser().parse_args(arguments)
     return run(options.output, lambda: export(options, config))
 
 
