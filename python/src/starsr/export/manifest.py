@@ -17,8 +17,8 @@ LICENCE = (
 VAE = {"frames_per_encode": 1, "frames_per_decode": 3, "decode_overlap": 1}
 #: Elements of a tensor that many kernels for NVIDIA GPUs can count.
 COUNT = 2**31 - 1
-#: Runs of fp16 on a GPU. The bytes a pixel and frame are estimates, not measured in the element; the
-#: widest tensors have 256 channels at full size in the autoencoder, 960 a latent in the networks.
+#: Runs of fp16 on a GPU. The bytes a pixel and frame are estimates, not yet measured; the widest
+#: tensors have 256 channels at full size in the autoencoder, 960 a latent in the networks.
 VAE_CHANNELS_LAST = {
     "frames_per_encode": 8,
     "frames_per_decode": 8,
