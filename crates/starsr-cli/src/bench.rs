@@ -14,6 +14,7 @@ use crate::interrupts::{Interrupts, Stop};
 use crate::media::elements::{always_pad, make, text};
 use crate::terminal;
 use crate::upscale::{name_and_value, set_property};
+use crate::values;
 
 /// Measure a model on this machine: frames a second, the time of each stage, and memory
 #[derive(Debug, Clone, clap::Args)]
@@ -39,10 +40,9 @@ pub struct Args {
 }
 
 fn size(words: &str) -> Result<(i32, i32), String> {
-    words
-        .split_once('x')
-        .and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)))
-        .filter(|(width, height)| (1..=16384).contains(width) && (1..=16384).contains(height))
+    values::size(words)
+        .filter(|(width, height)| *width <= 16384 && *height <= 16384)
+        .map(|(width, height)| (width.cast_signed(), height.cast_signed()))
         .ok_or_else(|| "expected WIDTHxHEIGHT, such as 426x240".to_owned())
 }
 

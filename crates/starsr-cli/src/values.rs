@@ -53,16 +53,21 @@ pub struct Raw {
     pub format: String,
 }
 
+/// Width and height, such as `640x480`, from 1 to 32768 each.
+pub fn size(text: &str) -> Option<(u32, u32)> {
+    let (width, height) = text.split_once('x')?;
+    let side = |side: &str| side.parse().ok().filter(|side| (1..=32768).contains(side));
+    side(width).zip(side(height))
+}
+
 /// Frames such as `640x480,yuv420p`.
 pub fn raw(text: &str) -> Result<Raw, String> {
     let expected =
         || "expected a size and FFmpeg's pixel format, such as 640x480,yuv420p".to_owned();
-    let (size, format) = text.split_once(',').ok_or_else(expected)?;
-    let (width, height) = size.split_once('x').ok_or_else(expected)?;
-    let is_side = |side: &str| side.parse::<u32>().is_ok_and(|side| (1..=32768).contains(&side));
+    let (sides, format) = text.split_once(',').ok_or_else(expected)?;
     let is_name = !format.is_empty() && format.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if is_side(width) && is_side(height) && is_name {
-        Ok(Raw { size: size.to_owned(), format: format.to_owned() })
+    if size(sides).is_some() && is_name {
+        Ok(Raw { size: sides.to_owned(), format: format.to_owned() })
     } else {
         Err(expected())
     }

@@ -536,13 +536,16 @@ impl Session {
     /// Counts what the upscaler has done since `started`, and reports what short memory has led to.
     fn update_stats(&mut self, started: Instant) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
-        let device_memory = worker.upscaler.device_memory_used().unwrap_or(0);
+        let (stages, evaluations) = (worker.upscaler.stats(), worker.upscaler.evaluations());
+        // What is used grows while the model runs; asking the driver for each frame would cost time.
+        let is_new = evaluations != self.stats.lock().evaluations;
+        let used = is_new.then(|| worker.upscaler.device_memory_used().unwrap_or(0));
         let mut stats = self.stats.lock();
         stats.upscale += started.elapsed();
-        stats.stages = worker.upscaler.stats();
-        stats.evaluations = worker.upscaler.evaluations();
+        stats.stages = stages;
+        stats.evaluations = evaluations;
         stats.model_busy = worker.upscaler.model_busy();
-        stats.device_memory_used = device_memory;
+        stats.device_memory_used = used.unwrap_or(stats.device_memory_used);
         if worker.upscaler.is_guidance_separated() && !worker.guidance_separated {
             worker.guidance_separated = true;
             self.notices.push(Notice::GuidanceSeparated);

@@ -8,7 +8,7 @@ use std::ptr;
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::sys::{OrtApi, OrtStatusPtr};
+use ort::sys::OrtApi;
 use parking_lot::Mutex;
 
 use super::runner::one_line;
@@ -47,7 +47,9 @@ fn register(api: &OrtApi, environment: &Environment, device: u32) -> ort::Result
     // SAFETY: the functions are those of the loaded library; all pointers live until they return,
     // and the environment copies what it keeps.
     unsafe {
-        result((api.CreateArenaCfgV2)(keys.as_ptr(), values.as_ptr(), keys.len(), &raw mut arena))?;
+        let status =
+            (api.CreateArenaCfgV2)(keys.as_ptr(), values.as_ptr(), keys.len(), &raw mut arena);
+        ort::Error::result_from_status(status)?;
         let status = (api.CreateAndRegisterAllocatorV2)(
             environment.ptr().cast_mut(),
             c"CUDAExecutionProvider".as_ptr(),
@@ -58,49 +60,66 @@ fn register(api: &OrtApi, environment: &Environment, device: u32) -> ort::Result
             id_key.len(),
         );
         (api.ReleaseArenaCfg)(arena);
-        result(status)
+        ort::Error::result_from_status(status)
     }
-}
-
-/// # Safety
-/// `status` comes from a function of ONNX Runtime and is not used again.
-unsafe fn result(status: OrtStatusPtr) -> ort::Result<()> {
-    // SAFETY: by contract.
-    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// The driver's interface, in all versions since CUDA 4.
 const DRIVER: &str = "libcuda.so.1";
 
+/// The driver's context of each device that was asked about. They stay, as the provider uses them
+/// too.
+static CONTEXTS: Mutex<Vec<(u32, Context)>> = Mutex::new(Vec::new());
+
 /// Bytes of `device`'s memory that are free; `None` where the driver does not tell.
 pub(super) fn free(device: u32) -> Option<u64> {
-    let device = c_int::try_from(device).ok()?;
-    // SAFETY: NVIDIA's driver library has no initialisers of note; the signatures are those of
-    // cuda.h, and each call gets pointers to values that outlive it.
-    unsafe {
-        let driver = libloading::Library::new(DRIVER).ok()?;
-        let call = Driver(&driver);
-        call.one(c"cuInit", 0 as c_int)?;
-        let (mut handle, mut context) = (0 as c_int, ptr::null_mut::<c_void>());
-        call.two(c"cuDeviceGet", &raw mut handle, device)?;
-        call.two(c"cuDevicePrimaryCtxRetain", &raw mut context, handle)?;
-        let mut bytes = None;
-        if call.one(c"cuCtxPushCurrent_v2", context).is_some() {
-            let (mut free, mut total) = (0_usize, 0_usize);
-            bytes =
-                call.two(c"cuMemGetInfo_v2", &raw mut free, &raw mut total).map(|()| free as u64);
-            let _ = call.one(c"cuCtxPopCurrent_v2", &raw mut context);
+    let mut contexts = CONTEXTS.lock();
+    if contexts.iter().all(|(known, _)| *known != device) {
+        contexts.push((device, Context::of(device)?));
+    }
+    contexts.iter().find(|(known, _)| *known == device)?.1.free()
+}
+
+/// The primary context of a device.
+struct Context {
+    driver: Driver,
+    handle: *mut c_void,
+}
+
+// SAFETY: the driver takes a context's handle from any thread.
+unsafe impl Send for Context {}
+
+impl Context {
+    fn of(device: u32) -> Option<Self> {
+        let device = c_int::try_from(device).ok()?;
+        let (mut number, mut handle) = (0 as c_int, ptr::null_mut::<c_void>());
+        // SAFETY: NVIDIA's driver library has no initialisers of note; the signatures are those of
+        // cuda.h, and each call gets pointers to values that outlive it.
+        unsafe {
+            let driver = Driver(libloading::Library::new(DRIVER).ok()?);
+            driver.one(c"cuInit", 0 as c_int)?;
+            driver.two(c"cuDeviceGet", &raw mut number, device)?;
+            driver.two(c"cuDevicePrimaryCtxRetain", &raw mut handle, number)?;
+            Some(Self { driver, handle })
         }
-        // Driver and context stay: the provider uses them too.
-        std::mem::forget(driver);
-        bytes
+    }
+
+    fn free(&self) -> Option<u64> {
+        let (mut free, mut total, mut popped) = (0_usize, 0_usize, ptr::null_mut::<c_void>());
+        // SAFETY: as above; the context is retained.
+        unsafe {
+            self.driver.one(c"cuCtxPushCurrent_v2", self.handle)?;
+            let told = self.driver.two(c"cuMemGetInfo_v2", &raw mut free, &raw mut total);
+            let _ = self.driver.one(c"cuCtxPopCurrent_v2", &raw mut popped);
+            told.map(|()| free as u64)
+        }
     }
 }
 
 /// Functions of the driver by name; `None` where one is missing or fails.
-struct Driver<'a>(&'a libloading::Library);
+struct Driver(libloading::Library);
 
-impl Driver<'_> {
+impl Driver {
     /// # Safety
     /// The function takes one argument of type `A`.
     unsafe fn one<A>(&self, name: &CStr, a: A) -> Option<()> {

@@ -131,14 +131,7 @@ def parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         help="precision of the autoencoder (default: that of the network)",
     )
-    add("--name", help="name in the manifest (default: that of the output folder)")
-    add("--version", default="1", help="version in the manifest (%(default)s)")
-    add(
-        "--verify",
-        action="store_true",
-        help="compare every graph with PyTorch before the bundle is put in place",
-    )
-    add("--force", action="store_true", help="replace an existing bundle")
+    star.add_common(result)
     return result
 
 

@@ -271,6 +271,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out the text encoder, so that only the default prompts work",
     )
+    add_common(result)
+    return result
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every conversion has."""
+    add = parser.add_argument
     add("--name", help="name in the manifest (default: that of the output folder)")
     add("--version", default="1", help="version in the manifest (%(default)s)")
     add(
@@ -279,7 +286,6 @@ def parser() -> argparse.ArgumentParser:
         help="compare every graph with PyTorch before the bundle is put in place",
     )
     add("--force", action="store_true", help="replace an existing bundle")
-    return result
 
 
 def run(output: Path, export: Callable[[], None]) -> int:

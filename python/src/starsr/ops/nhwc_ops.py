@@ -307,15 +307,7 @@ class NhwcOps(SumGraph):
 
     def upsample(self, x: str) -> str:
         scales = self.array("twice", np.array([1, 2, 2, 1], np.float32))
-        return self.node(
-            "Resize",
-            x,
-            "",
-            scales,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        return self._repeated(x, scales)
 
     def crop_rows(self, x: str) -> str:
         return self.node("Slice", x, self.integers(1), self.integers(-1), self.integers(1))

@@ -308,6 +308,9 @@ class OnnxOps(OnnxGraph):
 
     def upsample(self, x: str) -> str:
         scales = self.array("twice", np.array([1, 1, 2, 2], np.float32))
+        return self._repeated(x, scales)
+
+    def _repeated(self, x: str, scales: str) -> str:
         return self.node(
             "Resize",
             x,

@@ -139,15 +139,7 @@ class VideoOnnxOps(OnnxOps):
 
     def enlarge(self, x: str, frames: bool) -> str:
         factors = np.array([1, 1, 1 + frames, 2, 2], np.float32)
-        larger = self.node(
-            "Resize",
-            x,
-            "",
-            self.array(f"factors_{1 + frames}", factors),
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        larger = self._repeated(x, self.array(f"factors_{1 + frames}", factors))
         if not frames:
             return larger
         odd = self.once("Mod", self._dimensions(x, 2, 3), self.integers(2))
