@@ -40,7 +40,7 @@ from starsr.ops.video_ops import VideoTorchOps
 
 INDEX = f"{FOLDER}/config.json"
 TINY = CogVideoXConfig(64, 2, 16, 32, 48, 12)
-#: Taps that the reference has not: LIEM's gates, and parts of its taps.
+#: Taps that the reference lacks: LIEM's gates, and parts of its taps.
 GATES = {"L0.spatial_gate": "L0.spa_out", "L0.gate": "L0.temp_out"}
 
 

@@ -109,9 +109,9 @@ impl Context {
         // SAFETY: as above; the context is retained.
         unsafe {
             self.driver.one(c"cuCtxPushCurrent_v2", self.handle)?;
-            let told = self.driver.two(c"cuMemGetInfo_v2", &raw mut free, &raw mut total);
+            let answer = self.driver.two(c"cuMemGetInfo_v2", &raw mut free, &raw mut total);
             let _ = self.driver.one(c"cuCtxPopCurrent_v2", &raw mut popped);
-            told.map(|()| free as u64)
+            answer.map(|()| free as u64)
         }
     }
 }

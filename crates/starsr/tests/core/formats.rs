@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Manifests of format 2, and what they have that format 1 has not.
+//! Manifests of format 2, and what they have and format 1 lacks.
 
 use std::fs;
 use std::path::Path;
