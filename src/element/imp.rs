@@ -7,7 +7,7 @@
 //! properties never wait: what they need is kept beside the session.
 
 use std::sync::atomic::Ordering;
-use std::sync::{LazyLock, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, MutexGuard, PoisonError};
 
 use gst::glib;
 use gst::subclass::prelude::*;
@@ -209,10 +209,39 @@ impl Starsr {
         gst::debug!(CAT, imp = self, "Draining");
         self.check_downstream()?;
         self.session(Session::flush)?;
+        self.push_finished()
+    }
+
+    fn push_finished(&self) -> Result<(), gst::FlowError> {
         while let Some(buffer) = self.next_buffer()? {
             self.obj().src_pad().push(buffer)?;
         }
         Ok(())
+    }
+
+    /// Pushes the frames that the model has finished while none came in, in a thread of GStreamer's
+    /// in which that may take as long as it does.
+    fn push_aside(&self) {
+        // What the streaming thread holds while it works.
+        let sink = self.obj().sink_pad().clone();
+        let _lock = sink.stream_lock();
+        let result = self.check_downstream().and_then(|()| self.push_finished());
+        if let Err(flow) = result {
+            gst::debug!(CAT, imp = self, "Pushing finished frames ended with {flow:?}");
+            self.abandon();
+            // Without a session there is no next buffer.
+            let _ = self.session(|s| s.keep_failure(flow));
+        }
+    }
+
+    /// What starts [`Self::push_aside`], and returns at once.
+    fn on_frames(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let element = self.obj().downgrade();
+        Arc::new(move || {
+            if let Some(element) = element.upgrade() {
+                element.call_async(|element| element.imp().push_aside());
+            }
+        })
     }
 
     /// [`Self::drain`] where the next frame is not compared with the last one.
@@ -353,8 +382,8 @@ impl BaseTransformImpl for Starsr {
             settings.prompts().refuse(&loaded.manifest.name).map_err(message)?;
         }
         *self.stats.lock() = ElementStats::new(&loaded);
-        let session =
-            Session::new(settings, loaded, self.interrupt.cancel().clone(), self.stats.clone());
+        let cancel = self.interrupt.cancel().clone();
+        let session = Session::new(settings, loaded, cancel, self.on_frames(), self.stats.clone());
         self.scale.store(session.scale(), Ordering::SeqCst);
         *self.session.lock() = Some(Box::new(session));
         Ok(())

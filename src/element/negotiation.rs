@@ -104,6 +104,15 @@ pub(super) fn prepare(
     }
 }
 
+/// Whether frames of the next window are taken while `upscaler` works. Windows that may be bypassed
+/// wait for the last moment instead.
+pub(super) fn reads_ahead(settings: &Settings, upscaler: &Upscaler) -> bool {
+    let needed = upscaler.memory_estimate().saturating_add(upscaler.read_ahead_memory());
+    settings.read_ahead
+        && settings.overload != Overload::Bypass
+        && memory_of_this_machine().is_none_or(|available| needed <= available)
+}
+
 fn check_overload(overload: Overload, mode: WindowMode) -> Result<(), Failure> {
     if overload == Overload::Bypass && mode == WindowMode::Wavefront {
         let reason = "bypass leaves out single windows, but window-mode wavefront restores them together; use blend";

@@ -130,6 +130,10 @@ pub struct Starsr {
         default = true, mutable_ready, nick = "Scene detection",
         blurb = "Whether windows end where a new scene begins; the event starsr-scene-cut ends \
             them in any case")]
+    #[property(name = "read-ahead", get, set, type = bool, member = read_ahead, default = true,
+        mutable_ready, nick = "Read ahead",
+        blurb = "Whether frames of the next window are taken, and those of the last one leave, \
+            while the model works; never with overload=bypass")]
     #[property(name = "overload", get, set, default, type = Overload, member = overload,
         mutable_ready, nick = "Overload",
         blurb = "What happens in a live pipeline to windows that would leave later than the \

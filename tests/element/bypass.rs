@@ -177,8 +177,9 @@ fn failing(on_error: &str, mode: &str) -> (tempfile::TempDir, gst::Element) {
 
 #[test]
 fn a_failing_model_ends_the_stream() {
-    for mode in ["blend", "wavefront"] {
+    for (mode, read_ahead) in [("blend", false), ("wavefront", false), ("blend", true)] {
         let (_bundle, element) = failing("fail", mode);
+        element.set_property("read-ahead", read_ahead);
         let rig = Rig::new(element, None);
         rig.start(CAPS);
         let result = (0..40).map(|k| rig.push(textured_frame(k))).find(Result::is_err);
@@ -191,8 +192,9 @@ fn a_failing_model_ends_the_stream() {
 
 #[test]
 fn a_failing_model_can_be_bypassed() {
-    for mode in ["blend", "wavefront"] {
+    for (mode, read_ahead) in [("blend", false), ("wavefront", false), ("blend", true)] {
         let (_bundle, element) = failing("bypass", mode);
+        element.set_property("read-ahead", read_ahead);
         let rig = Rig::new(element, None);
         rig.start(CAPS);
         for k in 0..30 {

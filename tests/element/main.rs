@@ -22,6 +22,7 @@ mod negotiation;
 mod observing;
 mod pipelines;
 mod prompts;
+mod read_ahead;
 mod real;
 mod scenes;
 mod seeking;

@@ -37,14 +37,25 @@ fn play(element: gst::Element, set: impl Fn(&gst::Element, u64)) -> Vec<Vec<u8>>
 
 #[test]
 fn a_prompt_set_while_playing_holds_from_the_next_window() {
+    for read_ahead in [false, true] {
+        check_prompts(read_ahead);
+    }
+}
+
+fn check_prompts(read_ahead: bool) {
+    let pictures = |set: &dyn Fn(&gst::Element, u64)| {
+        let element = with_text(&fixtures::text());
+        element.set_property("read-ahead", read_ahead);
+        play(element, set)
+    };
     let change = |property: &'static str, value: &'static str, at: u64| {
-        pictures(move |element, k| {
+        pictures(&move |element, k| {
             if k == at {
                 element.set_property_from_str(property, value);
             }
         })
     };
-    let never = pictures(|_, _| {});
+    let never = pictures(&|_, _| {});
     for (property, value) in
         [("prompt", LONG), ("negative-prompt", LONG), ("prompt-suffix", "none")]
     {
@@ -56,7 +67,7 @@ fn a_prompt_set_while_playing_holds_from_the_next_window() {
         assert!((4..16).any(|k| always[k] != never[k]), "{property} changes nothing");
     }
     // Taken back in the same window it leaves no trace.
-    let back = pictures(|element, k| match k {
+    let back = pictures(&|element, k| match k {
         5 => element.set_property("prompt", LONG),
         7 => element.set_property("prompt", None::<String>),
         _ => {}

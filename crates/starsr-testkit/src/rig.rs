@@ -26,7 +26,8 @@ pub fn init() {
 }
 
 /// starsr with the tiny bundle, windows of `length` frames that share `overlap` and do not end at
-/// cuts, and the plain upscale as its result, so that each frame is known by its brightness.
+/// cuts, and the plain upscale as its result, so that each frame is known by its brightness. A
+/// window's frames leave with its last frame, not later, so that a test can say when.
 pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     init();
     let element = gst::ElementFactory::make("starsr").build().unwrap();
@@ -38,6 +39,7 @@ pub fn starsr(length: u32, overlap: i32) -> gst::Element {
     element.set_property("window-length", length);
     element.set_property("window-overlap", overlap);
     element.set_property("scene-detection", false);
+    element.set_property("read-ahead", false);
     element
 }
 

@@ -14,7 +14,25 @@ type Hook = Box<dyn Fn(bool) -> bool + Send + Sync>;
 #[derive(Default)]
 struct Inner {
     cancelled: AtomicBool,
-    hooks: Mutex<Vec<Hook>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What was asked of this flag, and of the one that it branches off.
+    own: bool,
+    inherited: bool,
+    hooks: Vec<Hook>,
+}
+
+impl Inner {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        let cancelled = state.own || state.inherited;
+        self.cancelled.store(cancelled, Ordering::SeqCst);
+        state.hooks.retain(|hook| hook(cancelled));
+    }
 }
 
 /// A flag shared between the thread that works and the threads that may stop it. Clones share one
@@ -26,9 +44,18 @@ impl Cancel {
     /// Sets (`true`) or clears (`false`) the request and calls every hook. Never blocks on running
     /// work.
     pub fn set(&self, cancelled: bool) {
-        let mut hooks = self.0.hooks.lock();
-        self.0.cancelled.store(cancelled, Ordering::SeqCst);
-        hooks.retain(|hook| hook(cancelled));
+        self.0.change(|state| state.own = cancelled);
+    }
+
+    /// A flag that is set while this one is, and can be set alone.
+    pub fn branch(&self) -> Self {
+        let branch = Self::default();
+        let inner = Arc::downgrade(&branch.0);
+        self.on_change(move |cancelled| {
+            let inner = inner.upgrade();
+            inner.map(|inner| inner.change(|state| state.inherited = cancelled)).is_some()
+        });
+        branch
     }
 
     /// Whether the work should stop.
@@ -53,9 +80,32 @@ impl Cancel {
     /// must return quickly and must not call back into this object. It is kept while it returns
     /// `true`.
     pub fn on_change(&self, hook: impl Fn(bool) -> bool + Send + Sync + 'static) {
-        let mut hooks = self.0.hooks.lock();
+        let mut state = self.0.state.lock();
         if hook(self.is_set()) {
-            hooks.push(Box::new(hook));
+            state.hooks.push(Box::new(hook));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_branch_is_set_alone_and_with_its_origin() {
+        let origin = Cancel::default();
+        let branch = origin.branch();
+        let states = || (origin.is_set(), branch.is_set());
+        branch.set(true);
+        assert_eq!(states(), (false, true));
+        origin.set(true);
+        branch.set(false);
+        assert_eq!((states(), origin.branch().is_set()), ((true, true), true));
+        origin.set(false);
+        assert_eq!(states(), (false, false));
+        // A branch that is gone is forgotten.
+        drop(branch);
+        origin.set(true);
+        assert!(origin.0.state.lock().hooks.is_empty());
     }
 }

@@ -71,4 +71,4 @@ pub use cancel::Cancel;
 pub use error::{Cause, Error, Result};
 pub use geometry::{Size, upscale};
 pub use names::Setting;
-pub use upscaler::{Received, Settings, StageTimes, TruncatedTokens, Upscaler};
+pub use upscaler::{ReadAhead, Received, Settings, StageTimes, TruncatedTokens, Upscaler};

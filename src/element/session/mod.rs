@@ -19,13 +19,14 @@ use starsr::geometry::{Interpolation, upscale};
 use starsr::model::Model;
 use starsr::scene::SceneDetector;
 use starsr::text::Prompts;
-use starsr::{Cancel, Error, Received, TruncatedTokens, Upscaler};
+use starsr::upscaler::{Notify, Run};
+use starsr::{Cancel, Error, ReadAhead, Received, TruncatedTokens, Upscaler};
 
 use super::frames::RgbFrame;
 use super::loading::Loaded;
 use super::messages::{Failure, Notice};
 use super::metas;
-use super::negotiation::{Converters, Formats, Refused, prepare};
+use super::negotiation::{Converters, Formats, Refused, prepare, reads_ahead};
 use super::numbering::Numbering;
 use super::pace::{Pace, Timing};
 use super::settings::{OnError, Overload, Settings};
@@ -73,7 +74,7 @@ pub(super) struct Facts {
 
 /// What works on the frames of one format.
 struct Worker {
-    upscaler: Upscaler,
+    upscaler: ReadAhead,
     converters: Converters,
     formats: Formats,
     /// The prompts that `upscaler` was given last.
@@ -93,6 +94,8 @@ pub(super) struct Session {
     /// The model while no worker has it.
     model: Option<Box<dyn Model>>,
     cancel: Cancel,
+    /// Is called where there are frames to pull though none has come in.
+    on_frames: Arc<dyn Fn() + Send + Sync>,
     /// Shared with the property `stats`, which can be read at any time.
     stats: Arc<Mutex<ElementStats>>,
     /// `None` before caps.
@@ -104,8 +107,8 @@ pub(super) struct Session {
     numbering: Numbering,
     /// `None` where windows do not end at cuts.
     scenes: Option<SceneDetector>,
-    /// The result of a drain that failed where it could not be returned, for the next buffer.
-    failed_drain: Option<gst::FlowError>,
+    /// The result of a push that failed where it could not be returned, for the next buffer.
+    failed_push: Option<gst::FlowError>,
     /// Whether the source pad's last flow result is older than the present segment and says nothing
     /// about it.
     stale_flow: bool,
@@ -124,6 +127,7 @@ impl Session {
         settings: Settings,
         loaded: Loaded,
         cancel: Cancel,
+        on_frames: Arc<dyn Fn() + Send + Sync>,
         stats: Arc<Mutex<ElementStats>>,
     ) -> Self {
         Self {
@@ -132,13 +136,14 @@ impl Session {
             manifest: loaded.manifest,
             model: Some(loaded.model),
             cancel,
+            on_frames,
             stats,
             worker: None,
             held: VecDeque::new(),
             parked: Vec::new(),
             segment: None,
             numbering: Numbering::default(),
-            failed_drain: None,
+            failed_push: None,
             stale_flow: false,
             refused: Refused::default(),
             interrupted: None,
@@ -177,7 +182,7 @@ impl Session {
         model: Option<Box<dyn Model>>,
     ) -> Result<gst::ClockTime, Failure> {
         let settings = self.settings.upscaler()?;
-        let own = self.worker.take().map(|worker| worker.upscaler.into_model());
+        let own = self.worker.take().and_then(|worker| worker.upscaler.into_model());
         let model = own.or_else(|| self.model.take()).or(model).ok_or(Failure::NotStarted)?;
         let (size, cancel) = (formats.input_size(), self.cancel.clone());
         let mut upscaler = Upscaler::new(model, &self.manifest, &settings, size, cancel)?;
@@ -190,9 +195,17 @@ impl Session {
                 }
             };
         self.report_truncated(truncated);
-        let (latency_frames, memory) = (upscaler.latency(), upscaler.memory_estimate());
         let device_memory = upscaler.device_memory_estimate();
         let window_evaluations = upscaler.window_evaluations();
+        let mut memory = upscaler.memory_estimate();
+        let mut notify: Option<Notify> = None;
+        if reads_ahead(&self.settings, &upscaler) {
+            memory += upscaler.read_ahead_memory();
+            let on_frames = self.on_frames.clone();
+            notify = Some(Box::new(move || on_frames()));
+        }
+        let upscaler = ReadAhead::new(upscaler, notify)?;
+        let latency_frames = upscaler.latency();
         self.notices.push(Notice::SetUp { latency_frames, memory });
         let mut stats = self.stats.lock();
         stats.upscaler_replaced();
@@ -235,7 +248,7 @@ impl Session {
 
     /// Whether `buffer` begins a new clip, so that the frames inside have to leave first.
     pub(super) fn begins_clip(&mut self, buffer: &gst::BufferRef) -> Result<bool, Failure> {
-        if let Some(flow) = self.failed_drain.take() {
+        if let Some(flow) = self.failed_push.take() {
             return Err(Failure::Downstream(flow));
         }
         // The base class's own notion of a discontinuity lasts until the first output.
@@ -282,7 +295,6 @@ impl Session {
     /// The next finished frame, for which the model runs where a window is complete. `None` where
     /// more frames, or a drain, are needed first.
     pub(super) fn pull(&mut self, facts: &Facts) -> Result<Option<Outgoing>, Failure> {
-        let started = Instant::now();
         self.update_prompts(&facts.prompts)?;
         let (running_time, bypassed) = (self.next_running_time(), self.bypassed());
         let received = self.receive(facts.timing.as_ref());
@@ -292,7 +304,7 @@ impl Session {
         if let (1.., Some(reason)) = (frames, self.bypass_reason) {
             self.notices.push(Notice::Bypassed { running_time, frames, reason });
         }
-        self.update_stats(started)?;
+        self.update_stats()?;
         match received? {
             Received::Frame(pixels) => self.outgoing(pixels).map(Some),
             Received::Drained if !self.held.is_empty() => {
@@ -326,13 +338,13 @@ impl Session {
     fn run_model(&mut self) -> Result<Received, Failure> {
         let running_time = self.next_running_time();
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
-        let (before, started) = (worker.upscaler.evaluations(), Instant::now());
-        let error = match worker.upscaler.receive_frame() {
+        let received = worker.upscaler.receive_frame();
+        let Run { evaluations, time } = worker.upscaler.take_run();
+        self.stats.lock().upscale += time;
+        let error = match received {
             Ok(received) => {
-                let evaluations = worker.upscaler.evaluations() - before;
                 if evaluations > 0 {
                     let ElementStats { frames_in, frames_out, .. } = *self.stats.lock();
-                    let time = started.elapsed();
                     let notice =
                         Notice::Restored { running_time, evaluations, time, frames_in, frames_out };
                     self.notices.push(notice);
@@ -432,9 +444,9 @@ impl Session {
         }
     }
 
-    /// Keeps the failure of a drain for the next buffer.
+    /// Keeps the failure of a push outside of the next buffer's own for that buffer.
     pub(super) fn keep_failure(&mut self, flow: gst::FlowError) {
-        self.failed_drain = Some(flow);
+        self.failed_push = Some(flow);
     }
 
     /// Forgets all frames inside. Returns the sticky events that waited for them, which stay valid.
@@ -452,7 +464,7 @@ impl Session {
 
     /// Forgets everything after a flush, like [`Self::abandon`].
     pub(super) fn flushed(&mut self) -> Vec<gst::Event> {
-        self.failed_drain = None;
+        self.failed_push = None;
         self.stale_flow = true;
         self.segment = None;
         self.numbering.restart();
@@ -501,7 +513,7 @@ impl Session {
     /// The source pad's flow result, and an EOS that a drain met, are about what came before.
     fn expect_flow(&mut self) {
         self.stale_flow = true;
-        self.failed_drain.take_if(|flow| *flow == gst::FlowError::Eos);
+        self.failed_push.take_if(|flow| *flow == gst::FlowError::Eos);
     }
 
     fn scene_begins(&mut self, pts: Option<gst::ClockTime>) {
@@ -533,24 +545,20 @@ impl Session {
         }
     }
 
-    /// Counts what the upscaler has done since `started`, and reports what short memory has led to.
-    fn update_stats(&mut self, started: Instant) -> Result<(), Failure> {
+    /// Counts what the upscaler has done, and reports what short memory has led to.
+    fn update_stats(&mut self) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::NotNegotiated)?;
-        let (stages, evaluations) = (worker.upscaler.stats(), worker.upscaler.evaluations());
-        // What is used grows while the model runs; asking the driver for each frame would cost time.
-        let is_new = evaluations != self.stats.lock().evaluations;
-        let used = is_new.then(|| worker.upscaler.device_memory_used().unwrap_or(0));
+        let report = worker.upscaler.report();
         let mut stats = self.stats.lock();
-        stats.upscale += started.elapsed();
-        stats.stages = stages;
-        stats.evaluations = evaluations;
-        stats.model_busy = worker.upscaler.model_busy();
-        stats.device_memory_used = used.unwrap_or(stats.device_memory_used);
-        if worker.upscaler.is_guidance_separated() && !worker.guidance_separated {
+        stats.stages = report.stages;
+        stats.evaluations = report.evaluations;
+        stats.model_busy = report.model_busy;
+        stats.device_memory_used = report.device_memory_used.unwrap_or(0);
+        if report.guidance_separated && !worker.guidance_separated {
             worker.guidance_separated = true;
             self.notices.push(Notice::GuidanceSeparated);
         }
-        if let Some(size) = worker.upscaler.reduced_tile_size()
+        if let Some(size) = report.reduced_tile_size
             && worker.tile_size != Some(size)
         {
             worker.tile_size = Some(size);
@@ -561,7 +569,7 @@ impl Session {
 
     /// The number of bypassed frames that have left the upscaler.
     fn bypassed(&self) -> u64 {
-        self.worker.as_ref().map_or(0, |worker| worker.upscaler.stats().bypassed)
+        self.worker.as_ref().map_or(0, |worker| worker.upscaler.report().stages.bypassed)
     }
 
     /// Running time of the next frame to leave.

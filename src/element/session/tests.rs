@@ -107,6 +107,7 @@ impl Bench {
         settings.strength = 0.0;
         settings.threads = 1;
         settings.scene_detection = false;
+        settings.read_ahead = false;
         change(&mut settings, &mut model);
         let loaded = Loaded {
             model: Box::new(model.clone()),
@@ -117,7 +118,8 @@ impl Bench {
             runtime: String::new(),
         };
         let (cancel, stats) = (Cancel::default(), Arc::new(Mutex::new(ElementStats::new(&loaded))));
-        let session = Session::new(settings, loaded, cancel.clone(), stats.clone());
+        let session =
+            Session::new(settings, loaded, cancel.clone(), Arc::new(|| {}), stats.clone());
         Self { session, model, cancel, stats, facts: Facts::default() }
     }
 

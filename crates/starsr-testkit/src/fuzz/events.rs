@@ -152,7 +152,7 @@ impl Segment {
 /// Sets a property that may be set at any time, or takes effect with the next start.
 fn set_property(element: &gst::Element, property: u8, value: u8) {
     let number = u32::from(value);
-    match property % 18 {
+    match property % 19 {
         0 => element.set_property("window-length", number % 9),
         1 => element.set_property("window-overlap", i32::from(value % 9) - 1),
         2 => element.set_property_from_str(
@@ -181,6 +181,7 @@ fn set_property(element: &gst::Element, property: u8, value: u8) {
             "color-fix",
             ["none", "adain", "wavelet"][usize::from(value % 3)],
         ),
+        17 => element.set_property("read-ahead", value.is_multiple_of(2)),
         _ => element.set_property("noise-level", number * 4),
     }
 }
@@ -196,6 +197,7 @@ impl Player {
         }
         element.set_property_from_str("window-mode", if wavefront { "wavefront" } else { "blend" });
         element.set_property("scene-detection", input.scenes);
+        element.set_property("read-ahead", input.steps.len().is_multiple_of(2));
         if input.bypass && !wavefront {
             element.set_property_from_str("overload", "bypass");
         }

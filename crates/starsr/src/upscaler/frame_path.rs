@@ -168,6 +168,11 @@ impl FramePath {
         self.frames.give(frame.into_raw_vec_and_offset().0);
     }
 
+    /// Where [`Self::reuse`] keeps the memory of finished frames.
+    pub(super) fn finished_frames(&self) -> Buffers {
+        self.frames.clone()
+    }
+
     /// Frees the memory that is kept for the next window.
     pub(super) fn free_memory(&self) {
         self.buffers.clear();

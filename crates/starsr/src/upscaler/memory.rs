@@ -19,6 +19,11 @@ const SAMPLING: u64 = 4;
 /// prediction.
 const RUN: u64 = 3;
 
+/// Bytes of the given number of pixels.
+pub(super) fn of_pixels(pixels: u64) -> u64 {
+    3 * NUMBER * pixels
+}
+
 /// Bytes of all frames and latents of a clip while a window is restored, at most. `latency` is the
 /// upscaler's.
 pub(super) fn of_arrays(
@@ -28,7 +33,7 @@ pub(super) fn of_arrays(
     sampler: &Sampler,
     latency: usize,
 ) -> u64 {
-    let frame = |size: Size| 3 * NUMBER * size.area();
+    let frame = |size: Size| of_pixels(size.area());
     let latents = |size: Size| {
         let latent = &manifest.latent;
         NUMBER * latent.channels as u64 * size.area() / (latent.spatial_factor as u64).pow(2)

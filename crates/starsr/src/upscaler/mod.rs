@@ -8,6 +8,7 @@ mod clip;
 mod decode_groups;
 mod frame_path;
 mod memory;
+mod read_ahead;
 mod settings;
 mod wavefront;
 
@@ -37,6 +38,7 @@ use clip::{Clip, WindowJoin, lap};
 use decode_groups::DecodeGroups;
 use frame_path::FramePath;
 pub use memory::memory_of_this_machine;
+pub use read_ahead::{Notify, ReadAhead, Report, Run};
 pub use settings::{Posterior, Settings};
 use wavefront::WavefrontWindows;
 
@@ -190,6 +192,11 @@ impl Upscaler {
         self.latency
     }
 
+    /// Frames that a window has more than the one before.
+    fn frames_to_read_ahead(&self) -> usize {
+        self.layout.length() - self.layout.overlap()
+    }
+
     /// How windows are joined.
     pub fn window_mode(&self) -> WindowMode {
         self.layout.mode()
@@ -230,15 +237,7 @@ impl Upscaler {
     /// [`Error::Input`] where the frame has another size than the clip, or after [`Self::flush`]
     /// until all frames have been received.
     pub fn send_frame(&mut self, number: u64, pixels: Array3<f32>) -> Result<()> {
-        let refuse = |reason: String| Err(Error::input(format!("frame {number}"), reason));
-        let Size { width, height } = self.input_size();
-        if pixels.dim() != (3, height, width) {
-            let shape = pixels.shape();
-            return refuse(format!("its shape {shape:?} is not [3, {height}, {width}]"));
-        }
-        if self.clip.ended {
-            return refuse("the clip has been ended; receive its frames first".into());
-        }
+        check_frame(number, &pixels, self.input_size(), self.clip.ended)?;
         self.clip.push(number, pixels);
         self.join.push(number);
         Ok(())
@@ -270,8 +269,8 @@ impl Upscaler {
     }
 
     /// Does the next piece of work; false where all that is left needs further frames. Where memory
-    /// is too short for it, in shorter runs of the encoder, then in smaller tiles: a window begins anew then, while a wavefront goes on
-    /// with the latents it has.
+    /// is too short for it, in shorter runs of the encoder, then in smaller tiles: a window begins
+    /// anew then, while a wavefront goes on with the latents it has.
     fn advance(&mut self) -> Result<bool> {
         loop {
             let result = self.join.advance(&mut self.clip);
@@ -290,6 +289,19 @@ impl Upscaler {
             };
             self.reduced = Some(size);
         }
+    }
+
+    /// Whether [`Self::receive_frame`] has a frame without running the model.
+    fn has_frame(&self) -> bool {
+        !self.clip.ready.is_empty()
+    }
+
+    /// Stops at a flag of its own from now on, which is also set while the present one is.
+    fn branch_cancel(&mut self) -> Result<Cancel> {
+        let branch = self.clip.cancel.branch();
+        self.clip.model.cancel_with(&branch)?;
+        self.clip.cancel = branch.clone();
+        Ok(branch)
     }
 
     /// Takes back a frame that [`Self::receive_frame`] gave, so that a later one gets its memory.
@@ -372,6 +384,13 @@ impl Upscaler {
         memory::of_runs(path, &self.manifest, self.layout.longest(), batch, groups.size())
     }
 
+    /// The bytes that [`ReadAhead`] takes besides: the frames of the next window, and the finished
+    /// ones of the last.
+    pub fn read_ahead_memory(&self) -> u64 {
+        let frame = self.input_size().area() + self.output_size().area();
+        memory::of_pixels(frame) * self.frames_to_read_ahead() as u64
+    }
+
     fn memory_of_arrays(&self) -> u64 {
         let (path, sampler) = (&self.clip.path, self.join.sampler());
         memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
@@ -434,4 +453,19 @@ impl Upscaler {
         );
         Err(Error::setting(Setting::WindowLength, reason))
     }
+}
+
+/// Fails with [`Error::Input`] where a clip of frames of `size` does not take `pixels` as its next
+/// frame.
+fn check_frame(number: u64, pixels: &Array3<f32>, size: Size, ended: bool) -> Result<()> {
+    let refuse = |reason: String| Err(Error::input(format!("frame {number}"), reason));
+    let Size { width, height } = size;
+    if pixels.dim() != (3, height, width) {
+        let shape = pixels.shape();
+        return refuse(format!("its shape {shape:?} is not [3, {height}, {width}]"));
+    }
+    if ended {
+        return refuse("the clip has been ended; receive its frames first".into());
+    }
+    Ok(())
 }

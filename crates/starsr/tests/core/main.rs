@@ -9,6 +9,7 @@ mod device_memory;
 mod faults;
 mod formats;
 mod guidance;
+mod read_ahead;
 mod structure;
 mod upscaler;
 mod windows;
