@@ -60,8 +60,9 @@ test-python small-reference: export OMP_NUM_THREADS := 1
 test-python small-reference: export MALLOC_MMAP_MAX_ := 0
 test-python small-reference: export MALLOC_TRIM_THRESHOLD_ := -1
 
-small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE
+small-reference: $(VENV)/requirements ## make what the Rust tests compare a whole small STAR with, from STARSR_REFERENCE, and small bundles
 	@$(PYTHON) python/tests/small_star.py --output $(CACHE)/small
+	@$(PYTHON) python/tests/small_cogvideox.py --output $(CACHE)/small-cogvideox
 
 .PHONY: build
 build: $(RUNTIME)/LICENSE ## build the plugin and the program, with ONNX Runtime and the model bundle nano beside them

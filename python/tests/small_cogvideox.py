@@ -1,16 +1,40 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""The reference's small networks of STAR on CogVideoX."""
+"""Small bundles of STAR on CogVideoX for the tests of the plugin.
 
+`random` has random weights and works at any multiple of 16 from 48x32 on. The others hold the
+reference's small networks (`golden_cogvideox`): `rope` and `sincos` as they are, and `tame` with the
+last layer that the reference's whole run has.
+"""
+
+import argparse
+import hashlib
+import os
 import json
+from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
-from starsr.models.cogvideox.vae import VaeConfig, diffusers_names
+import starsr
+from starsr.bundle import writer
+from starsr.export.cogvideox_graphs import network_graphs, vae_graphs
+from starsr.export.cogvideox_manifest import manifest
+from starsr.models.cogvideox import network
+from starsr.models.cogvideox.network import CogVideoXConfig
+from starsr.models.cogvideox.vae import VaeConfig, declared_parameters, diffusers_names
 from starsr.models.cogvideox.weights import merged
-from starsr.models.weights import Weights
+from starsr.models.weights import Arrays, Weights
+from starsr.ops.torch_ops import parameters_of
 
 FOLDER = "golden_cogvideox"
 KINDS = {"rope": "rotary", "sincos": "sincos"}
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = "index.json"
+#: Height and width that the bundles call trained, a whole canvas of theirs.
+TRAINED = (32, 48)
+#: Factor of the last layer in the reference's run of the whole sampler.
+TAME = 1 / 8
 
 
 def read_config(reference):
@@ -54,3 +78,77 @@ def read_vae(reference):
     tensors = load_file(reference / FOLDER / listed["files"][0])
     names = diffusers_names(tensors)
     return {new: tensors[old].float() for old, new in names.items()}, config
+
+
+def random_networks():
+    """Return random weights of a small network and autoencoder, and their sizes."""
+    config = CogVideoXConfig(64, 2, 16, 32, 48, 12)
+    vae_config = VaeConfig((32, 32, 32, 32), 1)
+    torch.manual_seed(0)
+    weights = parameters_of(network.declared_parameters(config))
+    vae = parameters_of(declared_parameters(vae_config))
+    return weights, config, vae, vae_config
+
+
+def scaled(weights, factor):
+    """Return weights whose velocity is `factor` times as large."""
+    last = [f"mixins.final_layer.linear.{kind}" for kind in ("weight", "bias")]
+    return {**weights, **{name: weights[name] * factor for name in last}}
+
+
+def write(folder, weights, config, vae, vae_config):
+    """Write a bundle without a prompt in 32 bits."""
+    described = manifest(
+        folder.name, "1", "random weights", config, vae_config, None, TRAINED
+    )
+    graphs = {
+        **vae_graphs(Arrays(vae), vae_config, "fp32"),
+        **network_graphs(Arrays(weights), config, "fp32"),
+    }
+    folder.mkdir()
+    files = {role: graph.save(folder / f"{role}.onnx") for role, graph in graphs.items()}
+    writer.write_manifest(folder, described, files)
+
+
+def fingerprint(reference):
+    """Return a hash of everything the folder is made of: the references and the code."""
+    package = Path(starsr.__path__[0])
+    folders = [reference / FOLDER] if reference.is_dir() else []
+    folders += [package / part for part in ("bundle", "export", "models", "ops")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".pyc"]
+    digest = hashlib.sha256()
+    for path in [*sorted(files), Path(__file__)]:
+        if path.is_file():
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(os.environ.get("STARSR_REFERENCE") or ROOT.parent / "shared" / "star")
+    parser.add_argument("--reference", type=Path, default=default, help="(%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to write, replaced once complete"
+    )
+    options = parser.parse_args()
+    reference, index = options.reference, options.output / INDEX
+    mark = fingerprint(reference)
+    if index.is_file() and json.loads(index.read_text(encoding="utf-8"))["fingerprint"] == mark:
+        return
+    with writer.staged(options.output) as work:
+        write(work / "random", *random_networks())
+        if (reference / FOLDER).is_dir():
+            vae = read_vae(reference)
+            for kind in KINDS:
+                write(work / kind, *read_network(reference, kind), *vae)
+            weights, config = read_network(reference, "rope")
+            write(work / "tame", scaled(weights, TAME), config, *vae)
+        else:
+            print(f"{reference / FOLDER} is missing: set STARSR_REFERENCE to the reference folder")
+        index = {"fingerprint": mark}
+        (work / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -135,6 +135,20 @@ pub fn media(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// A bundle of the folder that `make small-reference` fills with small networks of STAR on
+/// CogVideoX: that which `STARSR_SMALL_COGVIDEOX` names, else `.cache/small-cogvideox`. Without it
+/// the test is skipped, see [`skip`].
+pub fn small_cogvideox(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("STARSR_SMALL_COGVIDEOX")
+        .map_or_else(|| repository(".cache/small-cogvideox"), PathBuf::from);
+    let bundle = folder.join(name);
+    if bundle.join("bundle.toml").is_file() {
+        return Some(bundle);
+    }
+    skip(&format!("{} is missing; run `make small-reference`", bundle.display()));
+    None
+}
+
 /// How many tests were skipped in this process.
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 

@@ -14,17 +14,17 @@ use crate::error::{Error, Result};
 use crate::names::{Role, Setting};
 use crate::text::Ids;
 
-/// A text as the model sees it, `[77,D]`. Clones share the values.
+/// A text as the model sees it, `[N,D]` for `N` tokens. Clones share the values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding(Arc<Array2<f32>>);
 
 impl Embedding {
-    /// The embedding with the values `[77,D]`.
+    /// The embedding with the values `[N,D]`.
     pub fn new(values: Array2<f32>) -> Self {
         Self(Arc::new(values.as_standard_layout().into_owned()))
     }
 
-    /// The values `[77,D]`, in standard layout.
+    /// The values `[N,D]`, in standard layout.
     pub fn values(&self) -> ArrayView2<'_, f32> {
         self.0.view()
     }
@@ -180,7 +180,8 @@ impl Query<'_> {
     }
 }
 
-/// Predicts `v` for a window of latents: ControlNet and denoiser (docs/star.md, A.6).
+/// Predicts `v` for a window of latents: ControlNet and denoiser (docs/star.md, A.6), or a denoiser
+/// that takes the low-quality latents itself (B.6).
 pub trait Denoiser {
     /// The velocities `v` `[F,C,h,w]` that `query` asks for, one for each condition, in one batch
     /// where the model has batches.
@@ -188,6 +189,14 @@ pub trait Denoiser {
     /// # Errors
     /// [`Error::Memory`] where that takes more memory than there is, and as the model fails.
     fn predict(&mut self, query: &Query) -> Result<Vec<Samples>>;
+
+    /// Computes beforehand what predictions at these timesteps need of them alone.
+    ///
+    /// # Errors
+    /// As the model fails.
+    fn prepare(&mut self, _timesteps: &[i64]) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether a query with two conditions takes less time than two queries.
     fn prefers_batches(&self) -> bool {
@@ -207,13 +216,14 @@ pub enum Memory {
 
 /// A whole bundle: autoencoder, denoiser and text encoder.
 pub trait Model: Denoiser + Send {
-    /// Latents `[F,C,h,w]` of pixels `[F,3,H,W]` in `[-1,1]`: the scaled mean of their posterior.
+    /// Latents `[T,C,h,w]` of pixels `[F,3,H,W]` in `[-1,1]`: the scaled mean of their posterior.
+    /// `T` is `F`, or less where latents hold several frames.
     ///
     /// # Errors
     /// As the model fails.
     fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples>;
 
-    /// Mean and standard deviation `[F,C,h,w]`, scaled, of the posterior of pixels `[F,3,H,W]` in
+    /// Mean and standard deviation `[T,C,h,w]`, scaled, of the posterior of pixels `[F,3,H,W]` in
     /// `[-1,1]`.
     ///
     /// # Errors
@@ -227,7 +237,7 @@ pub trait Model: Denoiser + Send {
         false
     }
 
-    /// Pixels `[F,3,H,W]`, nominally in `[-1,1]` and not clamped, of scaled latents `[F,C,h,w]`.
+    /// Pixels `[F,3,H,W]`, nominally in `[-1,1]` and not clamped, of scaled latents `[T,C,h,w]`.
     ///
     /// # Errors
     /// As the model fails.

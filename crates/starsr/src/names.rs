@@ -39,15 +39,23 @@ named! {
         TextEncoder = "text_encoder",
         /// Noisy and low-quality latents to controls.
         ControlNet = "controlnet",
-        /// Noisy latents and controls to the prediction.
+        /// Timestep to the modulation of the denoiser's layers.
+        Modulation = "modulation",
+        /// Noisy latents, and controls or low-quality latents, to the prediction.
         Denoiser = "denoiser",
     }
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 5] =
-        [Self::VaeEncoder, Self::VaeDecoder, Self::TextEncoder, Self::ControlNet, Self::Denoiser];
+    pub const ALL: [Self; 6] = [
+        Self::VaeEncoder,
+        Self::VaeDecoder,
+        Self::TextEncoder,
+        Self::ControlNet,
+        Self::Modulation,
+        Self::Denoiser,
+    ];
 }
 
 named! {

@@ -9,22 +9,27 @@ use serde::Deserialize;
 
 use super::checks::{Fault, above_zero, check_axis, check_file, toml_error, within};
 use super::process::{ConditionKind, ConditionSpec, Kind, SamplerSpec, ScheduleSpec, SolverKind};
+use super::video::{PositionsSpec, WindowSpec};
 use crate::diffusion::family::Family;
 use crate::diffusion::guidance_scale::GuidanceScale;
 use crate::diffusion::schedule::SamplerMode;
 use crate::error::{Error, Result};
-use crate::geometry::{Interpolation, LegalSizes, Padding};
+use crate::geometry::{Interpolation, LegalSizes, Padding, Size};
 use crate::names::Role;
-use crate::windows::WindowMode;
 
 /// The newest version of the bundle format that this crate reads. It reads all older ones, too.
 pub const FORMAT: i64 = 2;
 
 /// The keys, with their table, that format 1 does not have.
-const SINCE_FORMAT_2: [(&str, &str); 8] = [
+const SINCE_FORMAT_2: [(&str, &str); 13] = [
     ("", "kind"),
     ("", "condition"),
+    ("", "positions"),
     ("latent", "temporal_factor"),
+    ("canvas", "trained"),
+    ("window", "multiple"),
+    ("window", "offset"),
+    ("graphs", "modulation"),
     ("schedule", "beta_start"),
     ("schedule", "beta_end"),
     ("schedule", "shift_scale"),
@@ -69,7 +74,11 @@ pub struct Manifest {
     /// How the low-quality latents reach the denoiser.
     #[serde(default)]
     pub condition: ConditionSpec,
-    /// Frames in one run of the autoencoder.
+    /// The tables of positions that the denoiser takes; only with [`ConditionKind::Concat`].
+    pub positions: Option<PositionsSpec>,
+    /// Frames in one run of the autoencoder. Absent where it takes a window in one piece, as with a
+    /// temporal factor.
+    #[serde(default)]
     pub vae: Vae,
     /// Defaults of the text condition; only with a text encoder or precomputed embeddings.
     pub prompts: Option<PromptsSpec>,
@@ -130,11 +139,14 @@ pub struct CanvasSpec {
     pub height: LegalSizes,
     /// Legal widths.
     pub width: LegalSizes,
+    /// The size that the networks were trained for; tiles have it unless the user sets another, or
+    /// there is a `tile`.
+    pub trained: Option<Size>,
     /// Largest side of a tile in output pixels unless the user sets another, at most 65536; 0
-    /// processes whole frames.
+    /// processes whole frames, or tiles of the `trained` size.
     #[serde(default)]
     pub tile: usize,
-    /// Output pixels that neighbouring tiles share, less than `tile` unless that is 0.
+    /// Output pixels that neighbouring tiles share, less than a side of `tile` or `trained`.
     #[serde(default)]
     pub tile_overlap: usize,
     /// Bytes that the graphs need for each pixel of a tile and frame of a window, at most 2^32; 0
@@ -145,22 +157,6 @@ pub struct CanvasSpec {
     /// can count; 0 where there is no limit.
     #[serde(default)]
     pub run_pixels: u64,
-}
-
-/// Frames in a window: `1 <= minimum <= length <= maximum <= 4096`, `overlap < length`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WindowSpec {
-    /// Default length `L`.
-    pub length: usize,
-    /// Default overlap `O`.
-    pub overlap: usize,
-    /// Lowest length that may be set.
-    pub minimum: usize,
-    /// Highest length that may be set.
-    pub maximum: usize,
-    /// Default way of joining windows.
-    pub mode: WindowMode,
 }
 
 /// Frames in one run of the autoencoder, 1..=4096 each.
@@ -188,6 +184,20 @@ pub struct Vae {
     pub run_pixels: u64,
 }
 
+impl Default for Vae {
+    /// A window of any length in one run.
+    fn default() -> Self {
+        Self {
+            frames_per_encode: 4096,
+            frames_per_decode: 4096,
+            decode_overlap: 0,
+            encode_memory: 0,
+            decode_memory: 0,
+            run_pixels: 0,
+        }
+    }
+}
+
 /// Defaults of the text condition.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,7 +222,9 @@ pub struct GraphsSpec {
     pub vae_decoder: GraphFile,
     /// Noisy and low-quality latents to controls; absent unless they are the denoiser's condition.
     pub controlnet: Option<GraphFile>,
-    /// Noisy latents and controls to the prediction.
+    /// Timestep to the modulation of the denoiser's layers; only with [`ConditionKind::Concat`].
+    pub modulation: Option<GraphFile>,
+    /// Noisy latents, and controls or low-quality latents, to the prediction.
     pub denoiser: GraphFile,
     /// Tokens to an embedding; absent where the model has no text condition.
     pub text_encoder: Option<GraphFile>,
@@ -242,12 +254,14 @@ pub struct DataFile {
 }
 
 impl GraphsSpec {
-    /// The graph of a role; [`Role::TextEncoder`] and [`Role::ControlNet`] may be absent.
+    /// The graph of a role; [`Role::TextEncoder`], [`Role::ControlNet`] and [`Role::Modulation`]
+    /// may be absent.
     pub fn get(&self, role: Role) -> Option<&GraphFile> {
         match role {
             Role::VaeEncoder => Some(&self.vae_encoder),
             Role::VaeDecoder => Some(&self.vae_decoder),
             Role::ControlNet => self.controlnet.as_ref(),
+            Role::Modulation => self.modulation.as_ref(),
             Role::Denoiser => Some(&self.denoiser),
             Role::TextEncoder => self.text_encoder.as_ref(),
         }
@@ -291,14 +305,17 @@ impl Manifest {
             let within = table.get(place).and_then(|inner| inner.as_table());
             within.or(place.is_empty().then_some(table)).is_some_and(|t| t.contains_key(key))
         };
-        match SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key)) {
-            Some((place, key)) => {
-                let dot = if place.is_empty() { "" } else { "." };
-                let reason = "is unknown to format 1; the manifest must begin with format = 2";
-                Err(Fault::new(format!("{place}{dot}{key}"), reason))
-            }
-            None => Ok(()),
+        if let Some((place, key)) =
+            SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key))
+        {
+            let dot = if place.is_empty() { "" } else { "." };
+            let reason = "is unknown to format 1; the manifest must begin with format = 2";
+            return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
+        if self.latent.temporal_factor == 1 && !has(("", "vae")) {
+            return Err(Fault::new("vae", "is missing; it says how many frames a run takes"));
+        }
+        Ok(())
     }
 
     fn validate(&self) -> Result<(), Fault> {
@@ -322,24 +339,22 @@ impl Manifest {
         check_axis("canvas.height", self.canvas.height, self.latent.spatial_factor)?;
         check_axis("canvas.width", self.canvas.width, self.latent.spatial_factor)?;
         within("canvas.tile", self.canvas.tile, 0, 65536)?;
-        within("canvas.tile_overlap", self.canvas.tile_overlap, 0, self.canvas.tile.max(1) - 1)?;
+        let trained = self.canvas.trained.map_or(0, |size| size.height.min(size.width));
+        let side = if self.canvas.tile > 0 { self.canvas.tile } else { trained.max(1) };
+        within("canvas.tile_overlap", self.canvas.tile_overlap, 0, side - 1)?;
+        if let Some(Size { width, height }) = self.canvas.trained {
+            let axes =
+                [("height", height, self.canvas.height), ("width", width, self.canvas.width)];
+            for (axis, value, legal) in axes {
+                if legal.fit(value).ok() != Some(value) {
+                    let reason = format!("is {value}, which canvas.{axis} does not allow");
+                    return Err(Fault::new(format!("canvas.trained.{axis}"), reason));
+                }
+            }
+        }
         within("canvas.tile_memory", self.canvas.tile_memory, 0, 1 << 32)?;
 
-        let WindowSpec { length, overlap, minimum, maximum, .. } = self.window;
-        within("window.minimum", minimum, 1, 4096)?;
-        within("window.maximum", maximum, minimum, 4096)?;
-        within("window.length", length, minimum, maximum)?;
-        within("window.overlap", overlap, 0, length - 1)?;
-
-        if (length - 1) % self.latent.temporal_factor != 0 {
-            let factor = self.latent.temporal_factor;
-            let reason = format!(
-                "is {length}, but must be one more than a multiple of latent.temporal_factor, \
-                 {factor}"
-            );
-            return Err(Fault::new("window.length", reason));
-        }
-
+        self.window.check(self.latent.temporal_factor)?;
         self.check_schedule()?;
         within("sampler.steps", self.sampler.steps, 1, 1000)?;
         let guidance = if self.format == 1 { "sampler.guidance_scale" } else { "sampler.guidance" };
@@ -352,6 +367,12 @@ impl Manifest {
         within("vae.decode_memory", self.vae.decode_memory, 0, 1 << 32)?;
         within("vae.frames_per_encode", self.vae.frames_per_encode, 1, 4096)?;
         within("vae.frames_per_decode", self.vae.frames_per_decode, 1, 4096)?;
+        let fewest = self.vae.frames_per_encode.min(self.vae.frames_per_decode);
+        if self.latent.temporal_factor > 1 && fewest < self.window.maximum {
+            let reason = "must take windows in one piece with latent.temporal_factor above 1; remove \
+                          the table";
+            return Err(Fault::new("vae", reason));
+        }
 
         let most = (self.vae.frames_per_decode - 1) / 2;
         within("vae.decode_overlap", self.vae.decode_overlap, 0, most)?;
@@ -370,6 +391,27 @@ impl Manifest {
         if let Some(data) = embeddings {
             check_file("prompts.embeddings", &data.file, &data.sha256)?;
         }
+        if let Some(positions) = &self.positions {
+            positions.check()?;
+        }
+        let concat = self.condition.kind == ConditionKind::Concat;
+        let other = [
+            ("positions", self.positions.is_some()),
+            ("graphs.modulation", self.graphs.modulation.is_some()),
+        ];
+        for (field, present) in other {
+            if concat && !present {
+                let reason = "is missing; condition.kind = \"concat\" needs it";
+                return Err(Fault::new(field, reason));
+            }
+            if !concat && present {
+                let reason = "has no use without condition.kind = \"concat\"; remove it";
+                return Err(Fault::new(field, reason));
+            }
+        }
+        if concat {
+            self.check_tokens()?;
+        }
         match (self.condition.kind, &self.graphs.controlnet) {
             (ConditionKind::ControlNet, None) => {
                 let reason = "is missing; it brings the low-quality latents to the denoiser";
@@ -386,6 +428,21 @@ impl Manifest {
             check_file(&format!("graphs.{role}"), &graph.file, &graph.sha256)?;
             for (i, data) in graph.data.iter().enumerate() {
                 check_file(&format!("graphs.{role}.data[{i}]"), &data.file, &data.sha256)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that canvases have whole tokens, of 2 x 2 latents each.
+    fn check_tokens(&self) -> Result<(), Fault> {
+        let side = 2 * self.latent.spatial_factor;
+        for (axis, legal) in [("height", self.canvas.height), ("width", self.canvas.width)] {
+            if legal.multiple % side != 0 || legal.offset % side != 0 {
+                let reason = format!(
+                    "must have multiple and offset that are multiples of {side}, as height and \
+                     width of latents must be even with condition.kind = \"concat\""
+                );
+                return Err(Fault::new(format!("canvas.{axis}"), reason));
             }
         }
         Ok(())
@@ -427,25 +484,6 @@ impl Manifest {
             Error::Input { reason, .. } => Fault::new("schedule", reason),
             other => Fault::new("schedule", other.to_string()),
         })
-    }
-
-    /// Checks that this version of starsr can run the bundle; `file` is its manifest.
-    ///
-    /// # Errors
-    /// [`Error::Bundle`], which names the property that it cannot run.
-    pub fn check_supported(&self, file: &Path) -> Result<()> {
-        let factor = self.latent.temporal_factor;
-        let (field, what) = if factor != 1 {
-            ("latent.temporal_factor", format!("temporal factor {factor}"))
-        } else if self.condition.kind != ConditionKind::ControlNet {
-            ("condition.kind", "the condition concat".to_string())
-        } else if self.kind != Kind::I2vGen {
-            ("kind", "the kind cogvideox".to_string())
-        } else {
-            return Ok(());
-        };
-        let reason = format!("{what} is not supported yet by this version of starsr");
-        Err(Error::bundle(file, field, reason))
     }
 }
 

@@ -18,6 +18,7 @@ mod checks;
 mod embeddings;
 mod manifest;
 mod process;
+mod video;
 
 pub use crate::diffusion::family::Family;
 pub use crate::diffusion::guidance_scale::GuidanceScale;
@@ -27,12 +28,13 @@ pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
 pub use manifest::{
     CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, PromptsSpec,
-    Scale, Vae, WindowSpec,
+    Scale, Vae,
 };
 pub use process::{
     ConditionKind, ConditionSpec, Kind, Prediction, SamplerSpec, ScheduleSpec, SolverKind,
     Unconditional,
 };
+pub use video::{PositionsSpec, WindowSpec};
 
 /// The name of the manifest in a bundle's folder.
 pub const MANIFEST: &str = "bundle.toml";

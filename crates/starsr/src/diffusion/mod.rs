@@ -6,6 +6,7 @@ pub mod family;
 pub mod guidance;
 pub mod guidance_scale;
 pub mod noise;
+pub mod positions;
 pub mod sampler;
 pub mod scaled_linear;
 pub mod schedule;

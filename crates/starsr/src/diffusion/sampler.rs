@@ -142,6 +142,9 @@ impl Sampler {
         if hint.is_empty() {
             return Ok(hint.to_owned().into());
         }
+        let timesteps: Vec<i64> =
+            (0..self.evaluations()).map(|i| self.solver.timestep(i)).collect();
+        model.prepare(&timesteps)?;
         let shape = hint.dim();
         let hint = hint.as_standard_layout();
         let (hints, size) = (hint.as_slice().expect("standard layout"), hint.len() / frames.len());

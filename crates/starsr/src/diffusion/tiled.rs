@@ -51,6 +51,10 @@ impl Denoiser for Tiled<'_> {
         })
     }
 
+    fn prepare(&mut self, timesteps: &[i64]) -> Result<()> {
+        self.model.prepare(timesteps)
+    }
+
     fn prefers_batches(&self) -> bool {
         self.model.prefers_batches()
     }

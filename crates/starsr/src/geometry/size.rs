@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 pub(super) const MAX_SIDE: usize = 1 << 16;
 
 /// Width and height of a picture in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Size {
     /// Pixels of a row.
     pub width: usize,

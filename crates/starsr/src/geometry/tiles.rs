@@ -50,15 +50,23 @@ impl Grid {
     /// # Errors
     /// [`Error::Setting`] where no legal size is within `tile`, or the overlap leaves tiles no room
     /// to advance, and [`Error::Input`] where the canvas is not of legal size.
-    pub fn new(
+    pub fn new(size: Size, tile: usize, overlap: usize, legal: [LegalSizes; 2]) -> Result<Self> {
+        Self::of_tiles(size, Size { width: tile, height: tile }, overlap, legal)
+    }
+
+    /// [`Self::new`] with tiles that may be wider than high, or the other way round.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_tiles(
         size: Size,
-        tile: usize,
+        tile: Size,
         overlap: usize,
         [rows, columns]: [LegalSizes; 2],
     ) -> Result<Self> {
         Ok(Self {
-            rows: tiles(size.height, tile, overlap, rows)?,
-            columns: tiles(size.width, tile, overlap, columns)?,
+            rows: tiles(size.height, tile.height, overlap, rows)?,
+            columns: tiles(size.width, tile.width, overlap, columns)?,
         })
     }
 

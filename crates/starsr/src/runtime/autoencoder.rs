@@ -6,6 +6,7 @@ use ndarray::{Array4, ArrayView4};
 use ort::session::SessionInputValue;
 use ort::value::{TensorElementType, TensorRef};
 
+use super::carried::CarriedDecoder;
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::runner::{Runner, failure};
 use super::tensor::{Input, check_finite, values};
@@ -23,10 +24,18 @@ struct Coder {
     kept: Option<((usize, usize, usize, usize), Input)>,
 }
 
+/// Ways of decoding.
+enum Decoder {
+    /// All latents that are given in one run.
+    Single(Coder),
+    /// In several runs, each of which goes on where the last one ended.
+    Carried(CarriedDecoder),
+}
+
 /// Encoder and decoder.
 pub(super) struct Autoencoder {
     encoder: Coder,
-    decoder: Coder,
+    decoder: Decoder,
     latent: Latent,
     /// Whether the encoder gives the standard deviation of the posterior.
     pub has_std: bool,
@@ -35,9 +44,8 @@ pub(super) struct Autoencoder {
 impl Autoencoder {
     pub fn load(loader: &Loader) -> Result<Self> {
         let latent = loader.bundle.manifest().latent;
-        let frames = Dim::Free("F");
-        let small = [frames, Dim::Fixed(latent.channels), Dim::Free("h"), Dim::Free("w")];
-        let large = [frames, Dim::Fixed(3), Dim::Free("H"), Dim::Free("W")];
+        let small = [Dim::Free("T"), Dim::Fixed(latent.channels), Dim::Free("h"), Dim::Free("w")];
+        let large = [Dim::Free("F"), Dim::Fixed(3), Dim::Free("H"), Dim::Free("W")];
 
         let encoder = loader.required(Role::VaeEncoder)?;
         encoder.only(&["pixels"], &["latents", "std"])?;
@@ -49,44 +57,56 @@ impl Autoencoder {
         }
 
         let decoder = loader.required(Role::VaeDecoder)?;
-        decoder.only(&["latents"], &["pixels"])?;
-        let latents = decoder.input("latents", SAMPLES, &small)?;
-        decoder.output("pixels", SAMPLES, &large)?;
+        let decoder = if CarriedDecoder::fits(&decoder) {
+            Decoder::Carried(CarriedDecoder::new(decoder, latent, loader)?)
+        } else {
+            decoder.only(&["latents"], &["pixels"])?;
+            let element = decoder.input("latents", SAMPLES, &small)?;
+            decoder.output("pixels", SAMPLES, &large)?;
+            Decoder::Single(Coder { graph: decoder, input: "latents", element, kept: None })
+        };
         Ok(Self {
             encoder: Coder { graph: encoder, input: "pixels", element: pixels, kept: None },
-            decoder: Coder { graph: decoder, input: "latents", element: latents, kept: None },
+            decoder,
             latent,
             has_std,
         })
     }
 
-    /// The encoder's outputs `names` for frames `[F,3,H,W]`, in one run.
+    /// The encoder's outputs `names`, `[T,C,h,w]`, for frames `[F,3,H,W]`, in one run.
     pub fn encode<const N: usize>(
         &mut self,
         pixels: ArrayView4<f32>,
         names: [&str; N],
         runner: &Runner,
     ) -> Result<[Samples; N]> {
-        let (channels, factor) = (self.latent.channels, self.latent.spatial_factor);
+        let Latent { channels, spatial_factor: factor, temporal_factor, .. } = self.latent;
         let (frames, planes, height, width) = pixels.dim();
-        if planes != 3 || height % factor != 0 || width % factor != 0 {
+        let whole = frames == 0 || (frames - 1) % temporal_factor == 0;
+        if planes != 3 || height % factor != 0 || width % factor != 0 || !whole {
             let reason = format!("{:?} is not a legal shape of pixels", pixels.shape());
             return Err(Error::inference(Role::VaeEncoder, reason));
         }
+        let frames = frames.div_ceil(temporal_factor);
         let shape = [frames, channels, height / factor, width / factor];
         run(&mut self.encoder, pixels, names, shape, runner)
     }
 
-    /// Pixels of frames `[F,C,h,w]`, in one run.
+    /// Pixels of latents `[T,C,h,w]`.
     pub fn decode(&mut self, latents: ArrayView4<f32>, runner: &Runner) -> Result<Samples> {
         let (frames, channels, height, width) = latents.dim();
         if channels != self.latent.channels {
             let reason = format!("{:?} is not a legal shape of latents", latents.shape());
             return Err(Error::inference(Role::VaeDecoder, reason));
         }
-        let factor = self.latent.spatial_factor;
+        let decoder = match &mut self.decoder {
+            Decoder::Single(decoder) => decoder,
+            Decoder::Carried(decoder) => return decoder.decode(latents, runner),
+        };
+        let Latent { spatial_factor: factor, temporal_factor, .. } = self.latent;
+        let frames = frames.saturating_sub(1) * temporal_factor + frames.min(1);
         let shape = [frames, 3, height * factor, width * factor];
-        run(&mut self.decoder, latents, ["pixels"], shape, runner).map(|[pixels]| pixels)
+        run(decoder, latents, ["pixels"], shape, runner).map(|[pixels]| pixels)
     }
 }
 

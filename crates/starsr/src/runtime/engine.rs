@@ -13,7 +13,7 @@ use super::autoencoder::Autoencoder;
 use super::graph::Loader;
 use super::library;
 use super::options::Options;
-use super::predictor::Predictor;
+use super::predictor::{self, Predict};
 use super::provider::{Chosen, ProviderKey};
 use super::runner::{GraphTimes, Runner};
 use super::text_encoder::TextEncoder;
@@ -29,7 +29,7 @@ use crate::text::Ids;
 /// so that together they take the memory of one.
 pub struct Engine {
     shared: Arc<Shared>,
-    chosen: Chosen,
+    chosen: Arc<Chosen>,
     version: &'static str,
     runner: Runner,
     /// See [`Options::device_memory`].
@@ -39,7 +39,7 @@ pub struct Engine {
 /// The graphs of a bundle.
 struct Graphs {
     autoencoder: Autoencoder,
-    predictor: Predictor,
+    predictor: Box<dyn Predict>,
     text: TextEncoder,
 }
 
@@ -98,9 +98,8 @@ impl Engine {
     /// [`LibraryInUse`]: crate::Error::LibraryInUse
     pub fn load(bundle: &Bundle, options: &Options, cancel: &Cancel) -> Result<Self> {
         cancel.check()?;
-        bundle.manifest().check_supported(&bundle.root().join(MANIFEST))?;
         let library = library::load(options.library.as_deref(), &options.near)?;
-        let chosen = Chosen::new(library, options)?;
+        let chosen = Arc::new(Chosen::new(library, options)?);
         check_layout(bundle, &chosen)?;
         let root = bundle.root();
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
@@ -109,7 +108,7 @@ impl Engine {
             let before = chosen.free_device_memory();
             let loader = Loader { bundle, library, chosen: &chosen, cancel };
             let autoencoder = Autoencoder::load(&loader)?;
-            let predictor = Predictor::load(&loader)?;
+            let predictor = predictor::load(&loader)?;
             let text = TextEncoder::load(&loader, &predictor.text_graphs())?;
             let (has_std, threads) = (autoencoder.has_std, Threads::new(chosen.threads));
             let graphs = Mutex::new(Graphs { autoencoder, predictor, text });
@@ -174,6 +173,10 @@ fn check_layout(bundle: &Bundle, chosen: &Chosen) -> Result<()> {
 impl Denoiser for Engine {
     fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
         self.graphs()?.predictor.predict(query, &self.runner)
+    }
+
+    fn prepare(&mut self, timesteps: &[i64]) -> Result<()> {
+        self.graphs()?.predictor.prepare(timesteps, &self.runner)
     }
 
     fn prefers_batches(&self) -> bool {

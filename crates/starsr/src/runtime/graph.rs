@@ -3,6 +3,7 @@
 //! One graph of a bundle: its session, and checks of its tensors.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, ValueType};
@@ -33,13 +34,28 @@ pub(super) const SAMPLES: &[TensorElementType] =
 /// Loads the graphs of a bundle; `cancel` stops that between two graphs.
 pub(super) struct Loader<'a> {
     pub bundle: &'a Bundle,
-    pub library: &'a Library,
-    pub chosen: &'a Chosen,
+    pub library: &'static Library,
+    pub chosen: &'a Arc<Chosen>,
     pub cancel: &'a Cancel,
 }
 
+/// Loads graphs of a bundle again.
+pub(super) struct Reload {
+    bundle: Bundle,
+    library: &'static Library,
+    chosen: Arc<Chosen>,
+}
+
+impl Reload {
+    /// The graph of a role that the bundle has.
+    pub fn graph(&self, role: Role) -> Result<Graph> {
+        let Self { bundle, library, chosen } = self;
+        Loader { bundle, library, chosen, cancel: &Cancel::default() }.required(role)
+    }
+}
+
 impl Loader<'_> {
-    /// The graph of a role, `None` for a text encoder that the bundle does not have.
+    /// The graph of a role, `None` for one that the bundle does not have.
     pub fn graph(&self, role: Role) -> Result<Option<Graph>> {
         self.cancel.check()?;
         let Some(path) = self.bundle.graph(role) else { return Ok(None) };
@@ -58,7 +74,13 @@ impl Loader<'_> {
         Ok(Some(Graph { role, session, path }))
     }
 
-    /// The graph of a role that every bundle has.
+    /// What loads graphs again when this loader is gone.
+    pub fn reload(&self) -> Reload {
+        let (bundle, chosen) = (self.bundle.clone(), self.chosen.clone());
+        Reload { bundle, library: self.library, chosen }
+    }
+
+    /// The graph of a role that the bundle must have.
     pub fn required(&self, role: Role) -> Result<Graph> {
         let missing = || Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing");
         self.graph(role)?.ok_or_else(missing)
@@ -90,13 +112,19 @@ impl Graph {
 
     /// The size of the last dimension of an input or output, where it is fixed.
     pub fn last_dimension(&self, name: &str) -> Option<usize> {
-        let tensor = self
-            .session
-            .inputs()
-            .iter()
-            .chain(self.session.outputs())
-            .find(|t| t.name() == name)?;
+        let tensor = self.tensor(name)?;
         tensor.dtype().tensor_shape()?.last().and_then(|&size| usize::try_from(size).ok())
+    }
+
+    /// The sizes of the last two dimensions of an input or output, where they are fixed.
+    pub fn last_two_dimensions(&self, name: &str) -> Option<[usize; 2]> {
+        let shape = self.tensor(name)?.dtype().tensor_shape()?;
+        let [.., a, b] = &shape[..] else { return None };
+        Some([usize::try_from(*a).ok()?, usize::try_from(*b).ok()?])
+    }
+
+    fn tensor(&self, name: &str) -> Option<&Outlet> {
+        self.session.inputs().iter().chain(self.session.outputs()).find(|t| t.name() == name)
     }
 
     /// Checks that there are no inputs and outputs but these.

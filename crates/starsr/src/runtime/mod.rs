@@ -3,12 +3,15 @@
 //! Running a bundle's graphs with ONNX Runtime. No other module uses types of ort.
 
 mod autoencoder;
+mod carried;
+mod concat;
 mod device_memory;
 mod engine;
 mod ep_library;
 mod from_library;
 mod graph;
 mod library;
+mod modulation;
 mod options;
 mod predictor;
 mod provider;

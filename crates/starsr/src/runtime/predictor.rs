@@ -1,27 +1,50 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Predictions: ControlNet and denoiser, joined by bindings.
+//! Predictions: what answers queries, and ControlNet and denoiser, joined by bindings.
 
 use ndarray::Array4;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
 use ort::value::{Tensor, TensorElementType, ValueType};
 
+use super::concat::ConcatPredictor;
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::runner::{Runner, failure, one_line};
 use super::tensor::{Input, values};
-use crate::bundle::MANIFEST;
+use crate::bundle::{ConditionKind, MANIFEST};
 use crate::error::{Error, Result};
 use crate::model::{Condition, Embedding, Query, Samples};
 use crate::names::Role;
 use crate::parallel::Threads;
 use crate::text::CONTEXT;
 
+/// What answers queries.
+pub(super) trait Predict: Send {
+    /// What `query` asks for, as one batch.
+    fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>>;
+
+    /// See [`Denoiser::prepare`](crate::model::Denoiser::prepare).
+    fn prepare(&mut self, _timesteps: &[i64], _runner: &Runner) -> Result<()> {
+        Ok(())
+    }
+
+    /// The graphs that take the embedding of a prompt.
+    fn text_graphs(&self) -> Vec<&Graph>;
+}
+
+/// The predictor of a bundle.
+pub(super) fn load(loader: &Loader) -> Result<Box<dyn Predict>> {
+    Ok(match loader.bundle.manifest().condition.kind {
+        ConditionKind::ControlNet => Box::new(Predictor::load(loader)?),
+        ConditionKind::Concat => Box::new(ConcatPredictor::load(loader)?),
+    })
+}
+
 /// ControlNet and denoiser, with what their tensors are made of.
 ///
 /// They are joined by bindings, so that the controls never leave the device; on the CPU they are
 /// not copied at all. Memory for a window is kept until a window of another size comes.
-pub(super) struct Predictor {
+struct Predictor {
     controlnet: Graph,
     denoiser: Graph,
     /// Names of the tensors that go from one to the other.
@@ -60,7 +83,7 @@ const CONTROLS: &[TensorElementType] =
     &[TensorElementType::Float32, TensorElementType::Float16, TensorElementType::Bfloat16];
 
 impl Predictor {
-    pub fn load(loader: &Loader) -> Result<Self> {
+    fn load(loader: &Loader) -> Result<Self> {
         let channels = loader.bundle.manifest().latent.channels;
         let video = [BATCH, Dim::Fixed(channels), Dim::Free("F"), Dim::Free("h"), Dim::Free("w")];
         let controlnet = loader.required(Role::ControlNet)?;
@@ -109,12 +132,6 @@ impl Predictor {
         })
     }
 
-    /// The graphs that take the embedding of a prompt.
-    pub fn text_graphs(&self) -> Vec<&Graph> {
-        let graphs = [&self.controlnet, &self.denoiser];
-        graphs.into_iter().filter(|_| self.embedding.is_some()).collect()
-    }
-
     fn bind(&self, shape: [usize; 4], batch: usize) -> ort::Result<Bindings> {
         let [frames, channels, height, width] = shape;
         let video = [batch, channels, frames, height, width];
@@ -133,9 +150,15 @@ impl Predictor {
             denoiser,
         })
     }
+}
 
-    /// What `query` asks for, as one batch.
-    pub fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>> {
+impl Predict for Predictor {
+    fn text_graphs(&self) -> Vec<&Graph> {
+        let graphs = [&self.controlnet, &self.denoiser];
+        graphs.into_iter().filter(|_| self.embedding.is_some()).collect()
+    }
+
+    fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
         let batch = conditions.len();
         if !(1..=2).contains(&batch) {

@@ -47,7 +47,8 @@ impl BlendWindows {
     /// Restores one window on its own and cross-fades it with the one before.
     fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
         let places = window.start..window.end;
-        let numbers = clip.numbers(places.clone());
+        let cadence = clip.path.cadence();
+        let numbers = cadence.numbers(&clip.numbers(places.clone()));
         let shared = self
             .shared
             .take()
@@ -57,15 +58,16 @@ impl BlendWindows {
             self.sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
         })?;
         let next = self.planner.windows().start(self.next + 1);
-        if next < window.end {
+        // Latents of several frames depend on where their window starts.
+        if next < window.end && !cadence.joins_frames() {
             let shared = hint.frames(next - window.start..window.len()).to_owned();
             self.shared = Some((next, shared.into()));
         }
         drop(hint);
         clip.times.windows += 1;
         let results = loop {
-            let groups = clip.groups.all(numbers.len());
-            match clip.decode(restored.view(), groups, window.start) {
+            let groups = clip.groups.of_window(window.len(), cadence);
+            match clip.decode(restored.view(), groups.into_iter(), window.start) {
                 // What is restored is too dear to begin anew in smaller tiles.
                 Err(Error::Memory { .. }) if clip.groups.shorten() => {}
                 results => break results?,

@@ -161,7 +161,7 @@ impl Clip {
         self.frames(places).map(enlarge).collect()
     }
 
-    /// Latents `[F,C,h,w]` of the frames at `places` of the clip, of which the first are `known`.
+    /// Latents `[T,C,h,w]` of the frames at `places` of the clip, of which the first are `known`.
     /// While the model encodes some, the next are prepared.
     pub(super) fn encode(
         &mut self,
@@ -170,8 +170,12 @@ impl Clip {
     ) -> Result<Samples> {
         let places = places.start + known.as_ref().map_or(0, |known| known.dim().0)..places.end;
         let frames = self.queued.range(places.start - self.first..places.end - self.first);
-        let (numbers, low): (Vec<_>, Vec<_>) = frames.map(|f| (f.number, &f.low)).unzip();
+        let (numbers, mut low): (Vec<_>, Vec<_>) = frames.map(|f| (f.number, &f.low)).unzip();
         let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
+        let numbers = path.cadence().numbers(&numbers);
+        if let Some(&last) = low.last() {
+            low.resize(path.cadence().padded(low.len()), last);
+        }
         let (model, noise) = (self.model.as_mut(), self.noise.as_ref());
         let mut groups = low.chunks(path.frames_per_encode());
         let mut clock = Instant::now();
@@ -201,7 +205,7 @@ impl Clip {
         Ok(restored)
     }
 
-    /// The finished frames that `groups` keep of restored latents `[F,C,h,w]`, the first of which
+    /// The finished frames that `groups` keep of restored latents `[T,C,h,w]`, the first of which
     /// is at `place` of the clip. While the model decodes a group, the one before it is finished.
     pub(super) fn decode(
         &mut self,

@@ -4,13 +4,14 @@
 
 use std::ops::Range;
 
+use super::cadence::Cadence;
 use crate::error::{Error, Result};
 use crate::names::Setting;
 
 /// One run of the decoder, in places of a sequence of frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DecodeGroup {
-    /// The frames that are decoded.
+    /// The latents that are decoded.
     pub(super) decoded: Range<usize>,
     /// The decoded frames that are used.
     pub(super) kept: Range<usize>,
@@ -23,6 +24,8 @@ pub(super) struct DecodeGroup {
 pub(super) struct DecodeGroups {
     kept: usize,
     overlap: usize,
+    /// Whether a run takes a window, however long.
+    whole: bool,
 }
 
 impl DecodeGroups {
@@ -37,7 +40,20 @@ impl DecodeGroups {
             );
             Error::setting(Setting::DecodeOverlap, reason)
         })?;
-        Ok(Self { kept, overlap })
+        Ok(Self { kept, overlap, whole: false })
+    }
+
+    /// Runs that take a window each, of up to `length` frames.
+    pub(super) fn whole_windows(length: usize) -> Self {
+        Self { kept: length, overlap: 0, whole: true }
+    }
+
+    /// The runs that decode a window of `frames` frames.
+    pub(super) fn of_window(self, frames: usize, cadence: Cadence) -> Vec<DecodeGroup> {
+        if self.whole {
+            return vec![DecodeGroup { decoded: 0..cadence.latents(frames), kept: 0..frames }];
+        }
+        self.all(frames).collect()
     }
 
     /// The most frames of a run.
@@ -45,11 +61,14 @@ impl DecodeGroups {
         self.kept + 2 * self.overlap
     }
 
-    /// Goes over to runs that keep half as many frames; false where they keep one already.
+    /// Goes over to runs that keep half as many frames; false where they keep one already, or
+    /// must take a window.
     pub(super) fn shorten(&mut self) -> bool {
-        let shortened = self.kept > 1;
+        if self.kept == 1 || self.whole {
+            return false;
+        }
         self.kept = self.kept.div_ceil(2);
-        shortened
+        true
     }
 
     /// The most frames that must follow a frame before it can be decoded.

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Zip, s};
 
+use super::cadence::Cadence;
 use super::settings::{Posterior, Settings};
 use crate::buffers::Buffers;
 use crate::bundle::Manifest;
@@ -36,6 +37,10 @@ pub(super) struct FramePath {
     /// Pixels per latent in each direction.
     factor: usize,
     frames_per_encode: usize,
+    /// Frames and latents of windows.
+    cadence: Cadence,
+    /// The size of tiles that the model was trained for.
+    trained: Option<Size>,
     posterior: Posterior,
     color_fix: ColorFix,
     strength: f32,
@@ -55,14 +60,20 @@ impl FramePath {
         tile: usize,
         threads: Threads,
     ) -> Result<Self> {
-        let rules = &manifest.canvas;
+        let (rules, cadence) = (&manifest.canvas, Cadence::of(manifest));
         let scale = settings.model_scale(manifest);
-        let tile_size = settings.tile_size.unwrap_or(tile);
-        let overlap = settings.tile_overlap.unwrap_or(rules.tile_overlap.min(tile_size / 4));
+        let square = |side: usize| Size { width: side, height: side };
+        let tile = match (settings.tile_size, rules.trained) {
+            (Some(side), _) => square(side),
+            (None, Some(trained)) if rules.tile == 0 => trained,
+            _ => square(tile),
+        };
+        let quarter = tile.width.min(tile.height) / 4;
+        let overlap = settings.tile_overlap.unwrap_or(rules.tile_overlap.min(quarter));
         let large = input.enlarged(scale)?;
         let canvas = Canvas::new(large, rules.height, rules.width, rules.padding)?;
         let legal = [rules.height, rules.width];
-        let grid = Grid::new(canvas.size, tile_size, overlap, legal)?;
+        let grid = Grid::of_tiles(canvas.size, tile, overlap, legal)?;
         Ok(Self {
             input,
             latent_grid: grid.shrunk(manifest.latent.spatial_factor),
@@ -74,7 +85,12 @@ impl FramePath {
             interpolation: rules.upscale,
             enlarger: Enlarger::new(scale, rules.upscale),
             factor: manifest.latent.spatial_factor,
-            frames_per_encode: manifest.vae.frames_per_encode,
+            frames_per_encode: match cadence.joins_frames() {
+                true => settings.windows(manifest)?.longest(),
+                false => manifest.vae.frames_per_encode,
+            },
+            cadence,
+            trained: rules.trained,
             posterior: settings.posterior,
             color_fix: settings.color_fix.unwrap_or(manifest.sampler.color_fix),
             strength: settings.strength(manifest)?,
@@ -102,6 +118,16 @@ impl FramePath {
     /// Size of a tile, in pixels of the canvas.
     pub(super) fn tile_size(&self) -> Size {
         self.grid.tile_size()
+    }
+
+    /// The size of tiles that the model was trained for, where theirs is another one.
+    pub(super) fn trained_otherwise(&self) -> Option<Size> {
+        self.trained.filter(|&trained| trained != self.tile_size())
+    }
+
+    /// Frames and latents of windows.
+    pub(super) fn cadence(&self) -> Cadence {
+        self.cadence
     }
 
     /// Number of tiles.
@@ -135,11 +161,14 @@ impl FramePath {
         self.frames_per_encode
     }
 
-    /// Goes on to encode half as many frames in one run; false where it is one already.
+    /// Goes on to encode half as many frames in one run; false where it is one already, or
+    /// must be a window.
     pub(super) fn shorten_encoding(&mut self) -> bool {
-        let shortened = self.frames_per_encode > 1;
+        if self.frames_per_encode == 1 || self.cadence.joins_frames() {
+            return false;
+        }
         self.frames_per_encode = self.frames_per_encode.div_ceil(2);
-        shortened
+        true
     }
 
     /// `model` as a denoiser of the whole canvas.
@@ -209,8 +238,8 @@ impl FramePath {
         self.canvas.surround(plane);
     }
 
-    /// Latents `[F,C,h,w]` of prepared frames `[F,3,H,W]` with the given `numbers`, in one run for
-    /// each tile.
+    /// Latents `[T,C,h,w]` of prepared frames `[F,3,H,W]`, in one run for each tile. `numbers` are
+    /// the latents'.
     pub(super) fn encode(
         &self,
         model: &mut dyn Model,
@@ -261,7 +290,7 @@ impl FramePath {
         Samples::new(joined, shape)
     }
 
-    /// The frames on the canvas `[F,3,H,W]` of the latents `[F,C,h,w]` that `group` decodes.
+    /// The frames on the canvas `[F,3,H,W]` of the latents `[T,C,h,w]` at the places `decoded`.
     pub(super) fn decode(
         &self,
         model: &mut dyn Model,

@@ -41,18 +41,23 @@ pub(super) fn of_arrays(
     let (input, output) = (frame(path.input_size()), frame(path.output_size()));
     let (canvas, tile) = (path.canvas_size(), path.tile_size());
     let (window, vae) = (layout.longest() as u64, &manifest.vae);
-    let coded = frame(tile) * path.frames_per_encode().max(vae.frames_per_decode) as u64;
-    let run = window * RUN * latents(tile) + coded;
+    // Latents of a window.
+    let held = path.cadence().latents(layout.longest()) as u64;
+    let coded = match path.cadence().joins_frames() {
+        true => path.frames_per_encode(),
+        false => path.frames_per_encode().max(vae.frames_per_decode),
+    };
+    let run = held * RUN * latents(tile) + frame(tile) * coded as u64;
     let previous = u64::from(sampler.evaluations() > 1);
     let guided = u64::from(sampler.guidance().is_used());
     match layout.mode() {
         WindowMode::Blend => {
-            let sampled = (SAMPLING + previous + guided) * latents(canvas);
+            let sampled = held * (SAMPLING + previous + guided) * latents(canvas);
             // Before and after, pixels of the canvas are held beside latents.
-            let pixels = frame(canvas) + latents(canvas);
+            let pixels = window * frame(canvas) + held * latents(canvas);
             // What neighbours share is kept from one to the next.
             let shared = layout.overlap() as u64 * (output + latents(canvas));
-            window * (input + sampled.max(pixels)) + shared + run
+            window * input + sampled.max(pixels) + shared + run
         }
         WindowMode::Wavefront => {
             // Hint, state and last prediction of all frames inside; input, hint and prediction of a

@@ -4,6 +4,7 @@
 //! put together.
 
 mod blend;
+mod cadence;
 mod clip;
 mod decode_groups;
 mod frame_path;
@@ -16,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use ndarray::Array3;
 
-use crate::bundle::Manifest;
+use crate::bundle::{Manifest, Unconditional};
 use crate::cancel::Cancel;
 use crate::diffusion::noise::FrameNoise;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::model::{Conditioning, Memory, Model, no_std};
+use crate::model::{Conditioning, Embedding, Memory, Model, no_std};
 use crate::names::{Role, Setting};
 use crate::parallel::Threads;
 use crate::text::{Prompts, tokenize};
@@ -35,7 +36,6 @@ pub use crate::windows::WindowMode;
 use blend::BlendWindows;
 pub use clip::StageTimes;
 use clip::{Clip, WindowJoin, lap};
-use decode_groups::DecodeGroups;
 use frame_path::FramePath;
 pub use memory::memory_of_this_machine;
 pub use read_ahead::{Notify, ReadAhead, Report, Run};
@@ -92,8 +92,7 @@ impl Upscaler {
         let threads = Threads::new(settings.threads);
         let sampler = settings.sampler(manifest, threads.clone())?;
         let layout = settings.windows(manifest)?;
-        let overlap = settings.decode_overlap.unwrap_or(manifest.vae.decode_overlap);
-        let groups = DecodeGroups::new(manifest.vae.frames_per_decode, overlap)?;
+        let groups = settings.decode_groups(manifest)?;
         if settings.posterior == Posterior::Sample && !model.has_std() {
             return Err(no_std());
         }
@@ -128,15 +127,19 @@ impl Upscaler {
     }
 
     /// Restores under `conditioning` from the next window on; windows at work keep theirs. A bundle
-    /// with text condition needs a conditioning before its first window.
+    /// with text condition needs a conditioning before its first window. Where the bundle is guided
+    /// away from zeros, these are the negative half.
     ///
     /// # Errors
     /// [`Error::Setting`] where the bundle has no text condition, and where the negative half is
     /// missing though guidance needs it.
-    pub fn set_conditioning(&mut self, conditioning: Conditioning) -> Result<()> {
+    pub fn set_conditioning(&mut self, mut conditioning: Conditioning) -> Result<()> {
         if self.manifest.prompts.is_none() && conditioning != Conditioning::default() {
             let reason = format!("the bundle {} has no text condition", self.manifest.name);
             return Err(Error::setting(Setting::Prompt, reason));
+        }
+        if self.manifest.kind.unconditional() == Unconditional::Zeros {
+            conditioning.negative = conditioning.positive.as_ref().map(Embedding::zeros_like);
         }
         let half = conditioning.positive.is_some() && conditioning.negative.is_none();
         if half && self.join.sampler().guidance().is_used() {
@@ -170,6 +173,17 @@ impl Upscaler {
         }
         self.set_conditioning(conditioning)?;
         Ok(truncated)
+    }
+
+    /// The size of tiles that the model was trained for, where settings or short memory have led
+    /// to another one.
+    pub fn trained_otherwise(&self) -> Option<Size> {
+        self.clip.path.trained_otherwise()
+    }
+
+    /// Size of the tiles that the model sees, in pixels of the output.
+    pub fn tile_size(&self) -> Size {
+        self.clip.path.tile_size()
     }
 
     /// Size of the frames that come in.

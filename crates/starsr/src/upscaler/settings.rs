@@ -2,8 +2,7 @@
 
 //! What a user may set, completed with a bundle's defaults.
 
-use std::path::Path;
-
+use super::decode_groups::DecodeGroups;
 use crate::bundle::Manifest;
 use crate::color::ColorFix;
 use crate::diffusion::guidance::{Batching, Guidance};
@@ -80,7 +79,6 @@ impl Settings {
     }
 
     pub(super) fn sampler(&self, manifest: &Manifest, threads: Threads) -> Result<Sampler> {
-        manifest.check_supported(Path::new(&manifest.name))?;
         let defaults = &manifest.sampler;
         let solver = manifest.schedule.family.solver(
             self.sampler_mode.unwrap_or(defaults.mode),
@@ -108,19 +106,45 @@ impl Settings {
         let defaults = &manifest.window;
         let mode = self.window_mode.unwrap_or(defaults.mode);
         let length = self.window_length.unwrap_or(defaults.length);
-        if !(defaults.minimum..=defaults.maximum).contains(&length) {
-            let reason = format!(
-                "the bundle {} takes {} to {} frames, not {length}",
-                manifest.name, defaults.minimum, defaults.maximum
-            );
+        if !defaults.is_legal(length) {
+            let reason =
+                format!("the bundle {} takes {}, not {length}", manifest.name, defaults.rule());
             return Err(Error::setting(Setting::WindowLength, reason));
+        }
+        let factor = manifest.latent.temporal_factor;
+        if factor > 1 && mode == WindowMode::Wavefront {
+            let reason = format!(
+                "wavefront merges latents of single frames, but those of the bundle {} hold \
+                 {factor}; use blend",
+                manifest.name
+            );
+            return Err(Error::setting(Setting::WindowMode, reason));
         }
         let overlap = self.window_overlap.unwrap_or(match mode {
             // What the official program does (docs/star.md, A.5).
             WindowMode::Wavefront => length / 2,
-            WindowMode::Blend => defaults.overlap.min(length / 2),
+            WindowMode::Blend => defaults.overlap.min(length / 2 / factor * factor),
         });
+        if overlap % factor != 0 {
+            let reason =
+                format!("the bundle {} takes multiples of {factor}, not {overlap}", manifest.name);
+            return Err(Error::setting(Setting::WindowOverlap, reason));
+        }
         Windows::new(mode, length, overlap)
+    }
+
+    /// The runs of the decoder: a window each where latents hold several frames.
+    pub(super) fn decode_groups(&self, manifest: &Manifest) -> Result<DecodeGroups> {
+        let overlap = self.decode_overlap.unwrap_or(manifest.vae.decode_overlap);
+        if manifest.latent.temporal_factor == 1 {
+            return DecodeGroups::new(manifest.vae.frames_per_decode, overlap);
+        }
+        if overlap == 0 {
+            return Ok(DecodeGroups::whole_windows(self.windows(manifest)?.longest()));
+        }
+        let reason =
+            format!("the bundle {} decodes windows in one piece; leave it unset", manifest.name);
+        Err(Error::setting(Setting::DecodeOverlap, reason))
     }
 
     pub(super) fn strength(&self, manifest: &Manifest) -> Result<f32> {

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::Path;
 
 use starsr::bundle::{
-    ConditionKind, Family, GuidanceScale, Kind, Manifest, ScaledLinearConfig, SolverKind,
-    Unconditional,
+    ConditionKind, Family, GuidanceScale, Kind, Manifest, PositionsSpec, ScaledLinearConfig,
+    SolverKind, Unconditional,
 };
 use starsr::color::ColorFix;
-use starsr::{Cancel, Error, Result, Settings, Size, Upscaler};
+use starsr::windows::WindowMode;
+use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::fixtures;
 use starsr_testkit::stand_in::Plain;
 
@@ -25,8 +26,6 @@ licence = "other"
 provenance = "none"
 training_data = "none"
 scale = { default = 1, minimum = 1, maximum = 4 }
-window = { length = 25, overlap = 8, minimum = 1, maximum = 49, mode = "blend" }
-vae = { frames_per_encode = 25, frames_per_decode = 9 }
 condition = { kind = "concat" }
 prompts = { default = "", suffix = "", negative = "" }
 
@@ -39,8 +38,26 @@ scaling_factor = 0.7
 [canvas]
 upscale = "bicubic"
 padding = "edge"
-height = { multiple = 480, minimum = 480 }
-width = { multiple = 720, minimum = 720 }
+tile_overlap = 64
+height = { multiple = 16, minimum = 480 }
+width = { multiple = 16, minimum = 720 }
+trained = { height = 480, width = 720 }
+
+[window]
+mode = "blend"
+length = 25
+overlap = 8
+minimum = 1
+maximum = 41
+multiple = 8
+offset = 1
+
+[positions]
+kind = "rotary"
+base = 10000.0
+frames = 16
+rows = 24
+columns = 24
 
 [schedule]
 kind = "scaled-linear"
@@ -57,7 +74,7 @@ steps = 50
 guidance = "wave"
 "#;
     let hash = "0".repeat(64);
-    ["vae_encoder", "vae_decoder", "denoiser", "text_encoder"].iter().fold(
+    ["vae_encoder", "vae_decoder", "modulation", "denoiser", "text_encoder"].iter().fold(
         head.to_string(),
         |text, role| {
             format!("{text}\n[graphs.{role}]\nfile = \"{role}.onnx\"\nsha256 = \"{hash}\"\n")
@@ -95,7 +112,14 @@ fn everything_is_read() {
     let rest = (sampler.guidance_rescale, sampler.color_fix, sampler.strength);
     assert_eq!(rest, (0.0, ColorFix::Adain, 1.0));
     assert_eq!(manifest.condition.kind, ConditionKind::Concat);
-    assert!(manifest.graphs.controlnet.is_none());
+    assert!(manifest.graphs.controlnet.is_none() && manifest.graphs.modulation.is_some());
+    assert_eq!(manifest.canvas.trained, Some(Size::new(720, 480)));
+    let rotary = PositionsSpec::Rotary { base: 1e4, frames: 16, rows: 24, columns: 24 };
+    assert_eq!(manifest.positions, Some(rotary));
+    let window = manifest.window;
+    assert_eq!([1, 9, 25, 41].map(|n| window.is_legal(n)), [true; 4]);
+    assert_eq!([0, 8, 26, 49].map(|n| window.is_legal(n)), [false; 4]);
+    assert_eq!([1, 2, 25, 26, 41, 42].map(|n| window.fit(n)), [1, 9, 25, 33, 41, 42]);
 
     for (number, scale) in [("6", 6.0), ("6.5", 6.5)] {
         let text = cogvideox().replace("\"wave\"", number);
@@ -112,12 +136,13 @@ fn format_1_has_its_defaults_and_no_newer_keys() {
     assert_eq!(manifest.condition.kind, ConditionKind::ControlNet);
     assert_eq!(manifest.sampler.solver, SolverKind::Dpmpp2mSde);
     assert_eq!(manifest.sampler.guidance, GuidanceScale::Constant(1.0));
-    manifest.check_supported(Path::new("bundle.toml")).unwrap();
 
     for (from, to, field) in [
         ("name =", "kind = \"i2vgen\"\nname =", "kind"),
         ("[scale]", "[condition]\nkind = \"controlnet\"\n[scale]", "condition"),
         ("[latent]", "[latent]\ntemporal_factor = 1", "latent.temporal_factor"),
+        ("[window]", "[window]\nmultiple = 1", "window.multiple"),
+        ("[canvas]", "[canvas]\ntrained = { width = 64, height = 64 }", "canvas.trained"),
         ("[sampler]", "[sampler]\nsolver = \"dpmpp-2m-sde\"", "sampler.solver"),
         ("guidance_scale =", "guidance =", "sampler.guidance"),
     ] {
@@ -137,7 +162,27 @@ fn mistakes() {
     let cases: &[(&str, &str, &str, &str)] = &[
         ("\"cogvideox\"", "\"other\"", "kind", "expected `i2vgen` or `cogvideox`"),
         ("temporal_factor = 4", "temporal_factor = 0", "latent.temporal_factor", "is 0"),
-        ("length = 25", "length = 24", "window.length", "one more than a multiple"),
+        ("length = 25", "length = 24", "window.length", "1 more than a multiple of 8"),
+        ("maximum = 41", "maximum = 42", "window.maximum", "1 more than a multiple of 8"),
+        ("overlap = 8", "overlap = 9", "window.overlap", "a multiple of latent.temporal_factor"),
+        ("multiple = 8", "multiple = 2", "window.multiple", "one frame more"),
+        ("offset = 1", "offset = 8", "window.offset", "is 8"),
+        ("\"blend\"", "\"wavefront\"", "window.mode", "must be \"blend\""),
+        ("width = 720 }", "width = 712 }", "canvas.trained.width", "is 712"),
+        ("width = 720 }", "width = 720, top = 1 }", "canvas", "unknown field"),
+        ("tile_overlap = 64", "tile_overlap = 480", "canvas.tile_overlap", "is 480"),
+        ("multiple = 16, minimum = 720", "multiple = 8, minimum = 720", "canvas.width", "even"),
+        ("\"rotary\"", "\"other\"", "kind", "`sincos`"),
+        ("\"rotary\"", "\"sincos\"", "positions", "field"),
+        ("columns = 24", "columns = 23", "positions.columns", "even"),
+        ("base = 10000.0", "base = 0.0", "positions.base", "is 0"),
+        (
+            "[latent]",
+            "vae = { frames_per_encode = 25, frames_per_decode = 9 }\n[latent]",
+            "vae",
+            "one piece",
+        ),
+        ("[graphs.modulation]", "[graphs.other]", "graphs", "unknown field"),
         ("beta_start = 0.00085", "beta_start = 0.0", "schedule.beta_start", "above 0"),
         ("beta_start = 0.00085\n", "", "schedule", "missing field `beta_start`"),
         ("beta_end = 0.012", "beta_end = nan", "schedule.beta_end", "is NaN"),
@@ -156,7 +201,7 @@ fn mistakes() {
         ("guidance = \"wave\"", "", "sampler", "missing field `guidance`"),
         ("guidance = \"wave\"", "guidance = 2\nguidance_scale = 2", "sampler", "remove one"),
         ("{ kind = \"concat\" }", "{ kind = \"add\" }", "condition", "`concat`"),
-        ("{ kind = \"concat\" }", "{ kind = \"controlnet\" }", "graphs.controlnet", "is missing"),
+        ("{ kind = \"concat\" }", "{ kind = \"controlnet\" }", "positions", "has no use"),
         ("condition = {", "conditions = {", "conditions", "unknown field"),
         (
             "[graphs.denoiser]",
@@ -181,35 +226,40 @@ fn mistakes() {
     }
 }
 
+/// What users may set follows from the bundle, too.
 #[test]
-fn what_cannot_be_run_yet_is_refused() {
-    let text = cogvideox();
-    let single = text.replace("temporal_factor = 4\n", "");
-    let controlled = single.replace("condition = { kind = \"concat\" }", "").replace(
-        "[graphs.denoiser]",
-        &format!(
-            "[graphs.controlnet]\nfile = \"a\"\nsha256 = \"{}\"\n[graphs.denoiser]",
-            "0".repeat(64)
-        ),
-    );
-    let runs = controlled.replace("kind = \"cogvideox\"", "kind = \"i2vgen\"");
-    for (text, field_wanted, reason_wanted) in [
-        (&text, "latent.temporal_factor", "temporal factor 4 is not supported yet"),
-        (&single, "condition.kind", "concat is not supported yet"),
-        (&controlled, "kind", "cogvideox is not supported yet"),
-    ] {
-        let manifest = parse(text).unwrap();
-        let (field, reason) = refused(upscaler(&manifest));
-        assert_eq!(field, field_wanted);
-        assert!(reason.contains(reason_wanted), "{reason}");
-    }
-    // Schedule, solver and guidance are those of the bundle, whatever its kind.
-    assert_eq!(upscaler(&parse(&runs).unwrap()).unwrap(), 50);
-}
+fn settings() {
+    let manifest = parse(&cogvideox()).unwrap();
+    let upscaler = |settings: Settings| {
+        Upscaler::new(Box::new(Plain), &manifest, &settings, Size::new(40, 30), Cancel::default())
+    };
+    let upscaled = upscaler(Settings::default()).unwrap();
+    assert_eq!((upscaled.latency(), upscaled.tile_size()), (24, Size::new(720, 480)));
+    assert_eq!(upscaled.trained_otherwise(), None);
+    let other = Settings { window_length: Some(33), ..Settings::default() };
+    assert_eq!(upscaler(other).unwrap().latency(), 32);
+    let wide = Settings { scale: Some(4), tile_size: Some(0), ..Settings::default() };
+    let size = Size::new(360, 120);
+    let wide = Upscaler::new(Box::new(Plain), &manifest, &wide, size, Cancel::default()).unwrap();
+    assert_eq!(wide.tile_size(), Size::new(1440, 480));
+    assert_eq!(wide.trained_otherwise(), Some(Size::new(720, 480)));
 
-/// Evaluations of an upscaler for that manifest.
-fn upscaler(manifest: &Manifest) -> Result<u32> {
-    let (settings, size) = (Settings::default(), Size::new(720, 480));
-    Upscaler::new(Box::new(Plain), manifest, &settings, size, Cancel::default())?;
-    Ok(manifest.sampler.steps)
+    let refused = |settings: Settings, wanted: Setting, words: &str| match upscaler(settings).err()
+    {
+        Some(Error::Setting { setting, reason }) => {
+            assert_eq!(setting, wanted, "{reason}");
+            assert!(reason.contains(words), "{reason}");
+        }
+        other => panic!("expected an error about {wanted}, got {other:?}"),
+    };
+    let default = Settings::default;
+    let length = |n| Settings { window_length: Some(n), ..default() };
+    refused(length(24), Setting::WindowLength, "1 more than a multiple of 8, not 24");
+    refused(length(49), Setting::WindowLength, "1 to 41 frames");
+    let overlap = Settings { window_overlap: Some(5), ..default() };
+    refused(overlap, Setting::WindowOverlap, "multiples of 4, not 5");
+    let mode = Settings { window_mode: Some(WindowMode::Wavefront), ..default() };
+    refused(mode, Setting::WindowMode, "use blend");
+    let groups = Settings { decode_overlap: Some(1), ..default() };
+    refused(groups, Setting::DecodeOverlap, "in one piece");
 }

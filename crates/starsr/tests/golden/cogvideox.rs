@@ -20,7 +20,7 @@ use starsr::{Cancel, Result};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 
-const LIMIT: f64 = 1e-4;
+pub const LIMIT: f64 = 1e-4;
 
 /// One step of single precision.
 const EQUAL: f64 = 1.2e-7;
@@ -29,7 +29,7 @@ fn schedule(shift_scale: f64) -> ScaledLinear {
     ScaledLinear::new(&ScaledLinearConfig { shift_scale, ..Default::default() }).unwrap()
 }
 
-fn config(folder: &Path) -> Value {
+pub fn config(folder: &Path) -> Value {
     read_json(&folder.join("config.json"))
 }
 
@@ -135,45 +135,24 @@ impl Denoiser for StandIn {
     }
 }
 
-/// Every run of `config.json`.
+/// Every run of `config.json` with the stand-in network.
 pub fn runs(folder: &Path, report: &mut Report) {
     for (name, case) in config(folder)["sampler_runs"].as_object().unwrap() {
         if case.get("net").is_some() {
-            println!("  {name} is skipped: it needs its network");
+            println!("  {name} is run by the test cogvideox_sampler");
             continue;
         }
         let tensors = Tensors::read(&folder.join(name));
-        // `[1,F,C,h,w]`, and one more axis in front for the steps.
-        let video = |name: &str| tensors.array::<Ix5>(name).index_axis_move(Axis(0), 0);
-        let steps = |name: &str| -> Array5<f32> {
-            let all = tensors.get(name).unwrap().index_axis_move(Axis(1), 0);
-            all.into_dimensionality().unwrap()
-        };
-        let plan = schedule(case["shift_scale"].as_f64().unwrap())
-            .plan(case["num_steps"].as_u64().unwrap() as u32)
-            .unwrap();
-        let scales = GuidanceScale::Wave.at(&plan.t).into_iter().map(|s| s as f32).collect();
-        let solver = Solver::vp_sde(&plan).unwrap();
-        let mut sampler = Sampler::of(solver, Guidance::scheduled(scales, 0.0).unwrap());
         let mut model = StandIn {
             noisy: tensors.array("W_noisy"),
             hint: tensors.array("W_lq"),
             context: tensors.array("w_ctx"),
             inputs: Vec::new(),
         };
-        let context: Array3<f32> = tensors.array("context");
-        let prompt = Embedding::new(context.index_axis_move(Axis(0), 0));
-        let negative = Some(prompt.zeros_like());
-        let conditioning = Conditioning { positive: Some(prompt), negative };
-        let hint = video("lq");
-        let frames: Vec<u64> = (0..hint.dim().0 as u64).collect();
-        let noise = Given { start: video("x_init"), steps: steps("noise") };
-        let ours = sampler
-            .sample(&mut model, hint.view(), &frames, &noise, &conditioning, &Cancel::default())
-            .unwrap();
-        report.difference(name, max_difference(ours.view(), video("out").view()), LIMIT);
+        let ours = sample(&mut model, case, &tensors);
+        report.difference(name, max_difference(ours.view(), video(&tensors, "out").view()), LIMIT);
 
-        let states = steps("x_steps");
+        let states = steps(&tensors, "x_steps");
         report.check(model.inputs.len() == states.dim().0, || {
             format!("{name}: {} evaluations", model.inputs.len())
         });
@@ -184,6 +163,35 @@ pub fn runs(folder: &Path, report: &mut Report) {
             .fold(0.0, f64::max);
         report.difference(&format!("{name} states"), worst, LIMIT);
     }
+}
+
+/// A tensor `[1,F,C,h,w]` without its first axis.
+pub fn video(tensors: &Tensors, name: &str) -> Array4<f32> {
+    tensors.array::<Ix5>(name).index_axis_move(Axis(0), 0)
+}
+
+/// The same for all steps, `[N,1,F,C,h,w]`.
+fn steps(tensors: &Tensors, name: &str) -> Array5<f32> {
+    let all = tensors.get(name).unwrap().index_axis_move(Axis(1), 0);
+    all.into_dimensionality().unwrap()
+}
+
+/// What the sampler makes of a run of `config.json` with `model`.
+pub fn sample(model: &mut dyn Denoiser, case: &Value, tensors: &Tensors) -> Samples {
+    let plan = schedule(case["shift_scale"].as_f64().unwrap())
+        .plan(case["num_steps"].as_u64().unwrap() as u32)
+        .unwrap();
+    let scales = GuidanceScale::Wave.at(&plan.t).into_iter().map(|s| s as f32).collect();
+    let solver = Solver::vp_sde(&plan).unwrap();
+    let mut sampler = Sampler::of(solver, Guidance::scheduled(scales, 0.0).unwrap());
+    let context: Array3<f32> = tensors.array("context");
+    let prompt = Embedding::new(context.index_axis_move(Axis(0), 0));
+    let negative = Some(prompt.zeros_like());
+    let conditioning = Conditioning { positive: Some(prompt), negative };
+    let hint = video(tensors, "lq");
+    let frames: Vec<u64> = (0..hint.dim().0 as u64).collect();
+    let noise = Given { start: video(tensors, "x_init"), steps: steps(tensors, "noise") };
+    sampler.sample(model, hint.view(), &frames, &noise, &conditioning, &Cancel::default()).unwrap()
 }
 
 /// The generated frame of `config.json`.

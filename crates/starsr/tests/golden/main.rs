@@ -9,23 +9,27 @@
 //! `sampler_schedules.json` is checked. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release -p starsr --test golden -- --nocapture`
 //!
-//! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), which
-//! `make small-reference` makes. It needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's
-//! executable.
+//! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), and those
+//! of CogVideoX's networks that which `STARSR_SMALL_COGVIDEOX` names (`.cache/small-cogvideox`);
+//! `make small-reference` makes both. They need ONNX Runtime: `ORT_DYLIB_PATH`, or beside the
+//! test's executable.
 
 mod cogvideox;
+mod cogvideox_bundle;
 mod reference;
 mod sampler;
 mod tables;
 mod text;
 mod whole;
 
+use std::path::Path;
+
 use reference::{Report, folders};
 use starsr_testkit::fixtures;
 
 /// Runs `check` on each folder's file or folder `name` that exists; at least `tests/data` must have
 /// it.
-fn everywhere(name: &str, check: impl Fn(&std::path::Path, &mut Report)) {
+fn everywhere(name: &str, check: impl Fn(&Path, &mut Report)) {
     let mut report = Report::default();
     for folder in folders() {
         let path = folder.join(name);
@@ -37,6 +41,22 @@ fn everywhere(name: &str, check: impl Fn(&std::path::Path, &mut Report)) {
         }
     }
     report.finish(name);
+}
+
+/// [`everywhere`] for files that are too large for `tests/data`; skipped where no folder has them.
+fn in_references(name: &str, check: impl Fn(&Path, &mut Report)) {
+    if folders().iter().any(|folder| folder.join(name).exists()) {
+        return everywhere(name, check);
+    }
+    fixtures::skip(&format!("no folder of references has {name}"));
+}
+
+/// [`in_references`] for folders `golden_cogvideox` with the file `name`, whose networks are exported.
+fn with_bundles(name: &str, check: impl Fn(&Path, &mut Report)) {
+    if fixtures::small_cogvideox("tame").is_some() {
+        let name = format!("golden_cogvideox/{name}");
+        in_references(&name, |path, report| check(path.parent().unwrap(), report));
+    }
 }
 
 #[test]
@@ -87,6 +107,26 @@ fn cogvideox_runs() {
 #[test]
 fn cogvideox_pictures() {
     everywhere("golden_cogvideox/preprocess.safetensors", cogvideox::pictures);
+}
+
+#[test]
+fn cogvideox_positions() {
+    in_references("golden_cogvideox/pos_tables.safetensors", cogvideox_bundle::positions);
+}
+
+#[test]
+fn cogvideox_networks() {
+    with_bundles("net_small.state_dict.f16.safetensors", cogvideox_bundle::networks);
+}
+
+#[test]
+fn cogvideox_sampler() {
+    with_bundles("net_small.state_dict.f16.safetensors", cogvideox_bundle::runs);
+}
+
+#[test]
+fn cogvideox_autoencoder() {
+    with_bundles("vae_small.safetensors", cogvideox_bundle::autoencoder);
 }
 
 #[test]

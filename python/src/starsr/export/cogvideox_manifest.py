@@ -15,6 +15,8 @@ SCALING_FACTORS = {"rotary": 0.7, "sincos": 1.15258426}
 SHIFTS = {"rotary": 1.0, "sincos": 3.0}
 #: The only size that the networks were trained for.
 TRAINED_SIZE = (480, 720)
+#: Pixels that neighbouring tiles of this size share, as far as they have room.
+TILE_OVERLAP = 64
 
 
 def positions(config: CogVideoXConfig) -> dict[str, Any]:
@@ -43,12 +45,14 @@ def manifest(
     config: CogVideoXConfig,
     vae: VaeConfig,
     prompt: str | None,
+    trained: tuple[int, int] = TRAINED_SIZE,
 ) -> dict[str, Any]:
     """Return the manifest without its files.
 
     The defaults of the sampler are the authors'. Without a `prompt` there is nothing to guide to.
+    `trained` are height and width that the network was trained for.
     """
-    height, width = TRAINED_SIZE
+    height, width = trained
     side = vae.spatial_factor * config.patch
     described: dict[str, Any] = {
         "format": 2,
@@ -70,6 +74,8 @@ def manifest(
             "padding": "edge",
             "height": {"multiple": side, "offset": 0, "minimum": height},
             "width": {"multiple": side, "offset": 0, "minimum": width},
+            "trained": {"height": height, "width": width},
+            "tile_overlap": min(TILE_OVERLAP, min(trained) // 2),
         },
         "window": {
             "mode": "blend",
