@@ -7,7 +7,7 @@ use std::time::Duration;
 use gst::glib;
 use gst::prelude::*;
 
-use starsr::{Error, Setting};
+use starsr::{Error, Setting, Size};
 
 use super::log::CAT;
 
@@ -210,6 +210,8 @@ pub(super) enum Notice {
     PromptTruncated { property: &'static str, tokens: usize },
     /// The memory does not suffice for both halves of a guided prediction at once.
     GuidanceSeparated,
+    /// The model sees pictures of another size than it was trained for.
+    Untrained { tile: Size, trained: Size },
     /// The memory does not suffice for larger tiles.
     TilesReduced { size: usize },
 }
@@ -272,6 +274,14 @@ impl Notice {
                 obj = element,
                 "Memory is too short for a batch of two; guidance goes on separately"
             ),
+            Self::Untrained { tile, trained } => {
+                let text = format!(
+                    "The bundle was trained for pictures of {trained}, and restores tiles of {tile} \
+                     here; leave tile-size unset unless the result is good"
+                );
+                gst::warning!(CAT, obj = element, "{text}");
+                gst::element_warning!(element, gst::LibraryError::Settings, ("{text}"));
+            }
             Self::TilesReduced { size } => gst::warning!(
                 CAT,
                 obj = element,

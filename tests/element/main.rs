@@ -8,6 +8,7 @@ mod bypass;
 mod cancelling;
 mod changes;
 mod chroma;
+mod cogvideox;
 mod documentation;
 mod errors;
 mod events;

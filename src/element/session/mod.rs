@@ -207,6 +207,9 @@ impl Session {
         let upscaler = ReadAhead::new(upscaler, notify)?;
         let latency_frames = upscaler.latency();
         self.notices.push(Notice::SetUp { latency_frames, memory });
+        if let Some(trained) = upscaler.trained_otherwise() {
+            self.notices.push(Notice::Untrained { tile: upscaler.tile_size(), trained });
+        }
         let mut stats = self.stats.lock();
         stats.upscaler_replaced();
         stats.memory = memory;

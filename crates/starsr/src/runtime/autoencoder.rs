@@ -44,7 +44,8 @@ pub(super) struct Autoencoder {
 impl Autoencoder {
     pub fn load(loader: &Loader) -> Result<Self> {
         let latent = loader.bundle.manifest().latent;
-        let small = [Dim::Free("T"), Dim::Fixed(latent.channels), Dim::Free("h"), Dim::Free("w")];
+        let frames = Dim::Free(if latent.temporal_factor == 1 { "F" } else { "T" });
+        let small = [frames, Dim::Fixed(latent.channels), Dim::Free("h"), Dim::Free("w")];
         let large = [Dim::Free("F"), Dim::Fixed(3), Dim::Free("H"), Dim::Free("W")];
 
         let encoder = loader.required(Role::VaeEncoder)?;

@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(numbers(100..109), [100, 104, 108]);
         assert_eq!(numbers(100..106), [100, 104, 108]);
         assert_eq!(numbers(7..8), [7]);
-        assert_eq!(numbers(0..0), []);
+        assert!(numbers(0..0).is_empty());
         assert_eq!(numbers(u64::MAX - 1..u64::MAX), [u64::MAX - 1]);
         assert_eq!(cadence(1).numbers(&[3, 9, 4]), [3, 9, 4]);
     }
