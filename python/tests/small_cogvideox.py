@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """Small bundles of STAR on CogVideoX for the tests of the plugin.
 
-`random` has random weights and works at any multiple of 16 from 48x32 on. The others hold the
-reference's small networks (`golden_cogvideox`): `rope` and `sincos` as they are, and `tame` with the
+`random` has random weights and works at any multiple of 16 from 48x32 on; `half` has the same in 16
+bits. The others hold the reference's small networks (`golden_cogvideox`): `rope` and `sincos` as they are, and `tame` with the
 last layer that the reference's whole run has.
 """
 
@@ -96,14 +96,14 @@ def scaled(weights, factor):
     return {**weights, **{name: weights[name] * factor for name in last}}
 
 
-def write(folder, weights, config, vae, vae_config):
-    """Write a bundle without a prompt in 32 bits."""
+def write(folder, weights, config, vae, vae_config, precision="fp32"):
+    """Write a bundle without a prompt."""
     described = manifest(
         folder.name, "1", "random weights", config, vae_config, None, TRAINED
     )
     graphs = {
-        **vae_graphs(Arrays(vae), vae_config, "fp32"),
-        **network_graphs(Arrays(weights), config, "fp32"),
+        **vae_graphs(Arrays(vae), vae_config, precision),
+        **network_graphs(Arrays(weights), config, precision),
     }
     folder.mkdir()
     files = {role: graph.save(folder / f"{role}.onnx") for role, graph in graphs.items()}
@@ -137,6 +137,7 @@ def main():
         return
     with writer.staged(options.output) as work:
         write(work / "random", *random_networks())
+        write(work / "half", *random_networks(), precision="fp16")
         if (reference / FOLDER).is_dir():
             vae = read_vae(reference)
             for kind in KINDS:

@@ -76,8 +76,8 @@ pub struct Manifest {
     pub condition: ConditionSpec,
     /// The tables of positions that the denoiser takes; only with [`ConditionKind::Concat`].
     pub positions: Option<PositionsSpec>,
-    /// Frames in one run of the autoencoder. Absent where it takes a window in one piece, as with a
-    /// temporal factor.
+    /// Runs of the autoencoder. Optional with a temporal factor above 1, where they take a window
+    /// each.
     #[serde(default)]
     pub vae: Vae,
     /// Defaults of the text condition; only with a text encoder or precomputed embeddings.
@@ -163,9 +163,11 @@ pub struct CanvasSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vae {
-    /// Frames in one run of `vae_encoder`.
+    /// Frames in one run of `vae_encoder`; absent where it takes a window in one piece.
+    #[serde(default = "window")]
     pub frames_per_encode: usize,
-    /// Frames in one run of `vae_decoder`.
+    /// The same of `vae_decoder`.
+    #[serde(default = "window")]
     pub frames_per_decode: usize,
     /// Frames on either side of such a run whose result is discarded, as the neighbouring runs
     /// decode them too; `2 * decode_overlap < frames_per_decode`.
@@ -188,8 +190,8 @@ impl Default for Vae {
     /// A window of any length in one run.
     fn default() -> Self {
         Self {
-            frames_per_encode: 4096,
-            frames_per_decode: 4096,
+            frames_per_encode: window(),
+            frames_per_decode: window(),
             decode_overlap: 0,
             encode_memory: 0,
             decode_memory: 0,
@@ -299,7 +301,8 @@ impl Manifest {
         Err(Error::bundle(file, "format", reason))
     }
 
-    /// Checks that a manifest of format 1 has no newer keys.
+    /// Checks that a manifest of format 1 has no newer keys, and that no key is left out that only
+    /// some manifests may lack.
     fn check_keys(&self, table: &toml::Table) -> Result<(), Fault> {
         let has = |(place, key): (&str, &str)| {
             let within = table.get(place).and_then(|inner| inner.as_table());
@@ -312,8 +315,10 @@ impl Manifest {
             let reason = "is unknown to format 1; the manifest must begin with format = 2";
             return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
-        if self.latent.temporal_factor == 1 && !has(("", "vae")) {
-            return Err(Fault::new("vae", "is missing; it says how many frames a run takes"));
+        for key in ["frames_per_encode", "frames_per_decode"] {
+            if self.latent.temporal_factor == 1 && !has(("vae", key)) {
+                return Err(Fault::new(format!("vae.{key}"), "is missing"));
+            }
         }
         Ok(())
     }
@@ -370,7 +375,7 @@ impl Manifest {
         let fewest = self.vae.frames_per_encode.min(self.vae.frames_per_decode);
         if self.latent.temporal_factor > 1 && fewest < self.window.maximum {
             let reason = "must take windows in one piece with latent.temporal_factor above 1; remove \
-                          the table";
+                          frames_per_encode and frames_per_decode";
             return Err(Fault::new("vae", reason));
         }
 
@@ -489,4 +494,9 @@ impl Manifest {
 
 fn one() -> usize {
     1
+}
+
+/// Frames of the longest window that any bundle allows.
+fn window() -> usize {
+    4096
 }

@@ -87,6 +87,11 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Whether one of them has more pixels than its graph can count.
+    pub(super) fn overflow(&self) -> bool {
+        [&self.encode, &self.predict, &self.decode].into_iter().any(|run| run.overflows)
+    }
+
     /// Bytes of the run that takes the most.
     pub(super) fn most(&self) -> u64 {
         self.encode.bytes.max(self.predict.bytes).max(self.decode.bytes)

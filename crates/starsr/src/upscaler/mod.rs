@@ -444,9 +444,19 @@ impl Upscaler {
     /// become shorter.
     ///
     /// # Errors
-    /// [`Error::Setting`] where frames and latents alone are more than the main memory.
+    /// [`Error::Setting`] where frames and latents alone are more than the main memory, and where
+    /// tiles of the size that was set have more pixels than the graphs can count.
     pub fn fit_memory(&mut self, available: u64) -> Result<()> {
         self.fit_runs();
+        if self.runs().overflow() {
+            let reason = format!(
+                "tiles of {} pixels are more than the bundle can count in windows of {} frames; use \
+                 smaller ones",
+                self.tile_size(),
+                self.layout.length()
+            );
+            return Err(Error::setting(Setting::TileSize, reason));
+        }
         while self.auto_tiles && self.memory_estimate() > available {
             let Some(size) = self.clip.path.reduce_tiles() else { break };
             self.reduced = Some(size);

@@ -3,6 +3,7 @@
 //! The engine on ONNX Runtime, with tiny bundles and with nano.
 //! Needs ONNX Runtime: `ORT_DYLIB_PATH`, or beside the test's executable.
 
+mod cogvideox;
 mod conditioning;
 mod engine;
 mod seams;

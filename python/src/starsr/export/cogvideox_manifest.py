@@ -102,6 +102,7 @@ def manifest(
             "color_fix": "adain",
             "strength": 1.0,
         },
+        "vae": {"run_pixels": (2**31 - 1) // vae.block_out_channels[0]},
         "condition": {"kind": "concat"},
         "positions": positions(config),
     }
