@@ -46,14 +46,21 @@ impl WindowSpec {
         (frames.max(self.minimum)..=self.maximum).find(|&n| self.is_legal(n)).unwrap_or(frames)
     }
 
-    /// Legal lengths in words.
+    /// Legal lengths in words, without "frames".
     pub(crate) fn rule(&self) -> String {
-        let Self { minimum, maximum, multiple, offset, .. } = self;
-        match multiple {
-            1 => format!("{minimum} to {maximum} frames"),
-            _ => format!(
-                "{minimum} to {maximum} frames that are {offset} more than a multiple of {multiple}"
-            ),
+        let Self { minimum, maximum, multiple, offset, .. } = *self;
+        if multiple == 1 {
+            return format!("{minimum} to {maximum}");
+        }
+        let first = minimum.saturating_sub(offset).next_multiple_of(multiple) + offset;
+        let legal: Vec<String> =
+            (first..=maximum).step_by(multiple).map(|length| length.to_string()).collect();
+        match &legal[..] {
+            [start @ .., last] if (1..12).contains(&start.len()) => {
+                format!("{} or {last}", start.join(", "))
+            }
+            [a, b, .., last] => format!("{a}, {b}, … or {last}"),
+            _ => legal.join(" or "),
         }
     }
 
@@ -70,7 +77,7 @@ impl WindowSpec {
             [("window.length", length), ("window.minimum", minimum), ("window.maximum", maximum)]
         {
             if !self.is_legal(value) {
-                let reason = format!("is {value}, but the table allows {} only", self.rule());
+                let reason = format!("is {value}, but must be {} frames", self.rule());
                 return Err(Fault::new(field, reason));
             }
         }

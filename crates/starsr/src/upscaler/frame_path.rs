@@ -85,9 +85,10 @@ impl FramePath {
             interpolation: rules.upscale,
             enlarger: Enlarger::new(scale, rules.upscale),
             factor: manifest.latent.spatial_factor,
-            frames_per_encode: match cadence.joins_frames() {
-                true => settings.windows(manifest)?.longest(),
-                false => manifest.vae.frames_per_encode,
+            frames_per_encode: if cadence.joins_frames() {
+                settings.windows(manifest)?.longest()
+            } else {
+                manifest.vae.frames_per_encode
             },
             cadence,
             trained: rules.trained,

@@ -43,9 +43,10 @@ pub(super) fn of_arrays(
     let (window, vae) = (layout.longest() as u64, &manifest.vae);
     // Latents of a window.
     let held = path.cadence().latents(layout.longest()) as u64;
-    let coded = match path.cadence().joins_frames() {
-        true => path.frames_per_encode(),
-        false => path.frames_per_encode().max(vae.frames_per_decode),
+    let coded = if path.cadence().joins_frames() {
+        path.frames_per_encode()
+    } else {
+        path.frames_per_encode().max(vae.frames_per_decode)
     };
     let run = held * RUN * latents(tile) + frame(tile) * coded as u64;
     let previous = u64::from(sampler.evaluations() > 1);

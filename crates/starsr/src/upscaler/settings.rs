@@ -107,8 +107,11 @@ impl Settings {
         let mode = self.window_mode.unwrap_or(defaults.mode);
         let length = self.window_length.unwrap_or(defaults.length);
         if !defaults.is_legal(length) {
-            let reason =
-                format!("the bundle {} takes {}, not {length}", manifest.name, defaults.rule());
+            let reason = format!(
+                "the bundle {} takes {} frames, not {length}",
+                manifest.name,
+                defaults.rule()
+            );
             return Err(Error::setting(Setting::WindowLength, reason));
         }
         let factor = manifest.latent.temporal_factor;
@@ -125,7 +128,7 @@ impl Settings {
             WindowMode::Wavefront => length / 2,
             WindowMode::Blend => defaults.overlap.min(length / 2 / factor * factor),
         });
-        if overlap % factor != 0 {
+        if !overlap.is_multiple_of(factor) {
             let reason =
                 format!("the bundle {} takes multiples of {factor}, not {overlap}", manifest.name);
             return Err(Error::setting(Setting::WindowOverlap, reason));

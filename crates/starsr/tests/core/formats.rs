@@ -162,8 +162,13 @@ fn mistakes() {
     let cases: &[(&str, &str, &str, &str)] = &[
         ("\"cogvideox\"", "\"other\"", "kind", "expected `i2vgen` or `cogvideox`"),
         ("temporal_factor = 4", "temporal_factor = 0", "latent.temporal_factor", "is 0"),
-        ("length = 25", "length = 24", "window.length", "1 more than a multiple of 8"),
-        ("maximum = 41", "maximum = 42", "window.maximum", "1 more than a multiple of 8"),
+        (
+            "length = 25",
+            "length = 24",
+            "window.length",
+            "is 24, but must be 1, 9, 17, 25, 33 or 41 frames",
+        ),
+        ("maximum = 41", "maximum = 42", "window.maximum", "must be 1, 9, 17"),
         ("overlap = 8", "overlap = 9", "window.overlap", "a multiple of latent.temporal_factor"),
         ("multiple = 8", "multiple = 2", "window.multiple", "one frame more"),
         ("offset = 1", "offset = 8", "window.offset", "is 8"),
@@ -254,8 +259,8 @@ fn settings() {
     };
     let default = Settings::default;
     let length = |n| Settings { window_length: Some(n), ..default() };
-    refused(length(24), Setting::WindowLength, "1 more than a multiple of 8, not 24");
-    refused(length(49), Setting::WindowLength, "1 to 41 frames");
+    refused(length(24), Setting::WindowLength, "takes 1, 9, 17, 25, 33 or 41 frames, not 24");
+    refused(length(49), Setting::WindowLength, "frames, not 49");
     let overlap = Settings { window_overlap: Some(5), ..default() };
     refused(overlap, Setting::WindowOverlap, "multiples of 4, not 5");
     let mode = Settings { window_mode: Some(WindowMode::Wavefront), ..default() };

@@ -75,7 +75,7 @@ pub fn positions(path: &Path, report: &mut Report) {
         let name = format!("sincos2b row {row}");
         match (row as usize).checked_sub(226) {
             Some(row) => {
-                report.difference(&name, max_difference(ours.row(row), theirs), TABLE_LIMIT)
+                report.difference(&name, max_difference(ours.row(row), theirs), TABLE_LIMIT);
             }
             None => report.check(theirs.iter().all(|&v| v == 0.0), || name),
         }
@@ -97,16 +97,13 @@ pub fn networks(folder: &Path, report: &mut Report) {
             (0..batch).map(|k| all.index_axis(Axis(0), k).to_owned()).collect::<Vec<Array4<f32>>>()
         };
         // One input for the whole batch is one query; else there are as many queries.
-        let queries = match tensors.get("x") {
-            Some(_) => {
-                let query = |(k, x): (usize, Array4<f32>)| (k..k + 1, x);
-                each("x").into_iter().enumerate().map(query).collect::<Vec<_>>()
-            }
-            None => {
-                let parts = [video(&tensors, "noisy"), video(&tensors, "lr_latent")];
-                let views = parts.each_ref().map(|part| part.view());
-                vec![(0..batch, ndarray::concatenate(Axis(1), &views).unwrap())]
-            }
+        let queries = if tensors.get("x").is_some() {
+            let query = |(k, x): (usize, Array4<f32>)| (k..k + 1, x);
+            each("x").into_iter().enumerate().map(query).collect::<Vec<_>>()
+        } else {
+            let parts = [video(&tensors, "noisy"), video(&tensors, "lr_latent")];
+            let views = parts.each_ref().map(|part| part.view());
+            vec![(0..batch, ndarray::concatenate(Axis(1), &views).unwrap())]
         };
         let expected = each("v");
         let mut worst: f64 = 0.0;
