@@ -195,6 +195,9 @@ impl Session {
                 }
             };
         self.report_truncated(truncated);
+        if let Some(trained) = upscaler.trained_otherwise() {
+            self.notices.push(Notice::Untrained { tile: upscaler.tile_size(), trained });
+        }
         let device_memory = upscaler.device_memory_estimate();
         let window_evaluations = upscaler.window_evaluations();
         let mut memory = upscaler.memory_estimate();
@@ -207,9 +210,6 @@ impl Session {
         let upscaler = ReadAhead::new(upscaler, notify)?;
         let latency_frames = upscaler.latency();
         self.notices.push(Notice::SetUp { latency_frames, memory });
-        if let Some(trained) = upscaler.trained_otherwise() {
-            self.notices.push(Notice::Untrained { tile: upscaler.tile_size(), trained });
-        }
         let mut stats = self.stats.lock();
         stats.upscaler_replaced();
         stats.memory = memory;
