@@ -3,14 +3,14 @@
 """Small bundles of STAR on CogVideoX for the tests of the plugin.
 
 `random` has random weights and works at any multiple of 16 from 48x32 on; `half` has the same in 16
-bits. The others hold the reference's small networks (`golden_cogvideox`): `rope` and `sincos` as they are, and `tame` with the
-last layer that the reference's whole run has.
+bits. The others hold the reference's small networks (`golden_cogvideox`): `rope` and `sincos` as
+they are, and `tame` with the last layer that the reference's whole run has.
 """
 
 import argparse
 import hashlib
-import os
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -96,11 +96,9 @@ def scaled(weights, factor):
     return {**weights, **{name: weights[name] * factor for name in last}}
 
 
-def write(folder, weights, config, vae, vae_config, precision="fp32"):
+def write(folder, precision, weights, config, vae, vae_config):
     """Write a bundle without a prompt."""
-    described = manifest(
-        folder.name, "1", "random weights", config, vae_config, None, TRAINED
-    )
+    described = manifest(folder.name, "1", "random weights", config, vae_config, None, TRAINED)
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, precision),
         **network_graphs(Arrays(weights), config, precision),
@@ -136,14 +134,14 @@ def main():
     if index.is_file() and json.loads(index.read_text(encoding="utf-8"))["fingerprint"] == mark:
         return
     with writer.staged(options.output) as work:
-        write(work / "random", *random_networks())
-        write(work / "half", *random_networks(), precision="fp16")
+        for name, precision in (("random", "fp32"), ("half", "fp16")):
+            write(work / name, precision, *random_networks())
         if (reference / FOLDER).is_dir():
             vae = read_vae(reference)
             for kind in KINDS:
-                write(work / kind, *read_network(reference, kind), *vae)
+                write(work / kind, "fp32", *read_network(reference, kind), *vae)
             weights, config = read_network(reference, "rope")
-            write(work / "tame", scaled(weights, TAME), config, *vae)
+            write(work / "tame", "fp32", scaled(weights, TAME), config, *vae)
         else:
             print(f"{reference / FOLDER} is missing: set STARSR_REFERENCE to the reference folder")
         index = {"fingerprint": mark}
