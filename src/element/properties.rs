@@ -119,6 +119,9 @@ pub struct Starsr {
     #[property(name = "strength", get, set, type = f32, member = strength, minimum = -1.0,
         maximum = 1.0, default = -1.0, mutable_ready, nick = "Strength",
         blurb = "Blend of the plain upscale (0) and the model's picture (1); -1: the bundle's")]
+    #[property(name = "detail", get, set, type = f32, member = detail, minimum = -1.0,
+        maximum = 1.0, default = -1.0, mutable_ready, nick = "Detail",
+        blurb = "Blend of a bundle's weights for fidelity (0) and for detail (1); -1: the bundle's")]
     #[property(name = "tile-size", get, set, type = u32, member = tile_size, maximum = 32768,
         mutable_ready, nick = "Tile size",
         blurb = "Largest side in output pixels that is processed at once, to save memory; 0: the \

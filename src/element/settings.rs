@@ -338,6 +338,7 @@ pub(super) struct Settings {
     pub(super) decode_overlap: i32,
     pub(super) color_fix: ColorFix,
     pub(super) strength: f32,
+    pub(super) detail: f32,
     pub(super) tile_size: u32,
     pub(super) tile_overlap: i32,
     pub(super) scene_detection: bool,
@@ -379,6 +380,7 @@ impl Default for Settings {
             decode_overlap: -1,
             color_fix: ColorFix::default(),
             strength: -1.0,
+            detail: -1.0,
             tile_size: 0,
             tile_overlap: -1,
             scene_detection: true,
@@ -472,6 +474,7 @@ impl Settings {
             device: self.device,
             cache_dir: self.model_cache_dir.clone(),
             device_memory: nonzero(self.device_memory).map(|mebibytes| u64::from(mebibytes) << 20),
+            detail: nonnegative(self.detail),
             threads: self.threads as usize,
         }
     }

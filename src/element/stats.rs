@@ -8,7 +8,6 @@ use gst::glib;
 use gst::prelude::*;
 
 use starsr::StageTimes;
-use starsr::bundle::Role;
 use starsr::runtime::GraphTimes;
 
 use super::loading::Loaded;
@@ -93,7 +92,7 @@ impl ElementStats {
 
     pub(super) fn structure(&self) -> gst::Structure {
         let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let running = self.times.as_ref().map_or(0, |times| times.runs(Role::Denoiser));
+        let running = self.times.as_ref().map_or(0, |times| times.evaluations());
         let stages = sum(&self.earlier, &self.stages);
         gst::Structure::builder("starsr-stats")
             .field("frames-in", self.frames_in)

@@ -243,6 +243,15 @@ pub trait Model: Denoiser + Send {
     /// As the model fails.
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples>;
 
+    /// Pixels `[F,3,H,W]`, nominally in `[0,1]` and not clamped, of the frames `[F,3,h,w]` in
+    /// `[0,1]` of a window, for a bundle that restores without a sampler.
+    ///
+    /// # Errors
+    /// As the model fails.
+    fn upscale(&mut self, _low: ArrayView4<f32>) -> Result<Samples> {
+        Err(Error::inference(Role::Upscaler, "the model has no such graph"))
+    }
+
     /// The embedding of a text's tokens.
     ///
     /// # Errors
@@ -273,7 +282,7 @@ pub trait Model: Denoiser + Send {
         None
     }
 
-    /// Runs of the denoiser so far.
+    /// Runs so far of the graph that restores windows.
     fn evaluations(&self) -> u64 {
         0
     }

@@ -43,18 +43,21 @@ named! {
         Modulation = "modulation",
         /// Noisy latents, and controls or low-quality latents, to the prediction.
         Denoiser = "denoiser",
+        /// Frames to enlarged frames, in one evaluation.
+        Upscaler = "upscaler",
     }
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::VaeEncoder,
         Self::VaeDecoder,
         Self::TextEncoder,
         Self::ControlNet,
         Self::Modulation,
         Self::Denoiser,
+        Self::Upscaler,
     ];
 }
 
@@ -134,6 +137,8 @@ named! {
         ColorFix = "color_fix",
         /// Blend of the model's picture with the plain upscale.
         Strength = "strength",
+        /// Share of the weights that were trained for detail.
+        Detail = "detail",
         /// Largest side of a spatial tile.
         TileSize = "tile_size",
         /// Pixels that neighbouring tiles share.

@@ -113,6 +113,9 @@ pub struct Args {
     /// 0 gives the plain upscale, 1 the model's result
     #[arg(long, value_name = "X", help_heading = "Model")]
     strength: Option<String>,
+    /// 0 is closest to the input, 1 shows the most detail; for bundles with weights for both
+    #[arg(long, value_name = "X", help_heading = "Model")]
+    detail: Option<String>,
     /// CPU threads for the model and all work on pixels
     #[arg(long, value_name = "N", help_heading = "Model")]
     threads: Option<String>,
@@ -221,6 +224,7 @@ impl Args {
             ("seed", &self.seed),
             ("color-fix", &self.color_fix),
             ("strength", &self.strength),
+            ("detail", &self.detail),
             ("threads", &self.threads),
         ];
         for (name, value) in options {

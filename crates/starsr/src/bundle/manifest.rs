@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::checks::{Fault, above_zero, check_axis, check_file, toml_error, within};
+use super::direct::{DetailSpec, check_tables};
 use super::process::{ConditionKind, ConditionSpec, Kind, SamplerSpec, ScheduleSpec, SolverKind};
 use super::video::{PositionsSpec, WindowSpec};
 use crate::diffusion::family::Family;
@@ -21,8 +22,10 @@ use crate::names::Role;
 pub const FORMAT: i64 = 2;
 
 /// The keys, with their table, that format 1 does not have.
-const SINCE_FORMAT_2: [(&str, &str); 13] = [
+const SINCE_FORMAT_2: [(&str, &str); 15] = [
     ("", "kind"),
+    ("", "detail"),
+    ("graphs", "upscaler"),
     ("", "condition"),
     ("", "positions"),
     ("latent", "temporal_factor"),
@@ -61,15 +64,19 @@ pub struct Manifest {
     pub layout: Layout,
     /// Upscaling factors.
     pub scale: Scale,
-    /// Shape of the latents.
+    /// Shape of the latents. This table and those of schedule, sampler and autoencoder belong to
+    /// bundles without `graphs.upscaler`; others have defaults there, see [`Self::is_direct`].
+    #[serde(default)]
     pub latent: Latent,
     /// Which frame sizes the graphs take and how frames are brought to them.
     pub canvas: CanvasSpec,
     /// How many frames the graphs take at once.
     pub window: WindowSpec,
     /// Noise schedule and start of the sampling.
+    #[serde(default)]
     pub schedule: ScheduleSpec,
     /// Defaults of the sampler.
+    #[serde(default)]
     pub sampler: SamplerSpec,
     /// How the low-quality latents reach the denoiser.
     #[serde(default)]
@@ -82,6 +89,8 @@ pub struct Manifest {
     pub vae: Vae,
     /// Defaults of the text condition; only with a text encoder or precomputed embeddings.
     pub prompts: Option<PromptsSpec>,
+    /// The two sets of weights of `graphs.upscaler`, where it has them.
+    pub detail: Option<DetailSpec>,
     /// The ONNX graphs.
     pub graphs: GraphsSpec,
 }
@@ -214,22 +223,24 @@ pub struct PromptsSpec {
     pub embeddings: Option<DataFile>,
 }
 
-/// The ONNX graphs by role.
+/// The ONNX graphs by role: `upscaler` alone, or autoencoder and denoiser.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphsSpec {
     /// Pixels to latents.
-    pub vae_encoder: GraphFile,
+    pub vae_encoder: Option<GraphFile>,
     /// Latents to pixels.
-    pub vae_decoder: GraphFile,
+    pub vae_decoder: Option<GraphFile>,
     /// Noisy and low-quality latents to controls; absent unless they are the denoiser's condition.
     pub controlnet: Option<GraphFile>,
     /// Timestep to the modulation of the denoiser's layers; only with [`ConditionKind::Concat`].
     pub modulation: Option<GraphFile>,
     /// Noisy latents, and controls or low-quality latents, to the prediction.
-    pub denoiser: GraphFile,
+    pub denoiser: Option<GraphFile>,
     /// Tokens to an embedding; absent where the model has no text condition.
     pub text_encoder: Option<GraphFile>,
+    /// Frames to enlarged frames, in place of all other graphs.
+    pub upscaler: Option<GraphFile>,
 }
 
 /// One graph: an ONNX file and the files that hold its weights.
@@ -256,16 +267,16 @@ pub struct DataFile {
 }
 
 impl GraphsSpec {
-    /// The graph of a role; [`Role::TextEncoder`], [`Role::ControlNet`] and [`Role::Modulation`]
-    /// may be absent.
+    /// The graph of a role, where the bundle has it.
     pub fn get(&self, role: Role) -> Option<&GraphFile> {
         match role {
-            Role::VaeEncoder => Some(&self.vae_encoder),
-            Role::VaeDecoder => Some(&self.vae_decoder),
+            Role::VaeEncoder => self.vae_encoder.as_ref(),
+            Role::VaeDecoder => self.vae_decoder.as_ref(),
             Role::ControlNet => self.controlnet.as_ref(),
             Role::Modulation => self.modulation.as_ref(),
-            Role::Denoiser => Some(&self.denoiser),
+            Role::Denoiser => self.denoiser.as_ref(),
             Role::TextEncoder => self.text_encoder.as_ref(),
+            Role::Upscaler => self.upscaler.as_ref(),
         }
     }
 }
@@ -280,8 +291,14 @@ impl Manifest {
         let table = text.parse::<toml::Table>().map_err(|e| toml_error(text, file, e))?;
         let reason = match table.get("format") {
             Some(toml::Value::Integer(1..=FORMAT)) => {
-                let manifest: Self = toml::from_str(text).map_err(|e| toml_error(text, file, e))?;
-                let checked = manifest.check_keys(&table).and_then(|()| manifest.validate());
+                let mut manifest: Self =
+                    toml::from_str(text).map_err(|e| toml_error(text, file, e))?;
+                if manifest.is_direct() {
+                    manifest.latent.spatial_factor = manifest.scale.default as usize;
+                }
+                let tables = || check_tables(&table, manifest.is_direct());
+                let keys = manifest.check_keys(&table).and_then(|()| tables());
+                let checked = keys.and_then(|()| manifest.validate());
                 checked.map_err(|Fault { field, reason }| Error::bundle(file, field, reason))?;
                 return Ok(manifest);
             }
@@ -316,7 +333,8 @@ impl Manifest {
             return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
         for key in ["frames_per_encode", "frames_per_decode"] {
-            if self.latent.temporal_factor == 1 && !has(("vae", key)) {
+            let is_optional = self.latent.temporal_factor > 1 || self.is_direct();
+            if !is_optional && !has(("vae", key)) {
                 return Err(Fault::new(format!("vae.{key}"), "is missing"));
             }
         }
@@ -360,6 +378,7 @@ impl Manifest {
         within("canvas.tile_memory", self.canvas.tile_memory, 0, 1 << 32)?;
 
         self.window.check(self.latent.temporal_factor)?;
+        self.check_direct()?;
         self.check_schedule()?;
         within("sampler.steps", self.sampler.steps, 1, 1000)?;
         let guidance = if self.format == 1 { "sampler.guidance_scale" } else { "sampler.guidance" };
@@ -418,6 +437,7 @@ impl Manifest {
             self.check_tokens()?;
         }
         match (self.condition.kind, &self.graphs.controlnet) {
+            _ if self.is_direct() => {}
             (ConditionKind::ControlNet, None) => {
                 let reason = "is missing; it brings the low-quality latents to the denoiser";
                 return Err(Fault::new("graphs.controlnet", reason));

@@ -15,6 +15,7 @@ use crate::model::Embedding;
 use crate::text::Ids;
 
 mod checks;
+mod direct;
 mod embeddings;
 mod manifest;
 mod process;
@@ -26,6 +27,7 @@ pub use crate::diffusion::scaled_linear::ScaledLinearConfig;
 pub use crate::diffusion::schedule::ScheduleConfig;
 pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
+pub use direct::DetailSpec;
 pub use manifest::{
     CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, PromptsSpec,
     Scale, Vae,
@@ -100,6 +102,9 @@ impl Bundle {
             manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref())
         {
             verify(&root.join(&data.file), "prompts.embeddings", &data.sha256, cancel)?;
+        }
+        if let Some(data) = manifest.detail.as_ref().map(|detail| &detail.weights) {
+            verify(&root.join(&data.file), "detail.weights", &data.sha256, cancel)?;
         }
         Ok(Self { root: root.to_path_buf(), manifest })
     }

@@ -53,6 +53,16 @@ impl LegalSizes {
         Ok(least.saturating_sub(self.offset).next_multiple_of(self.multiple) + self.offset)
     }
 
+    /// The legal sizes of what is `factor` times as small; `multiple` and `offset` are multiples of
+    /// `factor`.
+    pub(crate) fn shrunk(&self, factor: usize) -> Self {
+        Self {
+            multiple: self.multiple / factor,
+            offset: self.offset / factor,
+            minimum: self.minimum.div_ceil(factor),
+        }
+    }
+
     /// The largest legal size that is at most `size`, if there is one.
     pub(super) fn fit_within(&self, size: usize) -> Option<usize> {
         let least = self.fit(1).ok()?;

@@ -16,12 +16,12 @@ use crate::model::Samples;
 use crate::names::Role;
 
 /// A graph with one input.
-struct Coder {
-    graph: Graph,
-    input: &'static str,
-    element: TensorElementType,
+pub(super) struct Coder {
+    pub(super) graph: Graph,
+    pub(super) input: &'static str,
+    pub(super) element: TensorElementType,
     /// The input of the last run for which samples were copied, and its shape.
-    kept: Option<((usize, usize, usize, usize), Input)>,
+    pub(super) kept: Option<((usize, usize, usize, usize), Input)>,
 }
 
 /// Ways of decoding.
@@ -113,7 +113,7 @@ impl Autoencoder {
 
 /// The outputs `names`, of one `shape`, that a graph gives for its only input. A `kept` tensor is
 /// used where the samples do not lie in memory as the graph takes them.
-fn run<const N: usize>(
+pub(super) fn run<const N: usize>(
     Coder { graph, input, element, kept }: &mut Coder,
     samples: ArrayView4<f32>,
     names: [&str; N],

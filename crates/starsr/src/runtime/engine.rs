@@ -10,6 +10,7 @@ use ndarray::ArrayView4;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::autoencoder::Autoencoder;
+use super::direct::{self, Direct};
 use super::graph::Loader;
 use super::library;
 use super::options::Options;
@@ -37,10 +38,41 @@ pub struct Engine {
 }
 
 /// The graphs of a bundle.
-struct Graphs {
+enum Graphs {
+    /// Of one that samples.
+    Sampled(Box<Sampled>),
+    /// Of one that restores in one evaluation.
+    Direct(Direct),
+}
+
+struct Sampled {
     autoencoder: Autoencoder,
     predictor: Box<dyn Predict>,
     text: TextEncoder,
+}
+
+impl Graphs {
+    fn load(loader: &Loader, detail: f32) -> Result<Self> {
+        if loader.bundle.manifest().is_direct() {
+            return Direct::load(loader, detail).map(Self::Direct);
+        }
+        let autoencoder = Autoencoder::load(loader)?;
+        let predictor = predictor::load(loader)?;
+        let text = TextEncoder::load(loader, &predictor.text_graphs())?;
+        Ok(Self::Sampled(Box::new(Sampled { autoencoder, predictor, text })))
+    }
+
+    fn has_std(&self) -> bool {
+        matches!(self, Self::Sampled(graphs) if graphs.autoencoder.has_std)
+    }
+
+    /// The graphs of a bundle that samples; `role` is of one that is needed.
+    fn sampled(&mut self, role: Role) -> Result<&mut Sampled> {
+        match self {
+            Self::Sampled(graphs) => Ok(graphs),
+            Self::Direct(_) => Err(Error::inference(role, "the bundle has no such graph")),
+        }
+    }
 }
 
 /// What loading the graphs took of a device's memory and left of it.
@@ -62,7 +94,7 @@ struct Shared {
 
 /// What engines that share graphs have in common: the bundle's folder and manifest, with the hashes
 /// of all files, and how it is run.
-type BundleKey = (PathBuf, Manifest, ProviderKey);
+type BundleKey = (PathBuf, Manifest, ProviderKey, f32);
 
 static SHARED: Mutex<Vec<(BundleKey, Weak<Shared>)>> = Mutex::new(Vec::new());
 
@@ -103,15 +135,14 @@ impl Engine {
         check_layout(bundle, &chosen)?;
         let root = bundle.root();
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
-        let key = (root, bundle.manifest().clone(), chosen.key());
+        let detail = direct::detail(bundle.manifest(), options.detail)?;
+        let key = (root, bundle.manifest().clone(), chosen.key(), detail);
         let shared = shared(key, || {
             let before = chosen.free_device_memory();
             let loader = Loader { bundle, library, chosen: &chosen, cancel };
-            let autoencoder = Autoencoder::load(&loader)?;
-            let predictor = predictor::load(&loader)?;
-            let text = TextEncoder::load(&loader, &predictor.text_graphs())?;
-            let (has_std, threads) = (autoencoder.has_std, Threads::new(chosen.threads));
-            let graphs = Mutex::new(Graphs { autoencoder, predictor, text });
+            let graphs = Graphs::load(&loader, detail)?;
+            let (has_std, threads) = (graphs.has_std(), Threads::new(chosen.threads));
+            let graphs = Mutex::new(graphs);
             let free = chosen.free_device_memory();
             let footprint = Footprint { before, free };
             Ok(Shared { graphs, footprint, has_std, threads })
@@ -172,11 +203,11 @@ fn check_layout(bundle: &Bundle, chosen: &Chosen) -> Result<()> {
 
 impl Denoiser for Engine {
     fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
-        self.graphs()?.predictor.predict(query, &self.runner)
+        self.graphs()?.sampled(Role::Denoiser)?.predictor.predict(query, &self.runner)
     }
 
     fn prepare(&mut self, timesteps: &[i64]) -> Result<()> {
-        self.graphs()?.predictor.prepare(timesteps, &self.runner)
+        self.graphs()?.sampled(Role::Denoiser)?.predictor.prepare(timesteps, &self.runner)
     }
 
     fn prefers_batches(&self) -> bool {
@@ -188,7 +219,9 @@ impl Denoiser for Engine {
 
 impl Model for Engine {
     fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
-        let [latents] = self.graphs()?.autoencoder.encode(pixels, ["latents"], &self.runner)?;
+        let mut graphs = self.graphs()?;
+        let coder = &mut graphs.sampled(Role::VaeEncoder)?.autoencoder;
+        let [latents] = coder.encode(pixels, ["latents"], &self.runner)?;
         Ok(latents)
     }
 
@@ -196,7 +229,9 @@ impl Model for Engine {
         if !self.shared.has_std {
             return Err(no_std());
         }
-        self.graphs()?.autoencoder.encode(pixels, ["latents", "std"], &self.runner)
+        let mut graphs = self.graphs()?;
+        let coder = &mut graphs.sampled(Role::VaeEncoder)?.autoencoder;
+        coder.encode(pixels, ["latents", "std"], &self.runner)
     }
 
     fn has_std(&self) -> bool {
@@ -204,11 +239,20 @@ impl Model for Engine {
     }
 
     fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
-        self.graphs()?.autoencoder.decode(latents, &self.runner)
+        self.graphs()?.sampled(Role::VaeDecoder)?.autoencoder.decode(latents, &self.runner)
+    }
+
+    fn upscale(&mut self, low: ArrayView4<f32>) -> Result<Samples> {
+        match &mut *self.graphs()? {
+            Graphs::Direct(direct) => direct.upscale(low, &self.runner),
+            Graphs::Sampled(_) => {
+                Err(Error::inference(Role::Upscaler, "the bundle has no such graph"))
+            }
+        }
     }
 
     fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
-        self.graphs()?.text.embed(tokens, &self.runner)
+        self.graphs()?.sampled(Role::TextEncoder)?.text.embed(tokens, &self.runner)
     }
 
     fn cancel_with(&mut self, cancel: &Cancel) -> Result<()> {
@@ -232,7 +276,7 @@ impl Model for Engine {
     }
 
     fn evaluations(&self) -> u64 {
-        self.runner.times.runs(Role::Denoiser)
+        self.runner.times.evaluations()
     }
 
     fn busy(&self) -> Duration {

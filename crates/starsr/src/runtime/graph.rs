@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ort::value::{Outlet, TensorElementType, ValueType};
 
 use super::library::Library;
@@ -57,9 +58,18 @@ impl Reload {
 impl Loader<'_> {
     /// The graph of a role, `None` for one that the bundle does not have.
     pub fn graph(&self, role: Role) -> Result<Option<Graph>> {
+        self.graph_with(role, Ok)
+    }
+
+    /// [`Self::graph`] with a session that `adjust` prepares.
+    pub fn graph_with(
+        &self,
+        role: Role,
+        adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
+    ) -> Result<Option<Graph>> {
         self.cancel.check()?;
         let Some(path) = self.bundle.graph(role) else { return Ok(None) };
-        let load = || self.chosen.builder(self.library)?.commit_from_file(&path);
+        let load = || adjust(self.chosen.builder(self.library)?)?.commit_from_file(&path);
         let session = load().map_err(|e| {
             let reason = format!(
                 "ONNX Runtime {} cannot load this graph with provider {}: {}; install the bundle \

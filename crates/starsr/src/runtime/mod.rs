@@ -6,6 +6,7 @@ mod autoencoder;
 mod carried;
 mod concat;
 mod device_memory;
+mod direct;
 mod engine;
 mod ep_library;
 mod from_library;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::names::Provider;
 
 /// How the graphs are run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     /// The ONNX Runtime library; `None` looks for it.
     pub library: Option<PathBuf>,
@@ -30,6 +30,9 @@ pub struct Options {
     /// Bytes of the GPU's memory that the graphs may take with their weights; `None` is what is
     /// free.
     pub device_memory: Option<u64>,
+    /// Share of the weights that were trained for detail, 0..=1, in a bundle that has them; `None`
+    /// is the bundle's default.
+    pub detail: Option<f32>,
     /// Threads on the CPU; 0 is one for each core.
     pub threads: usize,
 }

@@ -38,6 +38,11 @@ impl GraphTimes {
         self.0[role as usize].runs.load(Ordering::Relaxed)
     }
 
+    /// Number of runs of the graphs that restore windows.
+    pub fn evaluations(&self) -> u64 {
+        self.runs(Role::Denoiser) + self.runs(Role::Upscaler)
+    }
+
     /// Time spent in runs of all graphs.
     pub fn total(&self) -> Duration {
         Role::ALL.iter().map(|&role| self.time(role)).sum()

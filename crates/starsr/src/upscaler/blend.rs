@@ -16,7 +16,8 @@ use crate::windows::{Planner, Window, Windows, cross_fade};
 
 /// How far the windows of a clip are with [`WindowMode::Blend`](crate::windows::WindowMode::Blend).
 pub(super) struct BlendWindows {
-    sampler: Sampler,
+    /// `None` where the model restores frames without one.
+    sampler: Option<Sampler>,
     planner: Planner,
     /// Complete windows that wait to be sampled.
     closed: VecDeque<Window>,
@@ -32,7 +33,7 @@ pub(super) struct BlendWindows {
 }
 
 impl BlendWindows {
-    pub(super) fn new(sampler: Sampler, layout: Windows) -> Self {
+    pub(super) fn new(sampler: Option<Sampler>, layout: Windows) -> Self {
         Self {
             sampler,
             planner: layout.planner(),
@@ -45,7 +46,21 @@ impl BlendWindows {
     }
 
     /// Restores one window on its own and cross-fades it with the one before.
-    fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
+    fn restore(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
+        let results = match self.sampler {
+            Some(_) => self.sample(window, clip)?,
+            None => clip.upscale(window.start..window.end)?,
+        };
+        clip.times.windows += 1;
+        let clock = Instant::now();
+        self.settle(results, false, clip)?;
+        lap(&mut clip.times.finish, clock);
+        Ok(())
+    }
+
+    /// The finished frames of one window, which the sampler restores on its own.
+    fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<Vec<Array3<f32>>> {
+        let Some(sampler) = &mut self.sampler else { return Ok(Vec::new()) };
         let places = window.start..window.end;
         let cadence = clip.path.cadence();
         let numbers = cadence.numbers(&clip.numbers(places.clone()));
@@ -55,7 +70,7 @@ impl BlendWindows {
             .filter(|(place, latents)| *place == window.start && latents.dim().0 <= window.len());
         let hint = clip.encode(places, shared.map(|(_, latents)| latents))?;
         let restored = clip.sample(|model, noise, conditioning, cancel| {
-            self.sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
+            sampler.sample(model, hint.view(), &numbers, noise, conditioning, cancel)
         })?;
         let next = self.planner.windows().start(self.next + 1);
         // Latents of several frames depend on where their window starts.
@@ -64,20 +79,14 @@ impl BlendWindows {
             self.shared = Some((next, shared.into()));
         }
         drop(hint);
-        clip.times.windows += 1;
-        let results = loop {
+        loop {
             let groups = clip.groups.of_window(window.len(), cadence);
             match clip.decode(restored.view(), groups.into_iter(), window.start) {
                 // What is restored is too dear to begin anew in smaller tiles.
                 Err(Error::Memory { .. }) if clip.groups.shorten() => {}
-                results => break results?,
+                results => return results,
             }
-        };
-        drop(restored);
-        let clock = Instant::now();
-        self.settle(results, false, clip)?;
-        lap(&mut clip.times.finish, clock);
-        Ok(())
+        }
     }
 
     /// Cross-fades the `results` of the first closed window with the window before, and lets out
@@ -120,7 +129,7 @@ impl WindowJoin for BlendWindows {
 
     fn advance(&mut self, clip: &mut Clip) -> Result<bool> {
         if let Some(&window) = self.closed.front() {
-            self.sample(window, clip)?;
+            self.restore(window, clip)?;
             return Ok(true);
         }
         if !clip.ended || self.tail.is_empty() {
@@ -145,22 +154,25 @@ impl WindowJoin for BlendWindows {
         self.next = 0;
         self.tail.clear();
         self.shared = None;
-        self.sampler.free_memory();
+        if let Some(sampler) = &mut self.sampler {
+            sampler.free_memory();
+        }
     }
 
     fn next_window(&self) -> Option<usize> {
         self.closed.front().map(Window::len)
     }
 
-    fn sampler(&self) -> &Sampler {
-        &self.sampler
+    fn sampler(&self) -> Option<&Sampler> {
+        self.sampler.as_ref()
     }
 
-    fn sampler_mut(&mut self) -> &mut Sampler {
-        &mut self.sampler
+    fn sampler_mut(&mut self) -> Option<&mut Sampler> {
+        self.sampler.as_mut()
     }
 
     fn latency(&self, _groups: &DecodeGroups) -> usize {
-        self.planner.windows().latency(self.sampler.evaluations())
+        let evaluations = self.sampler.as_ref().map_or(1, Sampler::evaluations);
+        self.planner.windows().latency(evaluations)
     }
 }

@@ -61,11 +61,11 @@ pub(super) trait WindowJoin: Send {
     /// Frames of the window that would be restored next on its own.
     fn next_window(&self) -> Option<usize>;
 
-    /// What restores the latents.
-    fn sampler(&self) -> &Sampler;
+    /// What restores the latents; `None` where the model restores frames without a sampler.
+    fn sampler(&self) -> Option<&Sampler>;
 
     /// The same, to be changed between windows.
-    fn sampler_mut(&mut self) -> &mut Sampler;
+    fn sampler_mut(&mut self) -> Option<&mut Sampler>;
 
     /// The most frames that must follow a frame before it can come out.
     fn latency(&self, groups: &DecodeGroups) -> usize;
@@ -203,6 +203,22 @@ impl Clip {
         let restored = work(&mut denoiser, self.noise.as_ref(), &self.conditioning, &self.cancel)?;
         lap(&mut self.times.sample, clock);
         Ok(restored)
+    }
+
+    /// The finished frames at `places` of the clip, which the model restores as one window without a
+    /// sampler.
+    pub(super) fn upscale(&mut self, places: Range<usize>) -> Result<Vec<Array3<f32>>> {
+        let frames = self.queued.range(places.start - self.first..places.end - self.first);
+        let low: Vec<_> = frames.map(|frame| &frame.low).collect();
+        let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
+        let mut clock = Instant::now();
+        let prepared = path.prepare_low(&low, cancel)?;
+        clock = lap(&mut times.prepare, clock);
+        let canvases = path.upscale(self.model.as_mut(), prepared.view(), cancel)?;
+        clock = lap(&mut times.sample, clock);
+        let results = path.finish(canvases.view(), &low, cancel)?;
+        lap(&mut times.finish, clock);
+        Ok(results)
     }
 
     /// The finished frames that `groups` keep of restored latents `[T,C,h,w]`, the first of which

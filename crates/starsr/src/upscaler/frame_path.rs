@@ -24,6 +24,8 @@ pub(super) struct FramePath {
     /// Size of the frames that come in.
     input: Size,
     canvas: Canvas,
+    /// The canvas of frames that are not enlarged before; of a model without autoencoder.
+    low: Option<Canvas>,
     /// The tiles, in pixels and in latents.
     grid: Grid,
     latent_grid: Grid,
@@ -73,6 +75,10 @@ impl FramePath {
         let large = input.enlarged(scale)?;
         let canvas = Canvas::new(large, rules.height, rules.width, rules.padding)?;
         let legal = [rules.height, rules.width];
+        let factor = manifest.latent.spatial_factor;
+        let [rows, columns] = legal.map(|legal| legal.shrunk(factor));
+        let low = || Canvas::new(input, rows, columns, rules.padding);
+        let low = manifest.is_direct().then(low).transpose()?;
         let grid = Grid::of_tiles(canvas.size, tile, overlap, legal)?;
         Ok(Self {
             input,
@@ -81,6 +87,7 @@ impl FramePath {
             legal,
             tile_overlap: settings.tile_overlap.unwrap_or(rules.tile_overlap),
             canvas,
+            low,
             scale,
             interpolation: rules.upscale,
             enlarger: Enlarger::new(scale, rules.upscale),
@@ -224,6 +231,45 @@ impl FramePath {
         Samples::new(prepared, shape)
     }
 
+    /// Frames `[3,h,w]` in `[0,1]`, in standard layout, on their own canvas `[F,3,H/s,W/s]`.
+    pub(super) fn prepare_low(&self, frames: &[&Array3<f32>], cancel: &Cancel) -> Result<Samples> {
+        let Some(canvas) = &self.low else {
+            return Err(Error::input("frames", "the model takes latents"));
+        };
+        let Size { width, height } = canvas.size;
+        let shape = [frames.len(), 3, height, width];
+        let mut prepared = self.buffers.lease(shape.iter().product());
+        let planes = prepared.chunks_exact_mut(height * width).enumerate();
+        self.threads.map(planes, |(place, plane)| {
+            cancel.check()?;
+            let low = frames[place / 3].slice(s![place % 3, .., ..]);
+            for (y, row) in low.outer_iter().enumerate() {
+                if let Some(row) = row.to_slice() {
+                    canvas.row_mut(plane, y).copy_from_slice(row);
+                }
+            }
+            canvas.surround(plane);
+            Ok(())
+        })?;
+        Samples::new(prepared, shape)
+    }
+
+    /// The frames on the canvas `[F,3,H,W]` that the model gives for prepared ones
+    /// `[F,3,H/s,W/s]`, in one run for each tile.
+    pub(super) fn upscale(
+        &self,
+        model: &mut dyn Model,
+        prepared: ArrayView4<f32>,
+        cancel: &Cancel,
+    ) -> Result<Samples> {
+        let factor = self.factor;
+        one(self.grid.blend(&self.threads, &self.buffers, |rows, columns| {
+            cancel.check()?;
+            let small = |r: Range<usize>| r.start / factor..r.end / factor;
+            Ok(vec![model.upscale(prepared.slice(s![.., .., small(rows), small(columns)]))?])
+        })?)
+    }
+
     fn prepare_plane(&self, low: &[f32], plane: &mut [f32]) {
         let Size { width, height } = self.canvas.picture;
         let mut band = vec![0.0; BAND.min(height) * width];
@@ -358,9 +404,11 @@ impl FramePath {
             return Err(Error::input("decoded frames", reason));
         };
         let lines = band.rows.chunks_exact_mut(self.canvas.picture.width);
+        // Autoencoders work in [-1,1].
+        let (gain, offset) = if self.low.is_some() { (1.0, 0.0) } else { (0.5, 0.5) };
         for (y, line) in (band.first..).zip(lines) {
             for (to, from) in line.iter_mut().zip(self.canvas.row(plane, y)) {
-                *to = (0.5 * from + 0.5).clamp(0.0, 1.0);
+                *to = (gain * from + offset).clamp(0.0, 1.0);
             }
         }
         Ok(())

@@ -72,6 +72,15 @@ pub(super) fn of_arrays(
     }
 }
 
+/// [`of_arrays`] of a model that restores frames without a sampler.
+pub(super) fn of_direct_arrays(path: &FramePath, layout: &Windows) -> u64 {
+    let frame = |size: Size| 3 * NUMBER * size.area();
+    let output = frame(path.output_size());
+    // The frames, what the model gives for them, and what is finished.
+    let window = frame(path.input_size()) + frame(path.canvas_size()) + output;
+    layout.longest() as u64 * window + layout.overlap() as u64 * output + frame(path.tile_size())
+}
+
 /// One run of a graph.
 pub(super) struct Run {
     /// Bytes that it takes according to the bundle; 0 where that is not known.

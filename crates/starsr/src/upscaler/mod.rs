@@ -20,6 +20,7 @@ use ndarray::Array3;
 use crate::bundle::{Manifest, Unconditional};
 use crate::cancel::Cancel;
 use crate::diffusion::noise::FrameNoise;
+use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::model::{Conditioning, Embedding, Memory, Model, no_std};
@@ -90,7 +91,12 @@ impl Upscaler {
         cancel: Cancel,
     ) -> Result<Self> {
         let threads = Threads::new(settings.threads);
-        let sampler = settings.sampler(manifest, threads.clone())?;
+        let sampler = if manifest.is_direct() {
+            settings.check_direct(manifest)?;
+            None
+        } else {
+            Some(settings.sampler(manifest, threads.clone())?)
+        };
         let layout = settings.windows(manifest)?;
         let groups = settings.decode_groups(manifest)?;
         if settings.posterior == Posterior::Sample && !model.has_std() {
@@ -104,9 +110,11 @@ impl Upscaler {
         };
         let path = FramePath::new(manifest, settings, size, tile, threads)?;
         model.cancel_with(&cancel)?;
-        let join: Box<dyn WindowJoin> = match layout.mode() {
-            WindowMode::Blend => Box::new(BlendWindows::new(sampler, layout)),
-            WindowMode::Wavefront => Box::new(WavefrontWindows::new(sampler, layout)?),
+        let join: Box<dyn WindowJoin> = match (layout.mode(), sampler) {
+            (WindowMode::Wavefront, Some(sampler)) => {
+                Box::new(WavefrontWindows::new(sampler, layout)?)
+            }
+            (_, sampler) => Box::new(BlendWindows::new(sampler, layout)),
         };
         let noise = Box::new(FrameNoise::new(settings.seed));
         Ok(Self {
@@ -142,7 +150,7 @@ impl Upscaler {
             conditioning.negative = conditioning.positive.as_ref().map(Embedding::zeros_like);
         }
         let half = conditioning.positive.is_some() && conditioning.negative.is_none();
-        if half && self.join.sampler().guidance().is_used() {
+        if half && self.is_guided() {
             let reason = "guidance needs its embedding; give one, or guide by a scale of 1";
             return Err(Error::setting(Setting::NegativePrompt, reason));
         }
@@ -164,10 +172,11 @@ impl Upscaler {
         let positive = tokenize(&prompts.suffix.compose(prompt, &defaults.suffix));
         let negative = tokenize(prompts.negative.as_ref().unwrap_or(&defaults.negative));
         let mut truncated = TruncatedTokens { prompt: positive.truncated, negative: 0 };
+        let is_guided = self.is_guided();
         let model = &mut self.clip.model;
         let mut conditioning =
             Conditioning { positive: Some(model.embed(&positive.ids)?), negative: None };
-        if self.join.sampler().guidance().is_used() {
+        if is_guided {
             truncated.negative = negative.truncated;
             conditioning.negative = Some(model.embed(&negative.ids)?);
         }
@@ -224,7 +233,7 @@ impl Upscaler {
     /// Whether memory was too short for both halves of a guided prediction together, so that they
     /// are computed separately.
     pub fn is_guidance_separated(&self) -> bool {
-        self.join.sampler().guidance().is_separated()
+        self.join.sampler().is_some_and(|sampler| sampler.guidance().is_separated())
     }
 
     /// Runs of the model's denoiser so far, see [`Model::evaluations`].
@@ -234,7 +243,8 @@ impl Upscaler {
 
     /// Runs of the model's denoiser that restore a window: one for each tile and prediction.
     pub fn window_evaluations(&self) -> u64 {
-        let predictions = self.join.sampler().predictions(self.clip.model.as_ref());
+        let model = self.clip.model.as_ref();
+        let predictions = self.join.sampler().map_or(1, |sampler| sampler.predictions(model));
         (predictions * self.clip.path.tiles()) as u64
     }
 
@@ -391,10 +401,15 @@ impl Upscaler {
         self.clip.model.device_memory_used()
     }
 
+    fn is_guided(&self) -> bool {
+        self.join.sampler().is_some_and(|sampler| sampler.guidance().is_used())
+    }
+
     fn runs(&self) -> memory::Runs {
         let Clip { model, path, groups, .. } = &self.clip;
-        let guidance = self.join.sampler().guidance();
-        let batch = if guidance.is_used() && guidance.batches(model.as_ref()) { 2 } else { 1 };
+        let guidance = self.join.sampler().map(Sampler::guidance);
+        let is_batched = guidance.is_some_and(|g| g.is_used() && g.batches(model.as_ref()));
+        let batch = if is_batched { 2 } else { 1 };
         memory::of_runs(path, &self.manifest, self.layout.longest(), batch, groups.size())
     }
 
@@ -406,8 +421,13 @@ impl Upscaler {
     }
 
     fn memory_of_arrays(&self) -> u64 {
-        let (path, sampler) = (&self.clip.path, self.join.sampler());
-        memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
+        let path = &self.clip.path;
+        match self.join.sampler() {
+            Some(sampler) => {
+                memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
+            }
+            None => memory::of_direct_arrays(path, &self.layout),
+        }
     }
 
     /// Fits runs of the graphs to what they can count, and to what the model may take of a device's
@@ -423,7 +443,8 @@ impl Upscaler {
             let memory::Runs { encode, predict, decode } = &self.runs();
             let Clip { model, path, groups, .. } = &mut self.clip;
             let sampler = self.join.sampler_mut();
-            let fitted = (!fits(predict) && sampler.separate_guidance(model.as_ref()))
+            let separate = |sampler: &mut Sampler| sampler.separate_guidance(model.as_ref());
+            let fitted = (!fits(predict) && sampler.is_some_and(separate))
                 || (!fits(decode) && groups.shorten())
                 || (!fits(encode) && path.shorten_encoding());
             if fitted {

@@ -101,6 +101,25 @@ impl Settings {
         Ok(Sampler::of(solver, guidance).with_threads(threads))
     }
 
+    /// Refuses what only bundles with a sampler have.
+    pub(super) fn check_direct(&self, manifest: &Manifest) -> Result<()> {
+        let set = [
+            (Setting::Steps, self.steps.is_some_and(|steps| steps != 1)),
+            (Setting::SamplerMode, self.sampler_mode == Some(SamplerMode::Fast)),
+            (Setting::GuidanceScale, self.guidance_scale.is_some_and(|scale| scale != 1.0)),
+            (Setting::NoiseLevel, self.noise_level.is_some()),
+            (Setting::WindowMode, self.window_mode == Some(WindowMode::Wavefront)),
+            (Setting::DecodeOverlap, self.decode_overlap.is_some_and(|frames| frames > 0)),
+        ];
+        let Some((setting, _)) = set.into_iter().find(|&(_, is_set)| is_set) else { return Ok(()) };
+        let reason = format!(
+            "the bundle {} restores each window in one evaluation, without a sampler; leave it \
+             unset",
+            manifest.name
+        );
+        Err(Error::setting(setting, reason))
+    }
+
     /// The layout of the windows, within the bundle's limits.
     pub(super) fn windows(&self, manifest: &Manifest) -> Result<Windows> {
         let defaults = &manifest.window;

@@ -93,16 +93,16 @@ impl WindowJoin for WavefrontWindows {
         None
     }
 
-    fn sampler(&self) -> &Sampler {
-        self.wavefront.sampler()
+    fn sampler(&self) -> Option<&Sampler> {
+        Some(self.wavefront.sampler())
     }
 
-    fn sampler_mut(&mut self) -> &mut Sampler {
-        self.wavefront.sampler_mut()
+    fn sampler_mut(&mut self) -> Option<&mut Sampler> {
+        Some(self.wavefront.sampler_mut())
     }
 
     fn latency(&self, groups: &DecodeGroups) -> usize {
-        self.layout.latency(self.sampler().evaluations()) + groups.latency()
+        self.layout.latency(self.wavefront.sampler().evaluations()) + groups.latency()
     }
 }
 

@@ -3,11 +3,13 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 
 from starsr.bundle.noise import frame_noise
 from starsr.data.resize import bicubic
@@ -15,21 +17,48 @@ from starsr.models.schedule import alphas_sigmas
 
 
 class Bundle:
-    """The graphs of a bundle without a text encoder, on the CPU."""
+    """The graphs of a bundle without a text encoder, on the CPU.
 
-    def __init__(self, folder: Path) -> None:
+    `detail` is the share of the weights for detail, or that of the manifest.
+    """
+
+    def __init__(self, folder: Path, detail: float | None = None) -> None:
         text = (folder / "bundle.toml").read_text(encoding="utf-8")
         self.manifest = tomllib.loads(text)
         self.sessions = {
             role: onnxruntime.InferenceSession(
-                str(folder / entry["file"]), providers=["CPUExecutionProvider"]
+                str(folder / entry["file"]),
+                self._options(folder, entry, detail),
+                providers=["CPUExecutionProvider"],
             )
             for role, entry in self.manifest["graphs"].items()
         }
+        if "upscaler" in self.sessions:
+            return
         schedule = self.manifest["schedule"]
         limits = ("logsnr_min", "logsnr_max", "scale_min", "scale_max")
         names = ("timesteps", *limits, "zero_terminal_snr")
         self.alphas, self.sigmas = alphas_sigmas(**{name: schedule[name] for name in names})
+
+    def _options(
+        self, folder: Path, entry: dict[str, Any], detail: float | None
+    ) -> onnxruntime.SessionOptions:
+        """Return options of a session, with blended weights where the bundle has two sets."""
+        options = onnxruntime.SessionOptions()
+        table = self.manifest.get("detail")
+        if table is None:
+            return options
+        share = np.float32(table["default"] if detail is None else detail)
+        own, others = (
+            load_file(folder / file["file"]) for file in (entry["data"][0], table["weights"])
+        )
+        values = {name: w.astype(np.float32) for name, w in own.items()}
+        for name, value in values.items():
+            values[name] = (value + share * (others[name] - value)).astype(np.float16)
+        # The session does not keep the values alive while it loads.
+        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in values.values()]
+        options.add_external_initializers(list(values), self._weights)
+        return options
 
     def run(self, role: str, **feeds: np.ndarray) -> list[np.ndarray]:
         """Return the outputs of one graph."""
@@ -49,6 +78,8 @@ class Bundle:
         noise for the first frames of a stream.
         """
         source = torch.from_numpy(low).permute(0, 3, 1, 2).float() / 255
+        if "upscaler" in self.sessions:
+            return self._upscale_directly(source)
         plain = bicubic(source).clamp(0, 1)
         pixels = plain * 2 - 1
         height, width = pixels.shape[-2:]
@@ -67,6 +98,15 @@ class Bundle:
         restored = np.clip(decoded[:, :, :height, :width] * 0.5 + 0.5, 0, 1)
         base, strength = plain.numpy(), self.manifest["sampler"]["strength"]
         result: np.ndarray = (base + strength * (restored - base)).transpose(0, 2, 3, 1)
+        return result
+
+    def _upscale_directly(self, low: torch.Tensor) -> np.ndarray:
+        scale = self.manifest["scale"]["default"]
+        height, width = (scale * side for side in low.shape[-2:])
+        below, right = self._legal(height, "height") - height, self._legal(width, "width") - width
+        padded = F.pad(low, (0, right // scale, 0, below // scale), mode="replicate")
+        high = self.run("upscaler", low=padded.numpy())[0]
+        result: np.ndarray = high[:, :, :height, :width].transpose(0, 2, 3, 1)
         return result
 
     def _legal(self, size: int, axis: str) -> int:

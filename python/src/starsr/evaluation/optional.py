@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -144,11 +145,37 @@ def write_y4m(path: Path, clip: np.ndarray) -> None:
             file.write(b"FRAME\n" + frame.tobytes())
 
 
+def vmaf_command() -> Callable[[Path, Path, Path], list[str]]:
+    """Return what makes the command that compares a reference with a result and writes JSON.
+
+    It is libvmaf's program or the FFmpeg of the package imageio-ffmpeg, which has libvmaf.
+    """
+    if program := shutil.which("vmaf"):
+
+        def plain(reference: Path, distorted: Path, output: Path) -> list[str]:
+            command = [program, "--reference", str(reference), "--distorted", str(distorted)]
+            command += ["--model", "version=vmaf_v0.6.1neg:name=vmaf"]
+            return [*command, "--output", str(output), "--json", "--quiet"]
+
+        return plain
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise MissingError(
+            "the program vmaf is not on the PATH, and the package imageio-ffmpeg is not installed"
+        )
+    ffmpeg = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+
+    def filtered(reference: Path, distorted: Path, output: Path) -> list[str]:
+        model = r"model=version=vmaf_v0.6.1neg\\:name=vmaf"
+        graph = f"libvmaf={model}:log_fmt=json:log_path={output.name}"
+        inputs = ["-i", str(distorted), "-i", str(reference)]
+        return [ffmpeg, "-v", "error", *inputs, "-lavfi", graph, "-f", "null", "-"]
+
+    return filtered
+
+
 def vmaf_scorer() -> Scorer:
-    """Return VMAF by libvmaf's program, with the NEG model that does not reward sharpening."""
-    program = shutil.which("vmaf")
-    if not program:
-        raise MissingError("the program vmaf is not on the PATH")
+    """Return VMAF by libvmaf, with the NEG model that does not reward sharpening."""
+    make = vmaf_command()
 
     def score(result: np.ndarray, target: np.ndarray | None) -> float:
         if target is None:
@@ -158,18 +185,46 @@ def vmaf_scorer() -> Scorer:
             output = Path(temporary, "scores.json")
             write_y4m(reference, target)
             write_y4m(distorted, result)
-            command = [program, "--reference", str(reference), "--distorted", str(distorted)]
-            command += ["--model", "version=vmaf_v0.6.1neg:name=vmaf"]
-            command += ["--output", str(output), "--json", "--quiet"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            command = make(reference, distorted, output)
+            done = subprocess.run(
+                command, cwd=temporary, capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 last = (done.stderr.strip() or "no message").splitlines()[-1]
                 raise RuntimeError(
-                    f"vmaf failed with status {done.returncode}: {last}; it must be libvmaf 2 or "
-                    "newer"
+                    f"{Path(command[0]).name} failed with status {done.returncode}: {last}; it "
+                    "must have libvmaf 2 or newer"
                 )
             scores = json.loads(output.read_text(encoding="utf-8"))
             return float(scores["pooled_metrics"]["vmaf"]["mean"])
+
+    return score
+
+
+def stlpips_scorer(network: str) -> Scorer:
+    """Return ST-LPIPS, the mean over every fourth frame, with the weights of its package."""
+    if importlib.util.find_spec("stlpips_pytorch") is None:
+        raise MissingError("the package stlpips-pytorch is not installed")
+    # The package imports these two and does not need them.
+    for name, needed in (("torchsummary", "summary"), ("IPython", "embed")):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.modules[name] = ModuleType(name)
+            setattr(sys.modules[name], needed, None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        module = importlib.import_module("stlpips_pytorch.stlpips")
+        metric = module.LPIPS(net=network, variant="shift_tolerant", verbose=False).eval()
+
+    def score(result: np.ndarray, target: np.ndarray | None) -> float:
+        if target is None:
+            raise ValueError("ST-LPIPS needs a ground truth")
+        with torch.no_grad():
+            scores = [
+                float(metric(*(from_bytes(frame[None]) * 2 - 1 for frame in frames)))
+                for frames in zip(result[::4], target[::4], strict=True)
+            ]
+        return float(np.mean(scores))
 
     return score
 
@@ -183,7 +238,17 @@ def from_pyiqa(
     return Metric(Figure(title, best, digits, meaning), load, get, needs_truth)
 
 
+def from_stlpips(network: str, title: str) -> Metric:
+    """Return ST-LPIPS with one of its networks, `vgg` or `alex`."""
+    meaning = f"Distance of deep features to the ground truth's, blind to small shifts ({title})."
+    figure = Figure(f"ST-LPIPS {title}", "min", 3, meaning)
+    get = "pip install --no-deps stlpips-pytorch"
+    return Metric(figure, partial(stlpips_scorer, network), get, needs_truth=True)
+
+
 METRICS = {
+    "stlpips": from_stlpips("vgg", "VGG"),
+    "stlpips-alex": from_stlpips("alex", "AlexNet"),
     "lpips": from_pyiqa(
         "lpips",
         "LPIPS",
@@ -229,8 +294,7 @@ METRICS = {
             "Netflix's fusion of fidelity and detail, model v0.6.1 NEG, 0 to 100.",
         ),
         vmaf_scorer,
-        "git clone https://github.com/Netflix/vmaf && "
-        "meson setup vmaf/build vmaf/libvmaf --buildtype release && ninja -C vmaf/build install",
+        "pip install imageio-ffmpeg",
         needs_truth=True,
     ),
 }

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MPL-2.0
-"""`starsr-export`: converts STAR, and as `starsr-export cogvideox` STAR on CogVideoX."""
+"""`starsr-export`: converts STAR, STAR on CogVideoX (`cogvideox`) and `starsr-distill`'s `student`."""
 
 import sys
 
-from starsr.export import cogvideox, star
+from starsr.export import cogvideox, star, student
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -11,6 +11,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["cogvideox"]:
         return cogvideox.main(given[1:])
+    if given[:1] == ["student"]:
+        return student.main(given[1:])
     return star.main(given)
 
 
