@@ -6,6 +6,7 @@
 mod bundle;
 mod decoding;
 mod device_memory;
+mod direct;
 mod faults;
 mod formats;
 mod guidance;

@@ -5,6 +5,7 @@
 
 mod cogvideox;
 mod conditioning;
+mod direct;
 mod engine;
 mod seams;
 mod sharing;
