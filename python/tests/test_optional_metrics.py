@@ -124,6 +124,55 @@ def test_vmaf_gets_both_clips(monkeypatch, tmp_path, clips):
         scorers["vmaf"](*clips)
 
 
+def test_vmaf_runs_in_the_ffmpeg_of_a_package(monkeypatch, tmp_path, clips):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = tmp_path / "ffmpeg"
+    executable(
+        program,
+        "import json, sys\n"
+        "inputs = [sys.argv[i + 1] for i, word in enumerate(sys.argv) if word == '-i']\n"
+        "assert [name.split('/')[-1] for name in inputs] == ['distorted.y4m', 'reference.y4m']\n"
+        "graph = sys.argv[sys.argv.index('-lavfi') + 1]\n"
+        "assert graph.startswith('libvmaf=model=version=vmaf_v0.6.1neg')\n"
+        "path = graph.split('log_path=')[1]\n"
+        "json.dump({'pooled_metrics': {'vmaf': {'mean': 73.5}}}, open(path, 'w'))\n",
+    )
+    package = SimpleNamespace(
+        get_ffmpeg_exe=lambda: str(program), __spec__=SimpleNamespace(name="imageio_ffmpeg")
+    )
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", package)
+    scorers, missing = optional.load(["vmaf"])
+    assert not missing and scorers["vmaf"](*clips) == 73.5
+
+
+def test_stlpips_compares_every_fourth_frame_in_its_range(monkeypatch, clips):
+    def network(net, variant, verbose):
+        assert net in ("vgg", "alex") and variant == "shift_tolerant" and not verbose
+
+        class Metric:
+            def eval(self):
+                return self
+
+            def __call__(self, a, b):
+                assert a.shape == (1, 3, 34, 41) and -1 <= a.min() < -0.9 and 0.9 < b.max() <= 1
+                return (a - b).abs().max()
+
+        return Metric()
+
+    module = SimpleNamespace(LPIPS=network)
+    package = SimpleNamespace(stlpips=module, __spec__=SimpleNamespace(name="stlpips_pytorch"))
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", package)
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch.stlpips", module)
+    scorers, missing = optional.load(["stlpips", "stlpips-alex"])
+    assert not missing
+    result, target = (np.concatenate([clip] * 3) for clip in clips)
+    result[1:4] = 0
+    for name in ("stlpips", "stlpips-alex"):
+        assert scorers[name](result, target) == pytest.approx(10 / 255, abs=1e-6)
+        with pytest.raises(ValueError, match="ground truth"):
+            scorers[name](result, None)
+
+
 def test_figures_are_described():
     for name, metric in optional.METRICS.items():
         assert metric.figure.best in ("max", "min") and metric.figure.meaning.endswith("."), name

@@ -5,7 +5,9 @@ import onnxruntime
 import pytest
 import torch
 
+from starsr.bundle.reader import Bundle
 from starsr.data.resize import bicubic
+from starsr.export.cli import main
 from starsr.export.student import export
 from starsr.models.nano import student as networks
 from starsr.models.nano.student import (
@@ -15,7 +17,9 @@ from starsr.models.nano.student import (
     blend,
     neighbourhood,
     operations,
+    save,
 )
+from starsr.training.pattern import diagonals, without_pattern
 
 SMALL = StudentConfig(widths=(8, 8, 16), blocks=(1, 2, 1))
 
@@ -123,3 +127,67 @@ def test_blends_lie_between():
     torch.testing.assert_close(blend(first, second, 0.0)(low), first(low))
     with pytest.raises(ValueError, match="differ in their configuration"):
         blend(first, Student(StudentConfig(widths=(8, 8, 8))), 0.5)
+
+
+def weights(folder, *students):
+    for name, student in zip(("fidelity", "detail"), students, strict=True):
+        save(folder / f"{name}.safetensors", student)
+
+
+def test_the_bundle_blends_its_weights(tmp_path, capsys):
+    ends = lively(1), lively(2)
+    weights(tmp_path / "weights", *ends)
+    target = tmp_path / "bundle"
+    arguments = ["--weights", str(tmp_path / "weights"), "--output", str(target)]
+    assert main(["student", *arguments, "--name", "small", "--detail", "0.25"]) == 0
+    assert "differs from PyTorch" in capsys.readouterr().out
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (3, 10, 13, 3), np.uint8)
+    with torch.no_grad():
+        # The sides become multiples of 4.
+        low = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
+        padded = torch.nn.functional.pad(low, (0, 3, 0, 2), mode="replicate")
+        for share in (None, 0.0, 1.0):
+            made = Bundle(target, share).upscale(clip)
+            assert made.shape == (3, 40, 52, 3)
+            student = blend(*ends, 0.25 if share is None else share)
+            expected = student(padded[None])[0, :, :, :40, :52].clamp(0, 1)
+            np.testing.assert_allclose(made, expected.permute(0, 2, 3, 1), atol=2e-3)
+
+
+def test_weights_of_two_networks_make_no_bundle(tmp_path, capsys):
+    other = StudentConfig(widths=(8, 8, 8), blocks=(1, 2, 1))
+    weights(tmp_path / "weights", lively(), lively(config=other))
+    target = tmp_path / "bundle"
+    given = ["student", "--weights", str(tmp_path / "weights"), "--output", str(target)]
+    assert main(given) == 1
+    assert "differ in their configuration" in capsys.readouterr().err and not target.exists()
+
+
+def pattern_of(student, low):
+    """The mean of the diagonals in what the student adds."""
+    with torch.no_grad():
+        phases = torch.nn.functional.pixel_unshuffle(student.upscale(low), 4)
+        added = (phases - student.bicubic_phases(low))[:, :, 4:-4, 4:-4]
+    return (diagonals().float() @ added.mean((0, 2, 3))).norm()
+
+
+def test_the_pattern_goes_and_the_rest_stays():
+    fidelity, detail = lively(3), lively(3)
+    with torch.no_grad():
+        wave = torch.tensor([0.05, -0.05, 0.0, 0.05] * 3)
+        detail.leave.bias += (diagonals().float() * wave[:, None]).sum(0)
+    rng = torch.Generator().manual_seed(0)
+    clips = [torch.rand(2, 3, 24, 32, generator=rng) * 0.2 + level for level in (0.1, 0.4, 0.7)]
+    mended = without_pattern(fidelity, detail, clips)
+    for low in clips:
+        assert pattern_of(mended, low) < 0.5 * pattern_of(detail, low)
+    # All but the diagonals of the last layer stays.
+    kept = torch.eye(48) - diagonals().float().T @ diagonals().float()
+    torch.testing.assert_close(
+        kept @ mended.leave.weight.flatten(1),
+        kept @ detail.leave.weight.flatten(1),
+        atol=1e-5,
+        rtol=0,
+    )
+    assert torch.equal(mended.enter.weight, detail.enter.weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""`starsr-export`: converts STAR, STAR on CogVideoX (`cogvideox`) and `starsr-distill`'s `student`."""
+"""`starsr-export`: converts STAR, STAR on CogVideoX (`cogvideox`) and a trained `student`."""
 
 import sys
 

@@ -50,7 +50,7 @@ def inputs_of_last_layer(student: Student, low: Tensor) -> Tensor:
 
 
 def last_layer(student: Student) -> Tensor:
-    """Return the weights of the last layer as a matrix `[48,C*9+1]`, the bias in its last column."""
+    """Return the weights of the last layer `[48,C*9+1]`, the bias in its last column."""
     layer = student.leave
     return torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1).detach().double()
 
