@@ -33,7 +33,7 @@ DEFAULT_DETAIL = 0.75
 #: Side of a tile in output pixels, and the overlap that hides the seams of tiles.
 TILE, TILE_OVERLAP = 2048, 128
 #: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU.
-TILE_MEMORY = 64
+TILE_MEMORY = 96
 #: Largest absolute difference between ONNX Runtime and PyTorch, whose blend is not rounded to fp16.
 LIMIT = 2e-3
 
@@ -170,7 +170,7 @@ def manifest(name: str, version: str, detail: float) -> dict[str, Any]:
             "height": side,
             "width": side,
         },
-        "window": {"mode": "blend", "length": 8, "overlap": 1, "minimum": 1, "maximum": 64},
+        "window": {"mode": "blend", "length": 6, "overlap": 1, "minimum": 1, "maximum": 64},
         "detail": {"default": detail},
     }
 
