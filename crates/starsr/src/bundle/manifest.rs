@@ -15,13 +15,14 @@ use crate::diffusion::schedule::SamplerMode;
 use crate::error::{Error, Result};
 use crate::geometry::{Interpolation, LegalSizes, Padding};
 use crate::names::Role;
+use crate::text::{CONTEXT, T5_LENGTH};
 use crate::windows::WindowMode;
 
 /// The newest version of the bundle format that this crate reads. It reads all older ones, too.
 pub const FORMAT: i64 = 2;
 
 /// The keys, with their table, that format 1 does not have.
-const SINCE_FORMAT_2: [(&str, &str); 8] = [
+const SINCE_FORMAT_2: [(&str, &str); 11] = [
     ("", "kind"),
     ("", "condition"),
     ("latent", "temporal_factor"),
@@ -30,6 +31,9 @@ const SINCE_FORMAT_2: [(&str, &str); 8] = [
     ("schedule", "shift_scale"),
     ("sampler", "solver"),
     ("sampler", "guidance"),
+    ("prompts", "embedded"),
+    ("prompts", "tokenizer"),
+    ("prompts", "length"),
 ];
 
 /// The whole of `bundle.toml`. [`Self::parse`] checks the ranges given at the fields.
@@ -189,17 +193,27 @@ pub struct Vae {
 }
 
 /// Defaults of the text condition.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptsSpec {
     /// Prompt, unless the user gives one.
     pub default: String,
     /// Appended to every prompt.
+    #[serde(default)]
     pub suffix: String,
     /// Negative prompt, unless the user gives one.
+    #[serde(default)]
     pub negative: String,
     /// Embeddings of some prompts, see [`super::Bundle::embeddings`].
     pub embeddings: Option<DataFile>,
+    /// The texts of `embeddings` in their order, where these come without tokens; empty for
+    /// `default` alone.
+    #[serde(default)]
+    pub embedded: Vec<String>,
+    /// SentencePiece's file of T5's tokens. Without it tokens are those of CLIP, or there are none.
+    pub tokenizer: Option<DataFile>,
+    /// Tokens of a text, 2..=4096; by default CLIP's 77 or T5's 226.
+    pub length: Option<usize>,
 }
 
 /// The ONNX graphs by role.
@@ -295,8 +309,13 @@ impl Manifest {
             Some((place, key)) => {
                 let dot = if place.is_empty() { "" } else { "." };
                 let reason = "is unknown to format 1; the manifest must begin with format = 2";
-                Err(Fault::new(format!("{place}{dot}{key}"), reason))
+                return Err(Fault::new(format!("{place}{dot}{key}"), reason));
             }
+            None => {}
+        }
+        let prompts = self.format == 1 && self.prompts.is_some();
+        match ["suffix", "negative"].into_iter().find(|key| prompts && !has(("prompts", key))) {
+            Some(key) => Err(Fault::new(format!("prompts.{key}"), "is missing")),
             None => Ok(()),
         }
     }
@@ -356,6 +375,7 @@ impl Manifest {
         let most = (self.vae.frames_per_decode - 1) / 2;
         within("vae.decode_overlap", self.vae.decode_overlap, 0, most)?;
 
+        self.check_prompts()?;
         let embeddings = self.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref());
         if self.graphs.text_encoder.is_none() && embeddings.is_none() {
             if self.prompts.is_some() {
@@ -366,9 +386,6 @@ impl Manifest {
                 let reason = "must be 1 without graphs.text_encoder or prompts.embeddings, since there is nothing to guide by";
                 return Err(Fault::new(guidance, reason));
             }
-        }
-        if let Some(data) = embeddings {
-            check_file("prompts.embeddings", &data.file, &data.sha256)?;
         }
         match (self.condition.kind, &self.graphs.controlnet) {
             (ConditionKind::ControlNet, None) => {
@@ -389,6 +406,45 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Whether tokens are those of CLIP.
+    pub(crate) fn has_clip_tokens(&self) -> bool {
+        let tokenizer = self.prompts.as_ref().and_then(|prompts| prompts.tokenizer.as_ref());
+        self.kind == Kind::I2vGen && tokenizer.is_none()
+    }
+
+    /// Number of tokens that stand for a text.
+    pub fn text_length(&self) -> usize {
+        let length = self.prompts.as_ref().and_then(|prompts| prompts.length);
+        length.unwrap_or(match self.kind {
+            Kind::I2vGen => CONTEXT,
+            Kind::CogVideoX => T5_LENGTH,
+        })
+    }
+
+    /// Checks the text condition's files and what needs what.
+    fn check_prompts(&self) -> Result<(), Fault> {
+        let Some(prompts) = &self.prompts else { return Ok(()) };
+        let length = self.text_length();
+        within("prompts.length", length, 2, 4096)?;
+        if self.has_clip_tokens() && length != CONTEXT {
+            let reason = format!("is {length}, but CLIP's tokens are {CONTEXT}; remove it");
+            return Err(Fault::new("prompts.length", reason));
+        }
+        if let Some(data) = &prompts.embeddings {
+            check_file("prompts.embeddings", &data.file, &data.sha256)?;
+        } else if !prompts.embedded.is_empty() {
+            return Err(Fault::new("prompts.embedded", "has no use without prompts.embeddings"));
+        }
+        match &prompts.tokenizer {
+            Some(data) => check_file("prompts.tokenizer", &data.file, &data.sha256),
+            None if self.kind == Kind::CogVideoX && self.graphs.text_encoder.is_some() => {
+                let reason = "is missing; graphs.text_encoder takes the tokens that it makes";
+                Err(Fault::new("prompts.tokenizer", reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Checks the schedule, and that solver and steps fit it.

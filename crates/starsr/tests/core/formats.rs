@@ -28,7 +28,7 @@ scale = { default = 1, minimum = 1, maximum = 4 }
 window = { length = 25, overlap = 8, minimum = 1, maximum = 49, mode = "blend" }
 vae = { frames_per_encode = 25, frames_per_decode = 9 }
 condition = { kind = "concat" }
-prompts = { default = "", suffix = "", negative = "" }
+prompts = { default = "", tokenizer = { file = "spiece.model", sha256 = "HASH" } }
 
 [latent]
 channels = 16
@@ -58,7 +58,7 @@ guidance = "wave"
 "#;
     let hash = "0".repeat(64);
     ["vae_encoder", "vae_decoder", "denoiser", "text_encoder"].iter().fold(
-        head.to_string(),
+        head.replace("HASH", &hash),
         |text, role| {
             format!("{text}\n[graphs.{role}]\nfile = \"{role}.onnx\"\nsha256 = \"{hash}\"\n")
         },
@@ -96,6 +96,9 @@ fn everything_is_read() {
     assert_eq!(rest, (0.0, ColorFix::Adain, 1.0));
     assert_eq!(manifest.condition.kind, ConditionKind::Concat);
     assert!(manifest.graphs.controlnet.is_none());
+    assert_eq!(manifest.text_length(), 226);
+    let prompts = manifest.prompts.unwrap();
+    assert_eq!((prompts.suffix.as_str(), prompts.negative.as_str()), ("", ""));
 
     for (number, scale) in [("6", 6.0), ("6.5", 6.5)] {
         let text = cogvideox().replace("\"wave\"", number);
@@ -157,6 +160,10 @@ fn mistakes() {
         ("guidance = \"wave\"", "guidance = 2\nguidance_scale = 2", "sampler", "remove one"),
         ("{ kind = \"concat\" }", "{ kind = \"add\" }", "condition", "`concat`"),
         ("{ kind = \"concat\" }", "{ kind = \"controlnet\" }", "graphs.controlnet", "is missing"),
+        ("default = \"\",", "default = \"\", length = 1,", "prompts.length", "is 1"),
+        ("default = \"\",", "default = \"\", embedded = [\"a\"],", "prompts.embedded", "no use"),
+        ("tokenizer = {", "embeddings = {", "prompts.tokenizer", "is missing"),
+        ("\"spiece.model\"", "\"../spiece.model\"", "prompts.tokenizer", "plain path"),
         ("condition = {", "conditions = {", "conditions", "unknown field"),
         (
             "[graphs.denoiser]",

@@ -10,5 +10,6 @@ mod faults;
 mod formats;
 mod guidance;
 mod structure;
+mod tokens;
 mod upscaler;
 mod windows;
