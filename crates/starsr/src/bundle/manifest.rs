@@ -305,13 +305,11 @@ impl Manifest {
             let within = table.get(place).and_then(|inner| inner.as_table());
             within.or(place.is_empty().then_some(table)).is_some_and(|t| t.contains_key(key))
         };
-        match SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key)) {
-            Some((place, key)) => {
-                let dot = if place.is_empty() { "" } else { "." };
-                let reason = "is unknown to format 1; the manifest must begin with format = 2";
-                return Err(Fault::new(format!("{place}{dot}{key}"), reason));
-            }
-            None => {}
+        let newer = SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key));
+        if let Some((place, key)) = newer {
+            let dot = if place.is_empty() { "" } else { "." };
+            let reason = "is unknown to format 1; the manifest must begin with format = 2";
+            return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
         let prompts = self.format == 1 && self.prompts.is_some();
         match ["suffix", "negative"].into_iter().find(|key| prompts && !has(("prompts", key))) {

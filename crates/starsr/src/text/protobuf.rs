@@ -30,12 +30,12 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     let key = varint(bytes)?;
     let value = match key & 7 {
         0 => Value::Number(varint(bytes)?),
-        1 => Value::Number(u64::from_le_bytes(*bytes.split_off(..8)?.as_array()?)),
+        1 => Value::Number(u64::from_le_bytes(*bytes.split_off(..8)?.first_chunk()?)),
         2 => {
             let length = usize::try_from(varint(bytes)?).ok()?;
             Value::Bytes(bytes.split_off(..length)?)
         }
-        5 => Value::Single(f32::from_le_bytes(*bytes.split_off(..4)?.as_array()?)),
+        5 => Value::Single(f32::from_le_bytes(*bytes.split_off(..4)?.first_chunk()?)),
         _ => return None,
     };
     Some((key >> 3, value))
