@@ -3,8 +3,8 @@
 """Small bundles of STAR on CogVideoX for the tests of the plugin.
 
 `random` has random weights and works at any multiple of 16 from 48x32 on; `half` has the same in 16
-bits. The others hold the reference's small networks (`golden_cogvideox`): `rope` and `sincos` as
-they are, and `tame` with the last layer that the reference's whole run has.
+bits, and `guided` a prompt. The others hold the reference's small networks (`golden_cogvideox`):
+`rope` and `sincos` as they are, and `tame` with the last layer that the reference's whole run has.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import starsr
 from starsr.bundle import writer
 from starsr.export.cogvideox_graphs import network_graphs, vae_graphs
 from starsr.export.cogvideox_manifest import manifest
+from starsr.export.manifest import EMBEDDINGS
 from starsr.models.cogvideox import network
 from starsr.models.cogvideox.network import CogVideoXConfig
 from starsr.models.cogvideox.vae import VaeConfig, declared_parameters, diffusers_names
@@ -96,15 +97,21 @@ def scaled(weights, factor):
     return {**weights, **{name: weights[name] * factor for name in last}}
 
 
-def write(folder, precision, weights, config, vae, vae_config):
-    """Write a bundle without a prompt."""
-    described = manifest(folder.name, "1", "random weights", config, vae_config, None, TRAINED)
+def write(folder, precision, weights, config, vae, vae_config, prompt=None):
+    """Write a bundle, without a prompt or with the random embedding of one."""
+    described = manifest(folder.name, "1", "random weights", config, vae_config, prompt, TRAINED)
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, precision),
         **network_graphs(Arrays(weights), config, precision),
     }
     folder.mkdir()
     files = {role: graph.save(folder / f"{role}.onnx") for role, graph in graphs.items()}
+    if prompt is not None:
+        shape = (1, config.text_length, config.text_dim)
+        data = save({"embeddings": torch.randn(shape, generator=torch.Generator().manual_seed(2))})
+        (folder / EMBEDDINGS).write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        described["prompts"]["embeddings"] = {"file": EMBEDDINGS, "sha256": sha256}
     writer.write_manifest(folder, described, files)
 
 
@@ -136,6 +143,7 @@ def main():
     with writer.staged(options.output) as work:
         for name, precision in (("random", "fp32"), ("half", "fp16")):
             write(work / name, precision, *random_networks())
+        write(work / "guided", "fp32", *random_networks(), prompt="a lake")
         if (reference / FOLDER).is_dir():
             vae = read_vae(reference)
             for kind in KINDS:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -383,3 +384,40 @@ def test_a_rehearsal_runs_every_graph(config, tmp_path, capsys):
     printed = capsys.readouterr().out
     print(printed)
     assert printed.count(" finite") == 4 and "NOT FINITE" not in printed
+
+
+TOKENIZER = Path(__file__).parents[2] / "crates/starsr-testkit/fixtures/t5/spiece.model"
+
+
+def test_the_tokenizer_is_part_of_the_bundle(folder, tmp_path, capsys):
+    nested = tmp_path / "t5"
+    (nested / "tokenizer").mkdir(parents=True)
+    shutil.copy(TOKENIZER, nested / "tokenizer")
+    for i, place in enumerate((TOKENIZER, TOKENIZER.parent, nested)):
+        output = tmp_path / f"bundle{i}"
+        assert run(options(folder, tokenizer=place), output) == 0
+        prompts = tomllib.loads((output / "bundle.toml").read_text(encoding="utf-8"))["prompts"]
+        listed = prompts["tokenizer"]
+        data = (output / listed["file"]).read_bytes()
+        assert data == TOKENIZER.read_bytes()
+        assert listed["sha256"] == hashlib.sha256(data).hexdigest()
+        assert prompts["length"] == ROPE.text_length
+    words = ("has no tokenizer", "spiece.model")
+    refused(options(folder, tokenizer=tmp_path / "none"), tmp_path / "other", capsys, *words)
+    wrong = tmp_path / "tokenizer.json"
+    wrong.write_text('{"model": {"vocab": ["<pad>", "</s>"]}}', encoding="utf-8")
+    refused(options(folder, tokenizer=wrong), tmp_path / "other", capsys, "not T5's tokenizer")
+
+
+def test_tokens_of_the_fixture_are_those_of_sentencepiece():
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = sentencepiece.SentencePieceProcessor(str(TOKENIZER))
+    cases = json.loads((TOKENIZER.parent / "tokens.json").read_text(encoding="utf-8"))
+    assert len(cases) > 20
+    for name, case in cases.items():
+        if name == "special":  # Only transformers knows special tokens inside a text.
+            continue
+        ids = model.encode(case["text"])
+        kept = [*ids[:225], 1]
+        assert case["ids"] == kept + [0] * (226 - len(kept)), name
+        assert case["truncated"] == max(len(ids) - 225, 0), name

@@ -12,7 +12,6 @@ use ndarray::{Array2, Array4, ArrayView2, ArrayView4, s};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::names::{Role, Setting};
-use crate::text::Ids;
 
 /// A text as the model sees it, `[N,D]` for `N` tokens. Clones share the values.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +37,16 @@ impl Embedding {
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+}
+
+/// An embedding with what became of its text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedded {
+    /// The embedding.
+    pub embedding: Embedding,
+    /// Number of tokens at the text's end that did not fit; 0 where the text is known without its
+    /// tokens.
+    pub truncated: usize,
 }
 
 /// What a prediction is made under: a text, or nothing where the model has no text condition.
@@ -252,11 +261,11 @@ pub trait Model: Denoiser + Send {
         Err(Error::inference(Role::Upscaler, "the model has no such graph"))
     }
 
-    /// The embedding of a text's tokens.
+    /// The embedding of a text.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the model cannot embed them.
-    fn embed(&mut self, _tokens: &Ids) -> Result<Embedding> {
+    /// [`Error::Setting`] where the model cannot embed it.
+    fn embed(&mut self, _text: &str) -> Result<Embedded> {
         Err(Error::setting(Setting::Prompt, "this model has no text condition"))
     }
 

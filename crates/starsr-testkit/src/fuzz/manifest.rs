@@ -9,8 +9,8 @@ use arbitrary::Arbitrary;
 use ndarray::{Array2, Array3, Array4, ArrayView4};
 use starsr::Cancel;
 use starsr::bundle::{Bundle, Manifest};
-use starsr::model::{Denoiser, Embedding, Model, Query, Samples};
-use starsr::text::{Ids, Prompts};
+use starsr::model::{Denoiser, Embedded, Embedding, Model, Query, Samples};
+use starsr::text::Prompts;
 use starsr::{Error, Result};
 use starsr::{Received, Settings, Size, Upscaler};
 use tempfile::TempDir;
@@ -260,8 +260,8 @@ impl Model for Zeros {
         Ok(Array4::zeros((frames, 3, height * self.factor, width * self.factor)).into())
     }
 
-    fn embed(&mut self, _: &Ids) -> Result<Embedding> {
-        Ok(Embedding::new(Array2::zeros((77, 4))))
+    fn embed(&mut self, _: &str) -> Result<Embedded> {
+        Ok(Embedded { embedding: Embedding::new(Array2::zeros((77, 4))), truncated: 0 })
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Embeddings of prompts that come with a bundle: a safetensors file with `tokens` and
-//! `embeddings`.
+//! Embeddings of prompts that come with a bundle: a safetensors file with `embeddings` and, unless
+//! the manifest has their texts, `tokens`.
 
 use std::path::Path;
 
@@ -11,10 +11,15 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
 use crate::model::Embedding;
-use crate::text::{CONTEXT, Ids};
+use crate::text::Key;
 
-/// Reads `tokens` I64 `[N,77]` and `embeddings` F32 or F16 `[N,77,D]`.
-pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
+/// Reads `embeddings` F32 or F16 `[N,length,D]`, and `tokens` I64 `[N,length]` where there are no
+/// `texts`, of which there are `N` otherwise.
+pub(super) fn read(
+    path: &Path,
+    length: usize,
+    texts: Option<&[String]>,
+) -> Result<Vec<(Key, Embedding)>> {
     let error = |reason: String| Error::bundle(path, "prompts.embeddings", reason);
     let fail = |tensor: &str, reason: String| {
         Error::bundle(path, format!("prompts.embeddings, tensor {tensor}"), reason)
@@ -26,28 +31,34 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
     })?;
     let tensor = |name: &str| file.tensor(name).map_err(|_| fail(name, "is missing".into()));
 
-    let tokens = tensor("tokens")?;
-    let ids = match (tokens.dtype(), tokens.shape()) {
-        (Dtype::I64, &[_, CONTEXT]) => integers(tokens.data()),
-        (dtype, shape) => {
-            return Err(fail(
-                "tokens",
-                format!("is {dtype:?} {shape:?}, but must be I64 [N, {CONTEXT}]"),
-            ));
+    let keys: Vec<Key> = if let Some(texts) = texts {
+        texts.iter().map(|text| Key::text(text)).collect()
+    } else {
+        let tokens = tensor("tokens")?;
+        match (tokens.dtype(), tokens.shape()) {
+            (Dtype::I64, &[_, n]) if n == length => {
+                let ids = integers(tokens.data());
+                ids.chunks_exact(length).map(|ids| Key::Tokens(ids.to_vec())).collect()
+            }
+            (dtype, shape) => {
+                let reason = format!("is {dtype:?} {shape:?}, but must be I64 [N, {length}]");
+                return Err(fail("tokens", reason));
+            }
         }
     };
     let embeddings = tensor("embeddings")?;
-    let (width, values) = match (embeddings.dtype(), embeddings.shape()) {
-        (Dtype::F32, &[n, CONTEXT, width]) if n == ids.len() && width > 0 => {
-            (width, singles(embeddings.data()))
-        }
-        (Dtype::F16, &[n, CONTEXT, width]) if n == ids.len() && width > 0 => {
-            (width, halves(embeddings.data()))
-        }
-        (dtype, shape) => {
+    let (width, shape) = match embeddings.shape() {
+        &[n, l, width] if n == keys.len() && l == length && width > 0 => (width, true),
+        _ => (1, false),
+    };
+    let values = match embeddings.dtype() {
+        Dtype::F32 if shape => singles(embeddings.data()),
+        Dtype::F16 if shape => halves(embeddings.data()),
+        dtype => {
             let reason = format!(
-                "is {dtype:?} {shape:?}, but must be F32 or F16 [{}, {CONTEXT}, D]",
-                ids.len()
+                "is {dtype:?} {:?}, but must be F32 or F16 [{}, {length}, D]",
+                embeddings.shape(),
+                keys.len()
             );
             return Err(fail("embeddings", reason));
         }
@@ -56,19 +67,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Ids, Embedding)>> {
         return Err(fail("embeddings", "holds values that are not finite numbers".into()));
     }
     let embedding = |values: &[f32]| {
-        Array2::from_shape_vec((CONTEXT, width), values.to_vec())
+        Array2::from_shape_vec((length, width), values.to_vec())
             .map(Embedding::new)
             .map_err(|e| fail("embeddings", e.to_string()))
     };
-    ids.into_iter()
-        .zip(values.chunks_exact(CONTEXT * width))
-        .map(|(ids, values)| Ok((ids, embedding(values)?)))
+    keys.into_iter()
+        .zip(values.chunks_exact(length * width))
+        .map(|(key, values)| Ok((key, embedding(values)?)))
         .collect()
 }
 
-fn integers(bytes: &[u8]) -> Vec<Ids> {
-    let values: Vec<i64> = bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect();
-    values.as_chunks().0.to_vec()
+fn integers(bytes: &[u8]) -> Vec<i64> {
+    bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect()
 }
 
 fn singles(bytes: &[u8]) -> Vec<f32> {

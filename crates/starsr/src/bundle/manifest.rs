@@ -17,12 +17,13 @@ use crate::diffusion::schedule::SamplerMode;
 use crate::error::{Error, Result};
 use crate::geometry::{Interpolation, LegalSizes, Padding, Size};
 use crate::names::Role;
+use crate::text::{CONTEXT, T5_LENGTH};
 
 /// The newest version of the bundle format that this crate reads. It reads all older ones, too.
 pub const FORMAT: i64 = 2;
 
 /// The keys, with their table, that format 1 does not have.
-const SINCE_FORMAT_2: [(&str, &str); 15] = [
+const SINCE_FORMAT_2: [(&str, &str); 18] = [
     ("", "kind"),
     ("", "detail"),
     ("graphs", "upscaler"),
@@ -38,6 +39,9 @@ const SINCE_FORMAT_2: [(&str, &str); 15] = [
     ("schedule", "shift_scale"),
     ("sampler", "solver"),
     ("sampler", "guidance"),
+    ("prompts", "embedded"),
+    ("prompts", "tokenizer"),
+    ("prompts", "length"),
 ];
 
 /// The whole of `bundle.toml`. [`Self::parse`] checks the ranges given at the fields.
@@ -210,17 +214,27 @@ impl Default for Vae {
 }
 
 /// Defaults of the text condition.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptsSpec {
     /// Prompt, unless the user gives one.
     pub default: String,
     /// Appended to every prompt.
+    #[serde(default)]
     pub suffix: String,
     /// Negative prompt, unless the user gives one.
+    #[serde(default)]
     pub negative: String,
     /// Embeddings of some prompts, see [`super::Bundle::embeddings`].
     pub embeddings: Option<DataFile>,
+    /// The texts of `embeddings` in their order, where these come without tokens; empty for
+    /// `default` alone.
+    #[serde(default)]
+    pub embedded: Vec<String>,
+    /// SentencePiece's file of T5's tokens. Without it tokens are those of CLIP, or there are none.
+    pub tokenizer: Option<DataFile>,
+    /// Tokens of a text, 2..=4096; by default CLIP's 77 or T5's 226.
+    pub length: Option<usize>,
 }
 
 /// The ONNX graphs by role: `upscaler` alone, or autoencoder and denoiser.
@@ -325,17 +339,22 @@ impl Manifest {
             let within = table.get(place).and_then(|inner| inner.as_table());
             within.or(place.is_empty().then_some(table)).is_some_and(|t| t.contains_key(key))
         };
-        if let Some((place, key)) =
-            SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key))
-        {
+        let newer = SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key));
+        if let Some((place, key)) = newer {
             let dot = if place.is_empty() { "" } else { "." };
             let reason = "is unknown to format 1; the manifest must begin with format = 2";
             return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
-        for key in ["frames_per_encode", "frames_per_decode"] {
-            let is_optional = self.latent.temporal_factor > 1 || self.is_direct();
-            if !is_optional && !has(("vae", key)) {
-                return Err(Fault::new(format!("vae.{key}"), "is missing"));
+        let prompts = self.format == 1 && self.prompts.is_some();
+        let vae = !self.is_direct() && self.latent.temporal_factor == 1;
+        for (needed, place, key) in [
+            (prompts, "prompts", "suffix"),
+            (prompts, "prompts", "negative"),
+            (vae, "vae", "frames_per_encode"),
+            (vae, "vae", "frames_per_decode"),
+        ] {
+            if needed && !has((place, key)) {
+                return Err(Fault::new(format!("{place}.{key}"), "is missing"));
             }
         }
         Ok(())
@@ -401,6 +420,7 @@ impl Manifest {
         let most = (self.vae.frames_per_decode - 1) / 2;
         within("vae.decode_overlap", self.vae.decode_overlap, 0, most)?;
 
+        self.check_prompts()?;
         let embeddings = self.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref());
         if self.graphs.text_encoder.is_none() && embeddings.is_none() {
             if self.prompts.is_some() {
@@ -411,9 +431,6 @@ impl Manifest {
                 let reason = "must be 1 without graphs.text_encoder or prompts.embeddings, since there is nothing to guide by";
                 return Err(Fault::new(guidance, reason));
             }
-        }
-        if let Some(data) = embeddings {
-            check_file("prompts.embeddings", &data.file, &data.sha256)?;
         }
         if let Some(positions) = &self.positions {
             positions.check()?;
@@ -471,6 +488,45 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Whether tokens are those of CLIP.
+    pub(crate) fn has_clip_tokens(&self) -> bool {
+        let tokenizer = self.prompts.as_ref().and_then(|prompts| prompts.tokenizer.as_ref());
+        self.kind == Kind::I2vGen && tokenizer.is_none()
+    }
+
+    /// Number of tokens that stand for a text.
+    pub fn text_length(&self) -> usize {
+        let length = self.prompts.as_ref().and_then(|prompts| prompts.length);
+        length.unwrap_or(match self.kind {
+            Kind::I2vGen => CONTEXT,
+            Kind::CogVideoX => T5_LENGTH,
+        })
+    }
+
+    /// Checks the text condition's files and what needs what.
+    fn check_prompts(&self) -> Result<(), Fault> {
+        let Some(prompts) = &self.prompts else { return Ok(()) };
+        let length = self.text_length();
+        within("prompts.length", length, 2, 4096)?;
+        if self.has_clip_tokens() && length != CONTEXT {
+            let reason = format!("is {length}, but CLIP's tokens are {CONTEXT}; remove it");
+            return Err(Fault::new("prompts.length", reason));
+        }
+        if let Some(data) = &prompts.embeddings {
+            check_file("prompts.embeddings", &data.file, &data.sha256)?;
+        } else if !prompts.embedded.is_empty() {
+            return Err(Fault::new("prompts.embedded", "has no use without prompts.embeddings"));
+        }
+        match &prompts.tokenizer {
+            Some(data) => check_file("prompts.tokenizer", &data.file, &data.sha256),
+            None if self.kind == Kind::CogVideoX && self.graphs.text_encoder.is_some() => {
+                let reason = "is missing; graphs.text_encoder takes the tokens that it makes";
+                Err(Fault::new("prompts.tokenizer", reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Checks the schedule, and that solver and steps fit it.

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::Embedding;
-use crate::text::Ids;
+use crate::text::{Key, SentencePiece};
 
 mod checks;
 mod direct;
@@ -40,6 +40,9 @@ pub use video::{PositionsSpec, WindowSpec};
 
 /// The name of the manifest in a bundle's folder.
 pub const MANIFEST: &str = "bundle.toml";
+
+/// The key of the tokenizer's file.
+const TOKENIZER: &str = "prompts.tokenizer";
 
 /// The name of the bundle to use unless another is named.
 pub const DEFAULT: &str = "nano";
@@ -98,10 +101,13 @@ impl Bundle {
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
         }
-        if let Some(data) =
-            manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref())
-        {
-            verify(&root.join(&data.file), "prompts.embeddings", &data.sha256, cancel)?;
+        if let Some(prompts) = &manifest.prompts {
+            let files =
+                [("prompts.embeddings", &prompts.embeddings), (TOKENIZER, &prompts.tokenizer)];
+            for (field, data) in files {
+                let Some(data) = data else { continue };
+                verify(&root.join(&data.file), field, &data.sha256, cancel)?;
+            }
         }
         if let Some(data) = manifest.detail.as_ref().map(|detail| &detail.weights) {
             verify(&root.join(&data.file), "detail.weights", &data.sha256, cancel)?;
@@ -156,16 +162,40 @@ impl Bundle {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
     }
 
-    /// The prompts, as tokens, whose embeddings `[77,D]` come with the bundle, all of one `D`;
-    /// empty without `prompts.embeddings`.
+    /// The prompts whose embeddings `[N,D]` come with the bundle, all of one `N` and `D`; empty
+    /// without `prompts.embeddings`.
     ///
     /// # Errors
     /// [`Error::Bundle`], which names the tensor.
-    pub fn embeddings(&self) -> Result<Vec<(Ids, Embedding)>> {
-        match self.manifest.prompts.as_ref().and_then(|prompts| prompts.embeddings.as_ref()) {
-            Some(data) => embeddings::read(&self.root.join(&data.file)),
-            None => Ok(Vec::new()),
-        }
+    pub fn embeddings(&self) -> Result<Vec<(Key, Embedding)>> {
+        let Some(prompts) = &self.manifest.prompts else { return Ok(Vec::new()) };
+        let Some(data) = &prompts.embeddings else { return Ok(Vec::new()) };
+        let texts = match prompts.embedded.as_slice() {
+            [] => std::slice::from_ref(&prompts.default),
+            texts => texts,
+        };
+        let path = self.root.join(&data.file);
+        let texts = (!self.manifest.has_clip_tokens()).then_some(texts);
+        embeddings::read(&path, self.manifest.text_length(), texts)
+    }
+
+    /// The tokenizer that comes with the bundle; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] about `prompts.tokenizer`.
+    pub fn tokenizer(&self) -> Result<Option<SentencePiece>> {
+        let data = self.manifest.prompts.as_ref().and_then(|prompts| prompts.tokenizer.as_ref());
+        let Some(data) = data else { return Ok(None) };
+        let path = self.root.join(&data.file);
+        let bytes = fs::read(&path).map_err(|e| unreadable(&path, TOKENIZER, "is missing", e))?;
+        let tokenizer = SentencePiece::read(&bytes, self.manifest.text_length());
+        tokenizer.map(Some).map_err(|reason| {
+            let reason = format!(
+                "is not T5's file spiece.model, because {reason}; export the bundle again with the \
+                 tokenizer of T5 v1.1 XXL"
+            );
+            Error::bundle(&path, TOKENIZER, reason)
+        })
     }
 }
 

@@ -21,10 +21,9 @@ use super::text_encoder::TextEncoder;
 use crate::bundle::{Bundle, Layout, MANIFEST, Manifest};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::model::{Denoiser, Embedding, Memory, Model, Query, Samples, no_std};
+use crate::model::{Denoiser, Embedded, Memory, Model, Query, Samples, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
-use crate::text::Ids;
 
 /// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns,
 /// so that together they take the memory of one.
@@ -251,8 +250,8 @@ impl Model for Engine {
         }
     }
 
-    fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
-        self.graphs()?.sampled(Role::TextEncoder)?.text.embed(tokens, &self.runner)
+    fn embed(&mut self, text: &str) -> Result<Embedded> {
+        self.graphs()?.sampled(Role::TextEncoder)?.text.embed(text, &self.runner)
     }
 
     fn cancel_with(&mut self, cancel: &Cancel) -> Result<()> {

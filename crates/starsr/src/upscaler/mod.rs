@@ -26,7 +26,7 @@ use crate::geometry::Size;
 use crate::model::{Conditioning, Embedding, Memory, Model, no_std};
 use crate::names::{Role, Setting};
 use crate::parallel::Threads;
-use crate::text::{Prompts, tokenize};
+use crate::text::Prompts;
 use crate::windows::Windows;
 
 pub use crate::color::ColorFix;
@@ -169,16 +169,25 @@ impl Upscaler {
             return prompts.refuse(&self.manifest.name).map(|()| TruncatedTokens::default());
         };
         let prompt = prompts.prompt.as_ref().unwrap_or(&defaults.default);
-        let positive = tokenize(&prompts.suffix.compose(prompt, &defaults.suffix));
-        let negative = tokenize(prompts.negative.as_ref().unwrap_or(&defaults.negative));
-        let mut truncated = TruncatedTokens { prompt: positive.truncated, negative: 0 };
+        let prompt = prompts.suffix.compose(prompt, &defaults.suffix);
+        let negative = prompts.negative.as_ref().unwrap_or(&defaults.negative);
+        let zeros = self.manifest.kind.unconditional() == Unconditional::Zeros;
+        if zeros && prompts.negative.is_some() {
+            let reason = format!(
+                "the bundle {} guides away from no prompt at all; leave it unset",
+                self.manifest.name
+            );
+            return Err(Error::setting(Setting::NegativePrompt, reason));
+        }
         let is_guided = self.is_guided();
         let model = &mut self.clip.model;
-        let mut conditioning =
-            Conditioning { positive: Some(model.embed(&positive.ids)?), negative: None };
-        if is_guided {
+        let positive = model.embed(&prompt)?;
+        let mut truncated = TruncatedTokens { prompt: positive.truncated, negative: 0 };
+        let mut conditioning = Conditioning { positive: Some(positive.embedding), negative: None };
+        if is_guided && !zeros {
+            let negative = model.embed(negative)?;
             truncated.negative = negative.truncated;
-            conditioning.negative = Some(model.embed(&negative.ids)?);
+            conditioning.negative = Some(negative.embedding);
         }
         self.set_conditioning(conditioning)?;
         Ok(truncated)

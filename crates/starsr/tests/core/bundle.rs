@@ -12,7 +12,7 @@ use starsr::Error;
 use starsr::bundle::{Bundle, Family, Manifest, Prediction, Role, ScheduleConfig};
 use starsr::diffusion::schedule::SamplerMode;
 use starsr::geometry::{Interpolation, LegalSizes, Padding};
-use starsr::text::tokenize;
+use starsr::text::{Key, tokenize};
 use starsr::windows::WindowMode;
 use starsr_testkit::fixtures;
 
@@ -270,6 +270,7 @@ fn embeddings_are_read() {
     let texts = ["a panda test", "rock"];
     assert_eq!(embeddings.len(), texts.len());
     for ((ids, embedding), text) in embeddings.iter().zip(texts) {
+        let Key::Tokens(ids) = ids else { panic!("{text} has no tokens") };
         assert_eq!(*ids, tokenize(text).ids, "{text}");
         let last = ids[1] as f32 / 65536.0 * 8.0;
         assert_eq!((embedding.values().dim(), embedding.values()[[1, 7]]), ((77, 8), last));

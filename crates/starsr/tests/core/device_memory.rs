@@ -77,9 +77,7 @@ fn manifest() -> Manifest {
     (manifest.vae.encode_memory, manifest.vae.decode_memory) = (per_pixel, per_pixel);
     (manifest.vae.frames_per_encode, manifest.vae.frames_per_decode) = (8, 8);
     manifest.vae.decode_overlap = 1;
-    let text = String::new;
-    manifest.prompts =
-        Some(PromptsSpec { default: text(), suffix: text(), negative: text(), embeddings: None });
+    manifest.prompts = Some(PromptsSpec::default());
     manifest
 }
 

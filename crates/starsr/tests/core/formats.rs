@@ -27,7 +27,7 @@ provenance = "none"
 training_data = "none"
 scale = { default = 1, minimum = 1, maximum = 4 }
 condition = { kind = "concat" }
-prompts = { default = "", suffix = "", negative = "" }
+prompts = { default = "", tokenizer = { file = "spiece.model", sha256 = "HASH" } }
 
 [latent]
 channels = 16
@@ -75,7 +75,7 @@ guidance = "wave"
 "#;
     let hash = "0".repeat(64);
     ["vae_encoder", "vae_decoder", "modulation", "denoiser", "text_encoder"].iter().fold(
-        head.to_string(),
+        head.replace("HASH", &hash),
         |text, role| {
             format!("{text}\n[graphs.{role}]\nfile = \"{role}.onnx\"\nsha256 = \"{hash}\"\n")
         },
@@ -120,6 +120,9 @@ fn everything_is_read() {
     assert_eq!([1, 9, 25, 41].map(|n| window.is_legal(n)), [true; 4]);
     assert_eq!([0, 8, 26, 49].map(|n| window.is_legal(n)), [false; 4]);
     assert_eq!([1, 2, 25, 26, 41, 42].map(|n| window.fit(n)), [1, 9, 25, 33, 41, 42]);
+    assert_eq!(manifest.text_length(), 226);
+    let prompts = manifest.prompts.unwrap();
+    assert_eq!((prompts.suffix.as_str(), prompts.negative.as_str()), ("", ""));
 
     for (number, scale) in [("6", 6.0), ("6.5", 6.5)] {
         let text = cogvideox().replace("\"wave\"", number);
@@ -207,6 +210,10 @@ fn mistakes() {
         ("guidance = \"wave\"", "guidance = 2\nguidance_scale = 2", "sampler", "remove one"),
         ("{ kind = \"concat\" }", "{ kind = \"add\" }", "condition", "`concat`"),
         ("{ kind = \"concat\" }", "{ kind = \"controlnet\" }", "positions", "has no use"),
+        ("default = \"\",", "default = \"\", length = 1,", "prompts.length", "is 1"),
+        ("default = \"\",", "default = \"\", embedded = [\"a\"],", "prompts.embedded", "no use"),
+        ("tokenizer = {", "embeddings = {", "prompts.tokenizer", "is missing"),
+        ("\"spiece.model\"", "\"../spiece.model\"", "prompts.tokenizer", "plain path"),
         ("condition = {", "conditions = {", "conditions", "unknown field"),
         (
             "[graphs.denoiser]",

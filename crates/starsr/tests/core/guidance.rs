@@ -12,8 +12,10 @@ use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::{Schedule, ScheduleConfig};
 use starsr::geometry::{Interpolation, upscale};
-use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query, Samples};
-use starsr::text::{Ids, Prompts, tokenize};
+use starsr::model::{
+    Condition, Conditioning, Denoiser, Embedded, Embedding, Model, Query, Samples,
+};
+use starsr::text::{Prompts, tokenize};
 use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, TruncatedTokens, Upscaler};
@@ -31,7 +33,7 @@ struct Asked {
 #[derive(Default)]
 struct Notes {
     asked: Vec<Asked>,
-    embedded: Vec<Ids>,
+    embedded: Vec<String>,
 }
 
 /// Predicts `x0 = (1 + contrast embedding) hint + embedding`, where an embedding is the text's
@@ -106,14 +108,14 @@ impl Model for StandIn {
         Ok(stand_in::to_pixels(latents).into())
     }
 
-    fn embed(&mut self, tokens: &Ids) -> Result<Embedding> {
-        self.notes.lock().unwrap().embedded.push(*tokens);
-        Ok(embedding(tokens))
+    fn embed(&mut self, text: &str) -> Result<Embedded> {
+        self.notes.lock().unwrap().embedded.push(text.to_owned());
+        Ok(Embedded { embedding: embedding(text), truncated: tokenize(text).truncated })
     }
 }
 
-fn embedding(tokens: &Ids) -> Embedding {
-    Embedding::new(Array2::from_elem((77, 4), tokens[1] as f32 / 65536.0))
+fn embedding(text: &str) -> Embedding {
+    Embedding::new(Array2::from_elem((77, 4), value(text)))
 }
 
 /// What the stand-in makes of a text.
@@ -146,7 +148,7 @@ impl Rig {
             default: "panda".into(),
             suffix: "lake".into(),
             negative: "rock".into(),
-            embeddings: None,
+            ..PromptsSpec::default()
         });
         let notes = Arc::<Mutex<Notes>>::default();
         let mut model = StandIn {
@@ -218,7 +220,7 @@ fn without_guidance_the_negative_half_is_never_asked_for() {
             Rig::new(&Settings { guidance_interval: interval, ..settings(scale, 3) }, |_| {});
         rig.run(8);
         assert_eq!(rig.texts(), vec![vec![value("panda")]; 6]);
-        assert_eq!(rig.notes.lock().unwrap().embedded, [tokenize("panda lake").ids]);
+        assert_eq!(rig.notes.lock().unwrap().embedded, ["panda lake"]);
     }
 }
 
@@ -348,8 +350,7 @@ fn a_new_prompt_holds_from_the_next_window() {
         assert_ne!(always[4..], never[4..]);
         // Each text once, but for the negative one, which the model is to remember.
         let embedded = rig.notes.lock().unwrap().embedded.clone();
-        let ids = |text: &str| tokenize(text).ids;
-        assert_eq!(embedded, [ids("panda lake"), ids("rock"), ids("lake lake"), ids("rock")]);
+        assert_eq!(embedded, ["panda lake", "rock", "lake lake", "rock"]);
     }
 }
 
@@ -392,7 +393,7 @@ fn in_a_wavefront_a_window_keeps_its_prompt_through_all_evaluations() {
 #[test]
 fn what_is_missing_is_an_error() {
     let mut rig = Rig::try_new(&settings(2.0, 1), |_| {}).unwrap();
-    let half = Conditioning { positive: Some(embedding(&tokenize("panda").ids)), negative: None };
+    let half = Conditioning { positive: Some(embedding("panda")), negative: None };
     let result = rig.upscaler.set_conditioning(half.clone());
     assert!(
         matches!(result, Err(Error::Setting { setting: Setting::NegativePrompt, .. })),

@@ -12,5 +12,6 @@ mod formats;
 mod guidance;
 mod read_ahead;
 mod structure;
+mod tokens;
 mod upscaler;
 mod windows;

@@ -242,6 +242,7 @@ fn work_is_stopped_by_a_reset_the_end_and_the_callers_flag() {
     }
     send(&mut upscaler, 3..9);
     assert!(!receive(&mut upscaler, &mut Vec::new()));
+    (0..2).for_each(|_| begun.recv().unwrap());
     upscaler.reset();
     drop(deeds);
     assert!(run(&mut upscaler, 40, 1) == expected(WindowMode::Blend, 40));

@@ -7,6 +7,7 @@ use ndarray::{Array2, Array4, s};
 use starsr::bundle::{Bundle, Manifest, Role};
 use starsr::model::{Condition, Conditioning, Denoiser, Embedding, Model, Query, Samples};
 use starsr::runtime::{Engine, Options, Provider};
+use starsr::text::Prompts;
 use starsr::upscaler::Posterior;
 use starsr::{Cancel, Error, Result, Settings, Size, Upscaler};
 use starsr_testkit::fixtures;
@@ -151,13 +152,7 @@ fn no_prompt_is_an_embedding_of_zeros() {
 fn guidance_moves_away_from_zeros() {
     let restored = |negative: Option<Embedding>, scale: f32| {
         let (engine, mut manifest) = engine("random")?;
-        let text = String::new;
-        manifest.prompts = Some(starsr::bundle::PromptsSpec {
-            default: text(),
-            suffix: text(),
-            negative: text(),
-            embeddings: None,
-        });
+        manifest.prompts = Some(starsr::bundle::PromptsSpec::default());
         let settings = Settings {
             scale: Some(1),
             steps: Some(2),
@@ -182,6 +177,42 @@ fn guidance_moves_away_from_zeros() {
     assert_eq!(guided.len(), 10);
     assert_eq!(restored(Some(embedding(TOKENS, WIDTH)), 6.0).unwrap(), guided);
     assert_ne!(restored(None, 1.0).unwrap(), guided);
+}
+
+/// The prompt that comes with a bundle, and no other.
+#[test]
+fn the_prompt_of_the_bundle_guides() {
+    let restored = |prompts: &Prompts, scale: Option<f32>| {
+        let (engine, manifest) = engine("guided")?;
+        let settings = Settings {
+            scale: Some(1),
+            steps: Some(3),
+            guidance_scale: scale,
+            threads: 1,
+            ..Settings::default()
+        };
+        let (size, cancel) = (Size::new(48, 32), Cancel::default());
+        let mut upscaler =
+            Upscaler::new(Box::new(engine), &manifest, &settings, size, cancel).unwrap();
+        Some(upscaler.set_prompts(prompts).map(|_| {
+            let frame = |k: u64| {
+                let part = values(k as usize, (1, 3, 32, 48)).mapv(|v| 0.5 + 0.2 * v);
+                part.index_axis_move(ndarray::Axis(0), 0)
+            };
+            run(&mut upscaler, 0..9, frame, 9)
+        }))
+    };
+    let none = Prompts::default();
+    let Some(wave) = restored(&none, None) else { return };
+    let wave = wave.unwrap();
+    let text = |text: &str| Prompts { prompt: Some(text.into()), ..Prompts::default() };
+    assert_eq!(restored(&text("a lake"), None).unwrap().unwrap(), wave);
+    assert_ne!(restored(&none, Some(1.0)).unwrap().unwrap(), wave);
+    assert_ne!(restored(&none, Some(6.0)).unwrap().unwrap(), wave);
+    let error = restored(&text("a wood"), None).unwrap().unwrap_err();
+    assert!(error.to_string().contains("a lake"), "{error}");
+    let negative = Prompts { negative: Some("fog".into()), ..Prompts::default() };
+    assert!(restored(&negative, None).unwrap().is_err());
 }
 
 #[test]

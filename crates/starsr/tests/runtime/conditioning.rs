@@ -11,7 +11,7 @@ use starsr::bundle::{Bundle, Role};
 use starsr::diffusion::guidance::Batching;
 use starsr::model::{Condition, Denoiser, Embedding, Model, Query};
 use starsr::runtime::{Engine, GraphTimes, Options, Provider};
-use starsr::text::{Prompts, tokenize};
+use starsr::text::{Key, Prompts, SentencePiece};
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::fixtures;
@@ -83,7 +83,7 @@ fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
 fn together_is_the_same_as_separately() {
     let mut engine = load(&fixtures::text()).unwrap();
     let texts = ["a panda test", "rock", "something else"];
-    let embeddings = texts.map(|text| engine.embed(&tokenize(text).ids).unwrap());
+    let embeddings = texts.map(|text| engine.embed(text).unwrap().embedding);
     // Sizes, texts and the size of the batch change in between.
     for (i, (frames, a, b)) in
         [(4, 0, 1), (4, 1, 0), (3, 0, 2), (4, 0, 2), (1, 2, 2)].into_iter().enumerate()
@@ -125,7 +125,7 @@ fn half_precision_embeddings_and_bfloat16_controls() {
         ("denoiser", "denoiser_text_half.onnx"),
     ]);
     let mut engine = load(halves.path()).unwrap();
-    let embedding = engine.embed(&tokenize("rock").ids).unwrap();
+    let embedding = engine.embed("rock").unwrap().embedding;
     let x = pattern((2, 48, 4, 4), 1);
     let v = velocity(&mut engine, x.view(), 5, x.view(), Some(&embedding)).unwrap();
     assert!(worst(&v, &expected_v(&x, 5, &x, &embedding)) < 5e-3);
@@ -156,14 +156,13 @@ fn known_prompts_need_no_encoder() {
     });
     let mut only_encoder = load(copy.path()).unwrap();
     for text in ["a panda test", "rock"] {
-        let ids = tokenize(text).ids;
-        let known = with.embed(&ids).unwrap();
-        assert_eq!(without.embed(&ids).unwrap(), known);
-        assert_eq!(only_encoder.embed(&ids).unwrap(), known, "{text}");
+        let known = with.embed(text).unwrap();
+        assert_eq!(without.embed(text).unwrap(), known);
+        assert_eq!(only_encoder.embed(text).unwrap(), known, "{text}");
     }
     assert_eq!(with.stats().runs(Role::TextEncoder), 0);
     assert_eq!(only_encoder.stats().runs(Role::TextEncoder), 2);
-    let error = without.embed(&tokenize("a dog").ids).unwrap_err();
+    let error = without.embed("a dog").unwrap_err();
     assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }), "{error}");
     assert!(error.to_string().contains("no text encoder"), "{error}");
 }
@@ -305,4 +304,81 @@ fn without_prompts_the_first_window_is_an_error() {
     (0..4).for_each(|number| upscaler.send_frame(number, frame(number)).unwrap());
     let error = upscaler.receive_frame().unwrap_err();
     assert!(error.to_string().contains("set the prompts first"), "{error}");
+}
+
+/// The text bundle with T5's tokens in place of CLIP's.
+fn with_t5(encoder: bool, tokenizer: bool, texts: &[&str]) -> tempfile::TempDir {
+    let copy = if encoder {
+        fixtures::copy_of(&fixtures::text())
+    } else {
+        fixtures::without_text_encoder()
+    };
+    let folder = fixtures::folder();
+    let model = fs::read(folder.join("t5/spiece.model")).unwrap();
+    fs::write(copy.path().join("spiece.model"), &model).unwrap();
+    let hash = fixtures::sha256(&copy.path().join("spiece.model"));
+    fixtures::edit(copy.path(), |text| {
+        let kind = if tokenizer { "i2vgen" } else { "cogvideox" };
+        let file = format!("tokenizer = {{ file = \"spiece.model\", sha256 = \"{hash}\" }}\n");
+        let more =
+            format!("embedded = {texts:?}\nlength = 77\n{}", if tokenizer { &file } else { "" });
+        text.replace("format = 1", &format!("format = 2\nkind = \"{kind}\""))
+            .replace("[prompts]\n", &format!("[prompts]\n{more}"))
+    });
+    copy
+}
+
+#[test]
+fn tokens_of_t5_reach_the_text_encoder() {
+    let bundle = with_t5(true, true, &["a panda test", "rock"]);
+    let mut engine = load(bundle.path()).unwrap();
+    let model = fs::read(bundle.path().join("spiece.model")).unwrap();
+    let tokenizer = SentencePiece::read(&model, 77).unwrap();
+    for text in ["a dog", "", "Crème  brûlée"] {
+        let tokens = tokenizer.tokenize(text).unwrap().ids;
+        let found = engine.embed(text).unwrap();
+        let first = found.embedding.values().column(0).to_owned();
+        assert!(tokens.iter().zip(first).all(|(&t, e)| t as f32 / 65536.0 == e), "{text}");
+        assert_eq!(found.truncated, 0);
+    }
+    assert_eq!(engine.stats().runs(Role::TextEncoder), 3);
+    // The same tokens as those of an embedding that comes with the bundle.
+    let (a, b) = (engine.embed("rock").unwrap(), engine.embed(" rock\n").unwrap());
+    assert_eq!((a.clone(), engine.stats().runs(Role::TextEncoder)), (b, 3));
+    let long = engine.embed(&"rock ".repeat(200)).unwrap();
+    assert!(long.truncated >= 124 && long.embedding != a.embedding);
+}
+
+#[test]
+fn without_an_encoder_the_error_names_the_prompts() {
+    for tokenizer in [true, false] {
+        let bundle = with_t5(false, tokenizer, &["a panda test", ""]);
+        let opened = Bundle::open(bundle.path()).unwrap();
+        assert_eq!(opened.tokenizer().unwrap().is_some(), tokenizer);
+        if !tokenizer {
+            let keys: Vec<_> =
+                opened.embeddings().unwrap().into_iter().map(|(key, _)| key).collect();
+            assert_eq!(keys, [Key::text(" a panda\ttest"), Key::text("")]);
+            continue;
+        }
+        let mut engine = load(bundle.path()).unwrap();
+        assert_eq!(engine.embed("a  panda test ").unwrap(), engine.embed("a panda test").unwrap());
+        assert_ne!(engine.embed("").unwrap(), engine.embed("a panda test").unwrap());
+        let error = engine.embed("a dog").unwrap_err();
+        let said = "only the prompts that come with it work (\"a panda test\", the empty prompt);";
+        assert!(error.to_string().contains(said), "{error}");
+        assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }));
+    }
+}
+
+#[test]
+fn a_wrong_tokenizer_is_refused() {
+    let bundle = with_t5(true, true, &["a panda test", "rock"]);
+    fixtures::replace_file(bundle.path(), "spiece.model", b"{\"version\": \"1.0\"}");
+    let (field, reason) = bundle_error(bundle.path());
+    assert_eq!(field, "prompts.tokenizer");
+    assert!(reason.contains("is not T5's file spiece.model") && !reason.contains('\n'), "{reason}");
+    let bundle = with_t5(true, true, &["one text", "two", "three"]);
+    let (field, reason) = bundle_error(bundle.path());
+    assert!(field.contains("tensor embeddings") && reason.contains("[3, 77, D]"), "{reason}");
 }

@@ -17,12 +17,14 @@ from starsr.export.cogvideox_sources import (
     SIZES,
     VAE,
     embed_empty_prompt,
+    find_tokenizer,
     load_embedding,
     load_network,
     load_vae,
+    read_tokenizer,
 )
 from starsr.export.cogvideox_verify import CogVideoXVerifier
-from starsr.export.manifest import EMBEDDINGS
+from starsr.export.manifest import EMBEDDINGS, TOKENIZER
 from starsr.export.verify import LIMITS, Difference
 from starsr.models.cogvideox.weights import TEXT_LENGTH
 from starsr.models.weights import Arrays
@@ -43,6 +45,10 @@ def export(options: argparse.Namespace, text_length: int = TEXT_LENGTH) -> None:
         embedding = load_embedding(options.embedding, config)
     elif options.text_encoder is not None:
         embedding = embed_empty_prompt(options.text_encoder, config)
+    tokenizer = options.tokenizer
+    if tokenizer is None and options.text_encoder is not None:
+        tokenizer = find_tokenizer(options.text_encoder)
+    pieces = None if tokenizer is None or embedding is None else read_tokenizer(tokenizer)
     vae_precision = options.vae_precision or options.precision
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, vae_precision),
@@ -73,6 +79,12 @@ def export(options: argparse.Namespace, text_length: int = TEXT_LENGTH) -> None:
             described["prompts"]["embeddings"] = {
                 "file": EMBEDDINGS,
                 "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        if pieces is not None:
+            (work / TOKENIZER).write_bytes(pieces)
+            described["prompts"]["tokenizer"] = {
+                "file": TOKENIZER,
+                "sha256": hashlib.sha256(pieces).hexdigest(),
             }
         writer.write_manifest(work, described, files)
         if options.verify:
@@ -111,6 +123,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="safetensors file with the embedding of another prompt (default: none, then the "
         "bundle has no prompt and needs no guidance)",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        help="T5's spiece.model, or a folder that has it (default: beside the text encoder, if it "
+        "is there); with it, texts with the same tokens are the same prompt",
     )
     add("--prompt", default="", help="the text of the embedding (default: empty)")
     add(

@@ -107,5 +107,5 @@ def manifest(
         "positions": positions(config),
     }
     if prompt is not None:
-        described["prompts"] = {"default": prompt}
+        described["prompts"] = {"default": prompt, "length": config.text_length}
     return described

@@ -150,6 +150,30 @@ def load_embedding(path: Path, config: CogVideoXConfig) -> Tensor:
     return embedding.float().reshape(1, *wanted)
 
 
+def find_tokenizer(path: Path) -> Path | None:
+    """Return the file `spiece.model` of T5's tokenizer, or `None` where there is none.
+
+    `path` is the file, or a folder in transformers' layout that has it, perhaps in a subfolder
+    `tokenizer`.
+    """
+    places = (path, path / "spiece.model", path / "tokenizer" / "spiece.model")
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """Return the file of T5's tokenizer at `path`, see `find_tokenizer`. Raises `WeightsError`."""
+    file = find_tokenizer(path)
+    if file is None:
+        raise WeightsError(
+            f"{path} has no tokenizer, neither spiece.model nor tokenizer/spiece.model: take the "
+            f"folder `tokenizer` of {VAE}"
+        )
+    data = file.read_bytes()
+    if any(piece not in data for piece in (b"<pad>", b"</s>")) or data.lstrip()[:1] in b"{<":
+        raise WeightsError(f"{file} is not T5's tokenizer: take spiece.model of {VAE}")
+    return data
+
+
 def embed_empty_prompt(path: Path, config: CogVideoXConfig) -> Tensor:
     """Return the embedding `[1,text_length,text_dim]` of a prompt without text, in 32 bits.
 

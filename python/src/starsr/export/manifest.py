@@ -9,6 +9,7 @@ from starsr.models.star import text
 from starsr.models.star.vae import VaeConfig
 
 EMBEDDINGS = "embeddings.safetensors"
+TOKENIZER = "spiece.model"
 LICENCE = (
     "STAR: MIT; autoencoder: Stability AI's licence of Stable Video Diffusion; text encoder: MIT"
 )

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Prompts: how they are put together and turned into the tokens of CLIP (docs/star.md, A.3).
+//! Prompts: how they are put together and turned into tokens, those of CLIP (docs/star.md, A.3) or
+//! of T5 (B.4).
 
 use std::sync::LazyLock;
 
-use instant_clip_tokenizer::{Token, Tokenizer};
+use instant_clip_tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::names::Setting;
 
-/// Tokens that a text encoder takes.
+mod charsmap;
+mod protobuf;
+mod sentencepiece;
+
+pub use sentencepiece::SentencePiece;
+
+/// Tokens that CLIP takes.
 pub const CONTEXT: usize = 77;
 
-/// The tokens of a text as numbers, padded with 0.
-pub type Ids = [i64; CONTEXT];
+/// Tokens that T5 takes for CogVideoX.
+pub const T5_LENGTH: usize = 226;
 
 /// How the bundle's suffix follows a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +38,7 @@ impl PromptSuffix {
     /// The text of a prompt with its suffix.
     pub fn compose(self, prompt: &str, suffix: &str) -> String {
         match self {
+            _ if suffix.is_empty() => prompt.to_owned(),
             Self::Spaced if prompt.trim().is_empty() => suffix.to_owned(),
             Self::Spaced => format!("{prompt} {suffix}"),
             Self::Glued => format!("{prompt}{suffix}"),
@@ -67,15 +75,32 @@ impl Prompts {
 }
 
 /// A text as a text encoder takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
-    /// Start, the text's tokens, end, and 0 up to [`CONTEXT`].
-    pub ids: Ids,
+    /// As many as the text encoder takes, padded.
+    pub ids: Vec<i64>,
     /// Number of tokens at the text's end that did not fit.
     pub truncated: usize,
 }
 
-/// Tokens of a text of any length, as open_clip's `tokenize` gives them.
+/// What a bundle knows a text by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// Its tokens.
+    Tokens(Vec<i64>),
+    /// Itself, where the bundle has no tokenizer. White space is as in [`Key::text`].
+    Text(String),
+}
+
+impl Key {
+    /// The key of a text without tokenizer: its words, with one space between them.
+    pub fn text(text: &str) -> Self {
+        Self::Text(text.split_ascii_whitespace().collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// CLIP's tokens of a text of any length, as open_clip's `tokenize` gives them: start, the text's
+/// tokens, end, and 0 up to [`CONTEXT`].
 pub fn tokenize(text: &str) -> Tokens {
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::new);
     let mut tokens = vec![TOKENIZER.start_of_text()];
@@ -83,10 +108,8 @@ pub fn tokenize(text: &str) -> Tokens {
     let truncated = tokens.len().saturating_sub(CONTEXT - 1);
     tokens.truncate(CONTEXT - 1);
     tokens.push(TOKENIZER.end_of_text());
-    let mut ids = [0; CONTEXT];
-    for (id, token) in ids.iter_mut().zip(tokens.into_iter().map(Token::to_u16)) {
-        *id = i64::from(token);
-    }
+    let mut ids: Vec<i64> = tokens.into_iter().map(|token| token.to_u16().into()).collect();
+    ids.resize(CONTEXT, 0);
     Tokens { ids, truncated }
 }
 
@@ -115,6 +138,7 @@ mod tests {
         assert_eq!(compose(PromptSuffix::Spaced, " "), "sharp, 32k");
         assert_eq!(compose(PromptSuffix::Glued, "a dog"), "a dogsharp, 32k");
         assert_eq!(compose(PromptSuffix::None, "a dog"), "a dog");
+        assert_eq!(PromptSuffix::Spaced.compose("a dog", ""), "a dog");
     }
 
     #[test]
