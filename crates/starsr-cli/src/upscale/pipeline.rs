@@ -39,6 +39,8 @@ pub enum Destination<'a> {
     File { container: Container, path: &'a Path, video_only: bool },
     /// Into pictures, whose numbers begin with the given one.
     Pictures(&'a Arc<Pictures>, u64),
+    /// As decoded frames, which are not upscaled here.
+    Frames(&'a gst::Element),
     /// To standard output, as Y4M, or without a header in this format.
     Pipe(Option<VideoFormat>),
 }
@@ -55,6 +57,8 @@ pub struct Input {
     pub frames: Option<u64>,
     /// What will be missing from the output, a sentence each.
     pub left_out: Vec<String>,
+    /// How players have to rotate the frames, in the words of GStreamer's tag.
+    pub orientation: Option<String>,
 }
 
 /// The pipeline; stopped when dropped.
@@ -68,6 +72,8 @@ pub struct Pipeline {
     /// What the source reads, where the source did not open it.
     input: input::Kept,
     encoded: Encoded,
+    /// Caps of the frames that leave the decoder, once known.
+    decoded: Encoded,
     starsr: Mutex<Option<gst::Element>>,
 }
 
@@ -102,6 +108,7 @@ impl Pipeline {
             inlets: Mutex::default(),
             input,
             encoded: Encoded::default(),
+            decoded: Encoded::default(),
             starsr: Mutex::default(),
         };
         this.set_state(gst::State::Paused)?;
@@ -111,6 +118,16 @@ impl Pipeline {
     /// What may be wrong with video that FFmpeg has decoded to its end.
     pub fn complaint(&self) -> Option<String> {
         self.input.complaint()
+    }
+
+    /// Caps of the frames that leave the decoder, once known.
+    pub fn decoded(&self) -> Option<gst::Caps> {
+        self.decoded.lock().clone()
+    }
+
+    /// Whether the video has no transparency, whatever its format.
+    pub fn is_opaque(&self) -> bool {
+        self.input.is_opaque()
     }
 
     /// Whether FFmpeg decodes the input.
@@ -135,6 +152,7 @@ impl Pipeline {
         State {
             taken: self.counts.taken(),
             done: self.counts.done(),
+            before: 0,
             position: self.counts.position(),
             evaluations: number("evaluations"),
             window_evaluations: number("window-evaluations"),
@@ -208,7 +226,7 @@ impl Pipeline {
             let pad = &stream.pad;
             self.counts.watch_end(pad);
             let target = if index == video {
-                self.video_branch(args, &ending, cut, stream.is_rotated())?
+                self.video_branch(args, &ending, cut, stream.orientation().is_some())?
             } else if !wanted[index] {
                 self.nowhere()?
             } else {
@@ -235,6 +253,7 @@ impl Pipeline {
             duration,
             frames: duration.zip(rate).and_then(|(duration, rate)| frames(duration, rate)),
             left_out,
+            orientation: video.orientation(),
         };
         for stream in streams {
             stream.release();
@@ -254,6 +273,7 @@ impl Pipeline {
             Destination::Pictures(pictures, number) => {
                 Ending::Pictures(make("fdsink")?, (*pictures).clone(), *number)
             }
+            Destination::Frames(sink) => Ending::Frames((*sink).clone()),
             Destination::Pipe(format) => {
                 let sink = make("fdsink")?;
                 sink.set_property("fd", standard_output());
@@ -322,62 +342,51 @@ impl Pipeline {
         cut: Option<Cut>,
         rotate: bool,
     ) -> Result<gst::Pad, String> {
-        let starsr = make("starsr")?;
-        args.configure(&starsr)?;
-        self.counts.watch(&starsr)?;
-        *self.starsr.lock() = Some(starsr.clone());
-        if args.preview.is_some() {
-            preview::split(&starsr)?;
-        }
-        let queue = make("queue")?;
-        queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
-        queue.set_property("max-size-buffers", 0u32);
-        queue.set_property("max-size-time", 0u64);
-        let format = make("capsfilter")?;
         let steady = Steady::new(args.deinterlace, self.input.hdr())?;
         let mut chain = steady.elements()?;
-        chain.push(starsr);
-        if args.width.is_some() || args.height.is_some() {
-            chain.push(size_filter(args)?);
-        }
-        chain.extend([queue, make("videoconvert")?]);
-        // Not every muxer can store a rotation, so the frames are rotated.
-        if rotate {
-            let flip = make("videoflip")?;
-            flip.set_property_from_str("video-direction", "auto");
-            chain.push(flip);
-        }
-        chain.push(format.clone());
-        self.pipeline.add_many(&chain).map_err(text)?;
-        gst::Element::link_many(&chain).map_err(text)?;
+        let encoding = if let Ending::Frames(sink) = ending {
+            self.pipeline.add_many(&chain).map_err(text)?;
+            gst::Element::link_many(chain.iter().chain([sink])).map_err(text)?;
+            None
+        } else {
+            let (restoring, format) = restoring(args, rotate)?;
+            self.counts.watch(&restoring[0])?;
+            *self.starsr.lock() = Some(restoring[0].clone());
+            chain.extend(restoring);
+            self.pipeline.add_many(&chain).map_err(text)?;
+            gst::Element::link_many(&chain).map_err(text)?;
+            let opaque = self.input.is_opaque();
+            let encoding = Encoding::new(args, format, ending, opaque, self.encoded.clone())?;
+            encoding.watch()?;
+            match ending {
+                // The default depends on the video, which is unknown before it is decoded.
+                Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}
+                Ending::Muxer(..) => {
+                    encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
+                }
+                _ => {
+                    always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
+                }
+            }
+            Some(encoding)
+        };
         let first = always_pad(&chain[0], "sink")?;
-        let encoding =
-            Encoding::new(args, format, ending, self.input.is_opaque(), self.encoded.clone())?;
-        encoding.watch()?;
-        match ending {
-            // The default depends on the video, which is unknown before it is decoded.
-            Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}
-            Ending::Muxer(..) => {
-                encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
-            }
-            Ending::Pictures(..) | Ending::Pipe(..) => {
-                always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
-            }
-        }
         sync(chain.iter().rev())?;
 
         let decoder = make("decodebin")?;
-        let colors = self.reading.colors.clone();
+        let (colors, decoded) = (self.reading.colors.clone(), self.decoded.clone());
         let pipeline = self.pipeline.downgrade();
         decoder.connect_pad_added(move |decoder, pad| {
             let Some(pipeline) = pipeline.upgrade() else { return };
             if let Some(cut) = cut {
                 cut.clip(pad);
             }
+            *decoded.lock() = pad.current_caps();
             steady.watch(pad, colors.clone());
-            let linked = encoding
-                .complete(&pipeline, pad)
-                .and_then(|()| pad.link(&first).map(|_| ()).map_err(text));
+            let completed = encoding.as_ref().map_or(Ok(()), |encoding| {
+                encoding.complete(&pipeline, pad.current_caps().as_deref())
+            });
+            let linked = completed.and_then(|()| pad.link(&first).map(|_| ()).map_err(text));
             if let Err(reason) = linked {
                 gst::element_error!(
                     decoder,
@@ -414,6 +423,34 @@ fn wanted_streams(
     };
     let describe = |stream: &Held| (Some(Kind::of(&stream.caps())), stream.language());
     args.choices.select(&streams.iter().map(describe).collect::<Vec<_>>())
+}
+
+/// The elements from frames of the input's size to those for an encoder, `starsr` first. The last is
+/// the filter for the encoder's format, which is given once more.
+pub fn restoring(args: &Args, rotate: bool) -> Result<(Vec<gst::Element>, gst::Element), String> {
+    let starsr = make("starsr")?;
+    args.configure(&starsr)?;
+    if args.preview.is_some() {
+        preview::split(&starsr)?;
+    }
+    let queue = make("queue")?;
+    queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
+    queue.set_property("max-size-buffers", 0u32);
+    queue.set_property("max-size-time", 0u64);
+    let format = make("capsfilter")?;
+    let mut chain = vec![starsr];
+    if args.width.is_some() || args.height.is_some() {
+        chain.push(size_filter(args)?);
+    }
+    chain.extend([queue, make("videoconvert")?]);
+    // Not every muxer can store a rotation, so the frames are rotated.
+    if rotate {
+        let flip = make("videoflip")?;
+        flip.set_property_from_str("video-direction", "auto");
+        chain.push(flip);
+    }
+    chain.push(format.clone());
+    Ok((chain, format))
 }
 
 /// Leaves only the size asked for to what is in front of it.
