@@ -48,7 +48,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match parse().command {
+    let command = parse().command;
+    let goes_on = match &command {
+        Command::Upscale(args) => args.is_job(),
+        Command::Work(_) | Command::Join(_) => true,
+        _ => false,
+    };
+    let result = match command {
         Command::Upscale(args) => upscale::run(&args),
         Command::Plan(args) => job::plan(&args),
         Command::Work(args) => job::work::run(&args),
@@ -66,7 +72,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Stop::Interrupted) => {
-            terminal::warn("starsr: interrupted; no unfinished file is left");
+            let left = if goes_on {
+                "the same command goes on with the job"
+            } else {
+                "no unfinished file is left"
+            };
+            terminal::warn(format_args!("starsr: interrupted; {left}"));
             ExitCode::from(INTERRUPTED)
         }
     }
@@ -75,10 +86,8 @@ fn main() -> ExitCode {
 /// The program's command line.
 fn command() -> clap::Command {
     Cli::command().mut_subcommand("plan", |plan| {
-        let plan = job::NOT_PLANNED
-            .iter()
-            .filter(|id| **id != "files")
-            .fold(plan, |plan, id| plan.mut_arg(id, |arg| arg.hide(true)));
+        let hide = |plan: clap::Command, id: &&str| plan.mut_arg(*id, |arg| arg.hide(true));
+        let plan = job::NOT_PLANNED.iter().fold(plan, hide);
         plan.mut_arg("files", |arg| arg.value_names(["INPUT"]).num_args(1).help("The film to read"))
             .mut_arg("job", |arg| arg.required(true).help("Folder that gets the plan"))
             .after_help("")

@@ -2,6 +2,7 @@
 
 //! The frames of a film from any place on, each compared with the plan.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use gst::prelude::*;
@@ -29,6 +30,9 @@ const NEAR: u64 = 250;
 /// where frames turn out to depend on more.
 const LEADS: [gst::ClockTime; 2] = [gst::ClockTime::ZERO, gst::ClockTime::from_seconds(12)];
 
+/// Bytes of frames that were read last, which the next segment may begin with.
+const RECENT: usize = 64 << 20;
+
 /// A frame, at its time in the film.
 pub struct Decoded {
     pub buffer: gst::Buffer,
@@ -45,6 +49,41 @@ pub struct Decoder<'a> {
     /// Whether the container is one in which GStreamer finds a place well.
     seeks: bool,
     open: Option<Open<'a>>,
+    /// The place of the frame to give next.
+    next: u64,
+    recent: Recent,
+}
+
+/// Frames that were read last, without a gap.
+#[derive(Default)]
+struct Recent {
+    /// The place of the first.
+    first: u64,
+    frames: VecDeque<gst::Buffer>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn get(&self, place: u64) -> Option<&gst::Buffer> {
+        self.frames.get(usize::try_from(place.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Adds the frame at `place`.
+    fn push(&mut self, place: u64, frame: &gst::Buffer) {
+        if place != self.first + self.frames.len() as u64 {
+            *self = Self { first: place, ..Self::default() };
+        }
+        // The decoder may need its own memory.
+        let Ok(copy) = frame.copy_deep() else { return *self = Self::default() };
+        self.bytes += copy.size();
+        self.frames.push_back(copy);
+        while self.bytes > RECENT
+            && let Some(frame) = self.frames.pop_front()
+        {
+            self.bytes -= frame.size();
+            self.first += 1;
+        }
+    }
 }
 
 /// An input that is being decoded.
@@ -120,11 +159,27 @@ impl<'a> Decoder<'a> {
             && probe.as_ref().is_some_and(|probe| {
                 [QUICKTIME, MATROSKA].contains(&probe.format()) && !is_converted(probe, args.cut())
             });
-        Ok(Self { args, job, frames, interrupts, probe, seeks, open: None })
+        Ok(Self {
+            args,
+            job,
+            frames,
+            interrupts,
+            probe,
+            seeks,
+            open: None,
+            next: 0,
+            recent: Recent::default(),
+        })
     }
 
     /// Makes the frame at `place` of the film the next one.
     pub fn seek(&mut self, place: u64) -> Result<(), Stop> {
+        self.next = place;
+        // From there on to what is read next.
+        if self.recent.get(place).is_some() {
+            return Ok(());
+        }
+        self.recent = Recent::default();
         let next = self.open.as_ref().and_then(|open| open.next);
         let is_near = next.is_some_and(|next| (next..next + NEAR).contains(&place));
         if !is_near && self.seeks {
@@ -154,19 +209,26 @@ impl<'a> Decoder<'a> {
 
     /// The next frame, which is the one of the plan.
     pub fn next(&mut self) -> Result<Decoded, Stop> {
+        let place = self.next;
+        let Some(record) = self.frames.get(place) else { return Err(self.differs(place)) };
+        self.next = place + 1;
+        let (number, known) = (record.number, self.recent.get(place).cloned());
+        if let Some(buffer) = known {
+            return Ok(Decoded { buffer, number });
+        }
         let interrupts = self.interrupts;
         let open = self.open()?;
-        let place = open.next.unwrap_or(0);
+        if open.next != Some(place) {
+            return Err(self.differs(place));
+        }
         let sample = open.sample(interrupts)?;
         open.next = Some(place + 1);
         let found = sample.as_ref().and_then(frame);
-        let planned = self.frames.get(place);
-        let (Some((buffer, stream, pixels)), Some(record)) = (found, planned) else {
+        let Some((buffer, ..)) = found
+            .filter(|(_, stream, pixels)| (*stream, *pixels) == (record.stream, record.pixels))
+        else {
             return Err(self.differs(place));
         };
-        if (stream, pixels) != (record.stream, record.pixels) {
-            return Err(self.differs(place));
-        }
         let mut buffer = buffer.to_owned();
         let frame = buffer.make_mut();
         frame.set_pts(gst::ClockTime::from_nseconds(record.running));
@@ -174,11 +236,13 @@ impl<'a> Decoder<'a> {
         frame.set_duration(record.duration.map(gst::ClockTime::from_nseconds));
         // Where clips begin is in the plan.
         frame.unset_flags(gst::BufferFlags::DISCONT | gst::BufferFlags::RESYNC);
-        Ok(Decoded { buffer, number: record.number })
+        self.recent.push(place, &buffer);
+        Ok(Decoded { buffer, number })
     }
 
     fn differs(&mut self, place: u64) -> Stop {
-        self.open = None;
+        // Another attempt reads from the beginning.
+        (self.open, self.recent, self.seeks) = (None, Recent::default(), false);
         let input = self.job.input.display();
         let reason = format!(
             "{input}: its frame {place} is not decoded as it was for the plan; use the same version of GStreamer and its plugins"

@@ -67,6 +67,16 @@ impl Identity {
         Ok(())
     }
 
+    /// Fails where the file at `path` was written since.
+    pub fn check_unchanged(&self, path: &Path) -> Result<(), String> {
+        let metadata = fs::metadata(path).map_err(|error| failed(path, &error))?;
+        if (metadata.len(), modified(&metadata)) != (self.size, self.modified) {
+            let shown = path.display();
+            return Err(format!("{shown}: was changed while it was read; plan again"));
+        }
+        Ok(())
+    }
+
     /// [`Self::check`] that reads all of a file which may have been changed.
     pub fn check_whole(&self, path: &Path) -> Result<(), String> {
         self.check(path)?;

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gst::prelude::*;
@@ -17,14 +18,17 @@ use super::plan::Job;
 use super::work::{Failed, checked};
 use crate::interrupts::{Interrupts, Stop};
 use crate::media::counts::Beginning;
-use crate::media::elements::{make, text};
+use crate::media::elements::{always_pad, make, sync, text};
+use crate::media::probe::Probe;
 use crate::media::streams::Container;
 use crate::output::Output;
 use crate::upscale::batch;
 use crate::upscale::encoder;
-use crate::upscale::encoding::{set_timescale, tag};
+use crate::upscale::encoding::{Ending, set_timescale, tag};
 use crate::upscale::file::{Upscaled, complete, probe};
 use crate::upscale::luminance;
+use crate::upscale::messages::{Event, Listener};
+use crate::upscale::pipeline::{Destination, Pipeline};
 use crate::upscale::progress::Progress;
 use crate::upscale::{Args as Options, Remux};
 use crate::values::counted;
@@ -66,8 +70,8 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     let source = args.input.clone().unwrap_or_else(|| job.plan.input.path.clone());
     let mut options = job.args()?;
     (options.quiet, options.json, options.force) = (args.quiet, args.json, args.force);
-    let progress = Progress::new(&options, false);
-    join(&job, &options, &source, &args.output, &progress, &interrupts)
+    let mut progress = Progress::new(&options, false);
+    join(&job, &options, &source, &args.output, &mut progress, &interrupts)
 }
 
 /// Fails where the container of `output` cannot hold what is asked for.
@@ -85,7 +89,7 @@ pub fn join(
     options: &Options,
     source: &Path,
     output: &Path,
-    progress: &Progress,
+    progress: &mut Progress,
     interrupts: &Interrupts,
 ) -> Result<(), Stop> {
     let container = check_output(options, output)?;
@@ -106,9 +110,15 @@ pub fn join(
     for stream in remux.iter().flat_map(|remux| &remux.left_out) {
         progress.say(&format!("not in the output: {stream}"));
     }
-    let encoded: gst::Caps = about.encoded.parse().map_err(text)?;
-    let info = VideoInfo::from_caps(&encoded).map_err(text)?;
-    mux(job, &about, &encoded, container, file.part(), interrupts)?;
+    let packets = Packets::new(options, &about)?;
+    let info = VideoInfo::from_caps(&packets.encoded).map_err(text)?;
+    let destination = Destination::Join { container, path: file.part(), packets: &packets };
+    if remux.is_some() {
+        mux(job, &packets, container, file.part(), interrupts)?;
+    } else {
+        let probe = probe.as_ref();
+        mux_beside(job, options, &files, probe, &destination, progress, interrupts)?;
+    }
     let time = gst::ClockTime::from_nseconds;
     let video = Upscaled {
         frames: job.plan.video.frames,
@@ -119,6 +129,7 @@ pub fn join(
         },
         colors: info.colorimetry(),
     };
+    job.note_joined(output)?;
     complete(options, &files, (file, container), remux, &video, progress, interrupts)
 }
 
@@ -126,6 +137,7 @@ pub fn join(
 fn check_parts(job: &Job, progress: &Progress, interrupts: &Interrupts) -> Result<About, Stop> {
     let shown = job.folder.display();
     let (mut first, mut missing, mut damaged) = (None::<About>, Vec::new(), Vec::new());
+    let mut bypassed = 0;
     let mut machines = Vec::new();
     for segment in 0..job.plan.segments.len() {
         if interrupts.count.load(Ordering::SeqCst) > 0 {
@@ -142,6 +154,7 @@ fn check_parts(job: &Job, progress: &Progress, interrupts: &Interrupts) -> Resul
                     )
                     .into());
                 }
+                bypassed += about.bypassed;
                 let machine = (about.machine, about.evaluations);
                 if !machines.contains(&machine) {
                     machines.push(machine);
@@ -170,6 +183,10 @@ fn check_parts(job: &Job, progress: &Progress, interrupts: &Interrupts) -> Resul
         };
         return Err(format!("{shown}: {count} to restore; {why}").into());
     }
+    if bypassed > 0 {
+        let frames = counted(bypassed, "frame");
+        progress.say(&format!("warning: the model failed for {frames}, which are plain upscales"));
+    }
     if machines.len() > 1 {
         let words: Vec<_> = machines.into_iter().map(|(machine, _)| machine).collect();
         progress.say(&format!(
@@ -180,42 +197,109 @@ fn check_parts(job: &Job, progress: &Progress, interrupts: &Interrupts) -> Resul
     first.ok_or_else(|| format!("{shown}: has no segments").into())
 }
 
+/// Where the packets of the parts come into a pipeline.
+pub struct Packets {
+    source: AppSrc,
+    caps: gst::Caps,
+    /// Caps of the frames that were encoded.
+    encoded: gst::Caps,
+    /// Whether the encoder is one of this program's.
+    is_ours: bool,
+}
+
+impl Packets {
+    fn new(options: &Options, about: &About) -> Result<Self, String> {
+        let caps: gst::Caps = about.caps.parse().map_err(text)?;
+        let source = AppSrc::builder()
+            .caps(&caps)
+            .format(gst::Format::Time)
+            .handle_segment_change(true)
+            .block(true)
+            .max_bytes(AHEAD)
+            .build();
+        let encoded = about.encoded.parse().map_err(text)?;
+        Ok(Self { source, caps, encoded, is_ours: options.encoder.is_none() })
+    }
+
+    /// Leads the packets into the muxer of `ending`, with what the stream at `pad` of the input is
+    /// tagged with.
+    pub fn join(
+        &self,
+        pipeline: &gst::Pipeline,
+        ending: &Ending,
+        pad: &gst::Pad,
+    ) -> Result<(), String> {
+        let Ending::Muxer(muxer, _) = ending else { return Err("there is no muxer".to_owned()) };
+        pipeline.add(&self.source).map_err(text)?;
+        self.link(muxer)?;
+        sync([self.source.upcast_ref()])?;
+        pad.sticky_events_foreach(|event| {
+            if matches!(event.type_(), gst::EventType::Tag | gst::EventType::Toc) {
+                self.source.send_event(event.clone());
+            }
+            std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
+        });
+        Ok(())
+    }
+
+    fn link(&self, muxer: &gst::Element) -> Result<(), String> {
+        let template = muxer.pad_template("video_%u");
+        let inlet = template.and_then(|template| muxer.request_pad(&template, None, None));
+        let inlet = inlet.ok_or("the muxer takes no video")?;
+        if self.is_ours {
+            tag(&inlet, &Arc::new(Mutex::new(Some(self.encoded.clone()))));
+        }
+        luminance::correct(muxer, &inlet);
+        set_timescale(&inlet, &VideoInfo::from_caps(&self.encoded).map_err(text)?);
+        always_pad(self.source.upcast_ref(), "src")?.link(&inlet).map(drop).map_err(|_| {
+            "the output cannot hold the encoder's stream; join to another container, such as .mkv"
+                .to_owned()
+        })
+    }
+
+    /// Gives the packets of all parts.
+    fn push(&self, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> {
+        let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        segment.set_start(ZERO);
+        segment.set_time(gst::ClockTime::ZERO);
+        let mut last = None;
+        for number in 0..job.plan.segments.len() {
+            let path = job.part(number);
+            let Some(mut part) = Reader::open(&path)? else {
+                return Err(format!("{}: is gone", path.display()).into());
+            };
+            while let Some(packet) = part.next()? {
+                if interrupts.count.load(Ordering::SeqCst) > 0 {
+                    return Err(Stop::Interrupted);
+                }
+                let buffer = buffer(packet, &mut last);
+                let sample = gst::Sample::builder().buffer(&buffer).caps(&self.caps);
+                if self.source.push_sample(&sample.segment(&segment).build()).is_err() {
+                    // The pipeline knows why.
+                    return Ok(());
+                }
+            }
+        }
+        let _ = self.source.end_of_stream();
+        Ok(())
+    }
+}
+
 /// Writes the packets of all parts into the file `target`.
 fn mux(
     job: &Job,
-    about: &About,
-    encoded: &gst::Caps,
+    packets: &Packets,
     container: Container,
     target: &Path,
     interrupts: &Interrupts,
 ) -> Result<(), Stop> {
     let pipeline = Stopped(gst::Pipeline::new());
-    let caps: gst::Caps = about.caps.parse().map_err(text)?;
-    let source = AppSrc::builder()
-        .caps(&caps)
-        .format(gst::Format::Time)
-        .handle_segment_change(true)
-        .block(true)
-        .max_bytes(AHEAD)
-        .build();
     let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
     sink.set_property("location", target);
     sink.set_property("sync", false);
-    pipeline.0.add_many([source.upcast_ref(), &muxer, &sink]).map_err(text)?;
+    pipeline.0.add_many([packets.source.upcast_ref(), &muxer, &sink]).map_err(text)?;
     muxer.link(&sink).map_err(text)?;
-    let template = muxer.pad_template("video_%u");
-    let inlet = template.and_then(|template| muxer.request_pad(&template, None, None));
-    let inlet = inlet.ok_or_else(|| "the muxer takes no video".to_owned())?;
-    let is_encoder_ours = job.args()?.encoder.is_none();
-    if is_encoder_ours {
-        tag(&inlet, &std::sync::Arc::new(Mutex::new(Some(encoded.clone()))));
-    }
-    luminance::correct(&muxer, &inlet);
-    set_timescale(&inlet, &VideoInfo::from_caps(encoded).map_err(text)?);
-    let outlet = source.static_pad("src").ok_or_else(|| "a pad is missing".to_owned())?;
-    outlet.link(&inlet).map_err(|_| {
-        format!("{} cannot hold the encoder's stream; join to .mkv", container.name())
-    })?;
+    packets.link(&muxer)?;
     let bus = pipeline.0.bus().ok_or_else(|| "the pipeline has no bus".to_owned())?;
     let failure = |message: &gst::Message| {
         let gst::MessageView::Error(error) = message.view() else { return String::new() };
@@ -226,30 +310,7 @@ fn mux(
         format!("{target}: {}", error.error().message())
     };
     pipeline.0.set_state(gst::State::Playing).map_err(text)?;
-    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
-    segment.set_start(ZERO);
-    segment.set_time(gst::ClockTime::ZERO);
-    let mut last = None;
-    for number in 0..job.plan.segments.len() {
-        let path = job.part(number);
-        let Some(mut part) = Reader::open(&path)? else {
-            return Err(format!("{}: is gone", path.display()).into());
-        };
-        while let Some(packet) = part.next()? {
-            if interrupts.count.load(Ordering::SeqCst) > 0 {
-                return Err(Stop::Interrupted);
-            }
-            let sample = gst::Sample::builder()
-                .buffer(&buffer(packet, &mut last))
-                .caps(&caps)
-                .segment(&segment)
-                .build();
-            if source.push_sample(&sample).is_err() {
-                break;
-            }
-        }
-    }
-    let _ = source.end_of_stream();
+    packets.push(job, interrupts)?;
     loop {
         if interrupts.count.load(Ordering::SeqCst) > 0 {
             return Err(Stop::Interrupted);
@@ -269,6 +330,53 @@ fn mux(
         Some(message) => Err(failure(&message).into()),
         None => Ok(()),
     }
+}
+
+/// Writes the packets of all parts and the other streams of the input into a file, where FFmpeg does
+/// not add these.
+fn mux_beside(
+    job: &Job,
+    options: &Options,
+    files: &batch::Job,
+    probe: Option<&Probe>,
+    destination: &Destination,
+    progress: &mut Progress,
+    interrupts: &Interrupts,
+) -> Result<(), Stop> {
+    let Destination::Join { packets, container, .. } = destination else {
+        return Err("there is nothing to join".to_owned().into());
+    };
+    let pipeline = Pipeline::open(options, &files.source, probe)?;
+    let mut listener = Listener::new(options, files, &pipeline, *container != Container::Matroska);
+    std::thread::scope(|scope| {
+        let mut pusher = None;
+        let listened = loop {
+            match listener.next(&pipeline, progress, &interrupts.count) {
+                Ok(Event::StreamsKnown) => {}
+                Ok(_) => break Ok(()),
+                Err(stop) => break Err(stop),
+            }
+            match pipeline.connect(options, files, destination) {
+                Err(reason) => break Err(Stop::Failed(listener.explain(reason))),
+                Ok(input) => {
+                    for stream in &input.left_out {
+                        listener.say(progress, &format!("not in the output: {stream}"));
+                    }
+                }
+            }
+            pusher.get_or_insert_with(|| scope.spawn(|| packets.push(job, interrupts)));
+        };
+        // Down to READY first: closing the file may fail, and NULL would throw that message away.
+        let stopped = pipeline.set_state(gst::State::Ready).map_err(Stop::Failed);
+        let pushed = pusher.map_or(Ok(()), |pusher| {
+            pusher.join().unwrap_or_else(|_| Err("the parts cannot be read".to_owned().into()))
+        });
+        listened.and(pushed).and(stopped)?;
+        match listener.pop_error(std::time::Duration::ZERO) {
+            Some(error) => Err(listener.sentence(&error).into()),
+            None => Ok(()),
+        }
+    })
 }
 
 /// A pipeline that is stopped when dropped.

@@ -48,13 +48,10 @@ pub fn make_plan(
     let number = |place: u64| records.get(place).map_or(place, |record| record.number);
     let film =
         Film { frames: video.frames, clips: &clips, context: &outline.context, number: &number };
+    identity.check_unchanged(input)?;
     let plan = Plan {
         version: VERSION,
-        // Changed while it was read.
-        input: Identity::new(input).and_then(|now| {
-            let shown = input.display();
-            if now == identity { Ok(now) } else { Err(format!("{shown}: is being changed")) }
-        })?,
+        input: identity,
         options: args.given.clone(),
         model: Model { name: outline.model.clone(), sha256: outline.model_sha256.clone() },
         segments: film.divide(args.segment_length),

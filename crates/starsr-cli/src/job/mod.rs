@@ -37,7 +37,7 @@ pub struct PlanArgs {
 }
 
 /// The options of `starsr upscale` that are of no use to `starsr plan`.
-pub const NOT_PLANNED: [&str; 12] = [
+pub const NOT_PLANNED: [&str; 11] = [
     "output_dir",
     "force",
     "estimate",
@@ -49,7 +49,6 @@ pub const NOT_PLANNED: [&str; 12] = [
     "workers",
     "devices",
     "verbose",
-    "files",
 ];
 
 /// Brings GStreamer up.

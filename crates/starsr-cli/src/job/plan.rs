@@ -161,6 +161,25 @@ impl Job {
         self.folder.join("failures").join(format!("{segment:06}.json"))
     }
 
+    /// Where it is noted which file the parts were joined to.
+    fn joined(&self) -> PathBuf {
+        self.folder.join("joined.json")
+    }
+
+    /// Notes that the film is about to get the name `output`.
+    pub fn note_joined(&self, output: &Path) -> Result<(), String> {
+        let output = std::path::absolute(output).map_err(|error| failed(output, &error))?;
+        let text = serde_json::to_string(&output).map_err(|error| error.to_string())?;
+        store::write(&self.joined(), text.as_bytes())
+    }
+
+    /// Whether an earlier run has joined the parts to `output`, and ended before it said so.
+    pub fn is_joined(&self, output: &Path) -> bool {
+        let noted = fs::read(self.joined()).ok();
+        let noted = noted.and_then(|text| serde_json::from_slice::<PathBuf>(&text).ok());
+        output.is_file() && noted.is_some() && noted == std::path::absolute(output).ok()
+    }
+
     /// Fails where this folder cannot be written any more.
     pub fn check_writable(&self) -> Result<(), String> {
         let claims = self.claims();

@@ -39,12 +39,19 @@ const LOOK: u32 = 10;
 pub fn run(options: &Options, files: &batch::Job, interrupts: &Interrupts) -> Result<(), Stop> {
     input::check(&files.input)?;
     check_output(options, &files.output)?;
-    // Fails at once where the output may not be written.
-    drop(Output::create(&[&files.source], &files.output, options.force)?);
     let folder = match &options.job {
         Some(folder) => folder.clone(),
         None => folder_beside(&files.output),
     };
+    if options.resume && !options.force && Job::exists(&folder) {
+        let job = Job::open(&folder)?;
+        if job.is_joined(&files.output) {
+            check_same(&job, options, &files.source)?;
+            return fs::remove_dir_all(&folder).map_err(|e| store::failed(&folder, &e).into());
+        }
+    }
+    // Fails at once where the output may not be written.
+    drop(Output::create(&[&files.source], &files.output, options.force)?);
     let mut progress = Progress::new(options, false);
     if Job::exists(&folder) {
         let job = Job::open(&folder)?;
@@ -59,7 +66,7 @@ pub fn run(options: &Options, files: &batch::Job, interrupts: &Interrupts) -> Re
     work(&job, options, &files.source, &mut progress, interrupts)?;
     let mut joining = job.args()?;
     (joining.quiet, joining.json, joining.force) = (options.quiet, options.json, options.force);
-    join(&job, &joining, &files.source, &files.output, &progress, interrupts)?;
+    join(&job, &joining, &files.source, &files.output, &mut progress, interrupts)?;
     if options.resume {
         fs::remove_dir_all(&folder).map_err(|error| store::failed(&folder, &error))?;
     } else {

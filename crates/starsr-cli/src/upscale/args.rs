@@ -228,6 +228,11 @@ impl Args {
             .map_err(|error| error.kind().to_string())
     }
 
+    /// Whether the work is done in a job's folder.
+    pub fn is_job(&self) -> bool {
+        self.job.is_some() || self.resume
+    }
+
     /// The part of the input that is wanted, where it is not all of it.
     pub fn cut(&self) -> Option<Cut> {
         let duration = self.duration.or(self.preview);

@@ -55,8 +55,7 @@ pub fn run(args: &Args) -> Result<(), Stop> {
             crate::Cli::command().error(clap::error::ErrorKind::WrongNumberOfValues, reason).exit()
         }
     };
-    let is_job = args.job.is_some() || args.resume;
-    if !is_job
+    if !args.is_job()
         && (args.workers.is_some() || !args.devices.is_empty() || args.segment_length.is_some())
     {
         let reason =
@@ -75,7 +74,7 @@ pub fn run(args: &Args) -> Result<(), Stop> {
             let input = job.input.display();
             terminal::say(format_args!("{} of {count}: {input}", number + 1));
         }
-        let done = if is_job {
+        let done = if args.is_job() {
             supervise::run(args, job, &interrupts)
         } else {
             file::run(args, job, &interrupts)

@@ -19,6 +19,7 @@ use super::preview;
 use super::progress::State;
 use super::raw;
 use super::steady::Steady;
+use crate::job::join::Packets;
 use crate::media::counts::Counts;
 use crate::media::cut::Cut;
 use crate::media::elements::{always_pad, make, nowhere, sync, text};
@@ -37,6 +38,8 @@ const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 pub enum Destination<'a> {
     /// Into a file, with the other streams unless the video is wanted alone.
     File { container: Container, path: &'a Path, video_only: bool },
+    /// Into a file, beside packets that are the upscaled video.
+    Join { container: Container, path: &'a Path, packets: &'a Packets },
     /// Into pictures, whose numbers begin with the given one.
     Pictures(&'a Arc<Pictures>, u64),
     /// As decoded frames, which are not upscaled here.
@@ -225,7 +228,12 @@ impl Pipeline {
         for (index, stream) in streams.iter().enumerate() {
             let pad = &stream.pad;
             self.counts.watch_end(pad);
-            let target = if index == video {
+            let target = if index == video
+                && let Destination::Join { packets, .. } = destination
+            {
+                packets.join(&self.pipeline, &ending, pad)?;
+                self.nowhere()?
+            } else if index == video {
                 self.video_branch(args, &ending, cut, stream.orientation().is_some())?
             } else if !wanted[index] {
                 self.nowhere()?
@@ -265,7 +273,8 @@ impl Pipeline {
     /// Builds what is behind the encoder, or behind the frames.
     fn ending(&self, destination: &Destination) -> Result<Ending, String> {
         let ending = match destination {
-            Destination::File { container, path, .. } => {
+            Destination::File { container, path, .. }
+            | Destination::Join { container, path, .. } => {
                 let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
                 sink.set_property("location", path);
                 Ending::Muxer(muxer, sink)
@@ -306,13 +315,16 @@ impl Pipeline {
     ) -> Result<gst::Pad, String> {
         let caps = stream.caps();
         let (kind, media) = (Kind::of(&caps), media_name(&caps));
-        let (Destination::File { container, video_only, .. }, Ending::Muxer(muxer, _)) =
-            (destination, ending)
-        else {
+        let (container, video_only) = match destination {
+            Destination::File { container, video_only, .. } => (Some(container), *video_only),
+            Destination::Join { container, .. } => (Some(container), false),
+            _ => (None, false),
+        };
+        let (Some(container), Ending::Muxer(muxer, _)) = (container, ending) else {
             left_out.push(format!("a stream of {} ({media})", kind.word()));
             return self.nowhere();
         };
-        if *video_only {
+        if video_only {
             return self.nowhere();
         }
         match (passage(muxer, &caps), kind) {
@@ -418,7 +430,8 @@ fn wanted_streams(
     destination: &Destination,
     streams: &[Held],
 ) -> Result<Vec<bool>, String> {
-    let Destination::File { video_only: false, .. } = destination else {
+    let (Destination::File { video_only: false, .. } | Destination::Join { .. }) = destination
+    else {
         return Ok(vec![true; streams.len()]);
     };
     let describe = |stream: &Held| (Some(Kind::of(&stream.caps())), stream.language());
