@@ -128,7 +128,7 @@ impl Windows {
     /// The last window of a clip of `frames` frames.
     pub(crate) fn last(&self, frames: usize) -> usize {
         let near = frames.saturating_sub(2 * self.length) / self.stride();
-        (near..).find(|&k| self.is_last(k, frames)).unwrap_or(near)
+        (near..=frames).find(|&k| self.is_last(k, frames)).unwrap_or(near)
     }
 
     /// The window whose prediction of the frame at `place` is used in `Wavefront` mode, unless the

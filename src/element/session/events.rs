@@ -11,11 +11,9 @@ const SCENE_CUT: &str = "starsr-scene-cut";
 /// Name of the serialized custom event with which upstream states the number of the next frame.
 const FRAME_NUMBER: &str = "starsr-frame-number";
 
-/// The number that `event` states for the next frame; `Some(None)` where the event states none
-/// though it should.
-pub(super) fn frame_number(event: &gst::EventRef) -> Option<Option<u64>> {
-    let number = |structure: &gst::StructureRef| structure.get::<u64>("number").ok();
-    event.has_name(FRAME_NUMBER).then(|| event.structure().and_then(number))
+/// The number that `event` states for the next frame.
+pub(super) fn frame_number(event: &gst::EventRef) -> Option<u64> {
+    event.structure().filter(|structure| structure.name() == FRAME_NUMBER)?.get("number").ok()
 }
 
 /// Whether a scene begins behind `event`.

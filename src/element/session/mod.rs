@@ -487,9 +487,7 @@ impl Session {
         use gst::EventView;
 
         if let Some(number) = events::frame_number(&event) {
-            if let Some(number) = number {
-                self.numbering.state(number);
-            }
+            self.numbering.state(number);
             return None;
         }
         match event.view() {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::store::failed;
 
 /// How long a claim lasts without a sign of life, unless another time is asked for.
-pub const LEASE: Duration = Duration::from_secs(60);
+pub const LEASE: Duration = Duration::from_mins(1);
 /// Signs of life within a lease.
 const BEATS: u32 = 6;
 /// Interval at which a claim's keeper looks whether it may end.
@@ -287,7 +287,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         foreign(folder.path(), 7, 3, 0);
         // Its clock, and so the file's time, may be an hour behind.
-        let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let hour = std::time::SystemTime::now() - Duration::from_hours(1);
         let file = File::open(path(folder.path(), 7, 3)).unwrap();
         file.set_modified(hour).unwrap();
         let mut claims = claims(folder.path(), 200);

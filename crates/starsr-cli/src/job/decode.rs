@@ -189,7 +189,7 @@ impl<'a> Decoder<'a> {
                 }
             }
         }
-        if !next.is_some_and(|next| next <= place) || !is_near && self.seeks {
+        if next.is_none_or(|next| next > place) || !is_near && self.seeks {
             self.open = None;
         }
         let interrupts = self.interrupts;

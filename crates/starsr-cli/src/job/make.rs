@@ -34,10 +34,13 @@ pub fn make_plan(
     progress: &mut Progress,
     interrupts: &Interrupts,
 ) -> Result<(), Stop> {
+    let shown = input.display();
+    if input.exists() && !input.is_file() {
+        return Err(format!("{shown}: a job needs a regular file, which can be read again").into());
+    }
     input::check(input)?;
     if !input.is_file() {
-        let shown = input.display();
-        return Err(format!("{shown}: a job needs a regular file, which can be read again").into());
+        return Err(format!("{shown}: stands for several pictures; a job needs a video").into());
     }
     let starsr = make("starsr")?;
     args.configure(&starsr)?;

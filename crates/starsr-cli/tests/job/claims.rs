@@ -68,7 +68,7 @@ fn a_clock_that_is_wrong_by_an_hour_does_not_matter() {
         done(&mut scene.plan(job, &["--segment-length=18"]));
         let claim = scene.path(job).join("claims/000000-2");
         fs::write(&claim, FOREIGN).unwrap();
-        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let (now, hour) = (SystemTime::now(), Duration::from_hours(1));
         let time = if later { now + hour } else { now - hour };
         File::open(&claim).unwrap().set_modified(time).unwrap();
         let status = scene.status(job);

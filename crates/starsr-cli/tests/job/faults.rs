@@ -62,10 +62,10 @@ fn in_small_store(scene: &Scene, script: &str) -> Option<std::process::Output> {
 
 #[test]
 fn a_full_disk_ends_the_work_with_one_sentence_and_it_goes_on() {
-    let scene = Scene::new(FILM, &["--codec=ffv1", "--segment-length=30"]);
+    let scene = Scene::new(FILM, &["--codec=ffv1"]);
     done(&mut scene.upscale("whole.mkv"));
     let script = "\
-        \"$STARSR\" plan -q $OPTIONS --job \"$DIR/job\" \"$IN\" || exit 78\n\
+        \"$STARSR\" plan -q $OPTIONS --segment-length 30 --job \"$DIR/job\" \"$IN\" || exit 78\n\
         \"$STARSR\" work -q --job \"$DIR/job\" 2> \"$DIR/../said\" && exit 79\n\
         ls -A \"$DIR/job/parts\" \"$DIR/job/claims\" >> \"$DIR/../left\"\n\
         mount -o remount,size=100m \"$DIR\" || exit 80\n\

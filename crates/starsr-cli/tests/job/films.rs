@@ -140,10 +140,12 @@ fn without_ffmpeg_gstreamer_carries_the_sound() {
     let scene = Scene::new(SHORT, &["--no-ffmpeg", "--codec=ffv1"]);
     done(&mut scene.upscale("whole.mkv"));
     done(scene.upscale("out.mkv").args(["--resume", "--segment-length=9"]));
-    let entries = ["-show_entries", "packet=stream_index,pts,size"];
+    // What the encoder makes of a frame depends on the frames in front of it.
     let packets = |name: &str| {
-        let mut lines: Vec<_> =
-            probe(&scene.path(name), &entries).lines().map(str::to_owned).collect();
+        let path = scene.path(name);
+        let times = probe(&path, &["-show_entries", "packet=stream_index,pts"]);
+        let sound = probe(&path, &["-select_streams", "a", "-show_entries", "packet=pts,size"]);
+        let mut lines: Vec<_> = times.lines().chain(sound.lines()).map(str::to_owned).collect();
         lines.sort();
         lines
     };

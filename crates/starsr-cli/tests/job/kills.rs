@@ -49,7 +49,7 @@ fn three_moments() {
 }
 
 #[test]
-#[ignore = "takes minutes: make kills"]
+#[ignore = "takes minutes: make films"]
 fn twenty_moments() {
     let (_, long) = (FILM, Film { scenes: [90, 200, 60], is_variable: false });
     // Spread evenly, and in no order that the segments have.
@@ -81,4 +81,38 @@ fn finished_parts_are_not_made_again() {
     let said = done(scene.upscale("out.mkv").arg("--job").arg(scene.path("job"))).stderr;
     assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
     assert_eq!(times(&before), made);
+}
+
+/// Peak memory of `command` in bytes, which succeeds.
+fn memory(command: &mut Command) -> u64 {
+    let mut timed = Command::new("/usr/bin/env");
+    // The shell's only child is the command, so that its peak is the shell's children's.
+    timed.args([
+        "python3",
+        "-c",
+        "import resource, subprocess, sys\n\
+        subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n\
+        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)",
+    ]);
+    timed.arg(command.get_program()).args(command.get_args());
+    String::from_utf8(done(&mut timed).stdout).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+#[ignore = "takes half an hour: make films"]
+fn memory_does_not_grow_with_the_film() {
+    let mut scene = Scene::new(FILM, &["--codec=ffv1", "--set=strength=0"]);
+    let short = scene.input.clone();
+    scene.input = scene.path("film.mkv");
+    let mut film = Command::new("ffmpeg");
+    film.args(["-v", "error", "-stream_loop", "-1", "-i"]).arg(&short);
+    // Two hours of 25 frames a second.
+    done(film.args(["-map", "0:v", "-c", "copy", "-t", "7200"]).arg(&scene.input));
+    let plan = memory(&mut scene.plan("job", &["--segment-length=2000"]));
+    let frames = scene.status("job")["frames"].as_u64().unwrap();
+    assert!(frames > 170_000, "{frames} frames");
+    done(scene.on("job", "work").arg("--quiet"));
+    let join = memory(scene.on("job", "join").arg("--quiet").arg(scene.path("out.mkv")));
+    println!("{frames} frames: plan {plan} bytes, join {join} bytes");
+    assert!(plan < 500_000_000 && join < 500_000_000, "{plan}, {join}");
 }

@@ -86,7 +86,10 @@ fn folders_that_are_no_jobs_are_refused() {
     refused(&mut scene.on("photos", "work"), &["photos", "no plan"]);
     refused(&mut scene.on("nowhere", "status"), &["nowhere", "no plan"]);
     assert_eq!(fs::read_dir(scene.path("photos")).unwrap().count(), 1);
-    refused(starsr("plan").arg("--job").arg(scene.path("j")).arg(scene.folder.path()), &["file"]);
+    refused(
+        starsr("plan").arg("--job").arg(scene.path("j")).arg(scene.folder.path()),
+        &["regular file"],
+    );
 }
 
 #[test]
