@@ -31,7 +31,7 @@ const NOT_FRAMES: [&str; 16] = [
     "raw_output",
 ];
 /// Properties of the element that concern the machine.
-const MACHINE: [&str; 10] = [
+const MACHINE: [&str; 11] = [
     "device",
     "device-memory",
     "execution-provider",
@@ -41,6 +41,7 @@ const MACHINE: [&str; 10] = [
     "provider-library",
     "provider-name",
     "provider-options",
+    "read-ahead",
     "threads",
 ];
 

@@ -90,6 +90,7 @@ fn decode(
         let connected = pipeline.connect(args, &job, &Destination::Frames(&sink));
         let known = connected.map_err(|reason| listener.explain(reason))?;
         describe_input(&job, &known, progress);
+        progress.expect_frames(known.frames.unwrap_or(0));
         orientation = known.orientation;
     }
     if let Some(complaint) = pipeline.complaint() {

@@ -2,8 +2,9 @@
 
 //! Files of a job's folder: complete under their names or not there at all, also after a power cut.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -29,7 +30,11 @@ pub fn failed(path: &Path, error: &io::Error) -> String {
 
 /// A file beside `target` that has no name yet. It is locked for as long as it is open.
 pub fn unfinished(target: &Path) -> io::Result<NamedTempFile> {
-    let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder(target))?;
+    // Workers may be of several users.
+    let file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder(target))?;
     // Where a file system knows no locks, nothing is removed either.
     let _ = file.as_file().try_lock();
     Ok(file)

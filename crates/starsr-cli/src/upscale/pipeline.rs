@@ -359,6 +359,7 @@ impl Pipeline {
         let encoding = if let Ending::Frames(sink) = ending {
             self.pipeline.add_many(&chain).map_err(text)?;
             gst::Element::link_many(chain.iter().chain([sink])).map_err(text)?;
+            self.counts.watch_done(&always_pad(sink, "sink")?);
             None
         } else {
             let (restoring, format) = restoring(args, rotate)?;
