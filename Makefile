@@ -94,10 +94,13 @@ tables: build ## write the tables of docs/element.md and docs/files.md from the 
 bench: build ## run the benchmarks, with cargo's arguments in ARGS
 	cargo bench --locked --workspace $(ARGS)
 
-.PHONY: soak valgrind
+.PHONY: soak films valgrind
 soak: build ## run the plugin for a long time and watch its memory, its frames and their times
 	tools/soak $(ARGS)
 	cargo test --release --locked --test soak -- --ignored --exact --nocapture --test-threads 1 seeks::long times::long
+
+films: build ## kill jobs at twenty moments, and plan and join a film of two hours
+	cd crates/starsr-cli && cargo test --release --locked --test job -- --ignored --nocapture --test-threads 1
 
 valgrind: build ## run short pipelines under valgrind
 	@command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }

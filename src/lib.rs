@@ -10,6 +10,8 @@ use gst::glib;
 
 mod element;
 
+pub use element::planning;
+
 #[cfg_attr(test, allow(dead_code))]
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     element::register(plugin)

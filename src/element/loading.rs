@@ -59,6 +59,12 @@ pub(super) fn load(settings: &Settings, element: &gst::Element, cancel: &Cancel)
     loaded
 }
 
+/// The folder of the bundle that `settings` name.
+pub(super) fn locate(settings: &Settings, element: &gst::Element) -> Result<PathBuf> {
+    let plugin = element.factory().and_then(|f| f.plugin()).and_then(|p| p.filename());
+    Bundle::locate(settings.model_path.as_deref(), &search_folders(plugin.as_deref()))
+}
+
 fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Result<Loaded> {
     let bundle = Bundle::locate(settings.model_path.as_deref(), &folders)?;
     let bundle = Bundle::open_with(&bundle, cancel)?;

@@ -75,6 +75,12 @@
  * gst_pad_push_event (pad, gst_event_new_custom (GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty ("starsr-scene-cut")));
  * ]|
  *
+ * ## Frame numbers
+ *
+ * An application that processes a file in parts knows the number that a frame has in the whole, even
+ * where it does not follow from the time. It sends the serialized custom event `starsr-frame-number`
+ * with the field `number` (guint64) before the frame. The event goes no further than the element.
+ *
  * ## Progress and logs
  *
  * For each window that the model has restored, the element posts an element message
@@ -122,6 +128,7 @@ mod metas;
 mod negotiation;
 mod numbering;
 mod pace;
+pub mod planning;
 mod properties;
 mod session;
 mod settings;

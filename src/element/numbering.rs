@@ -14,6 +14,8 @@ pub(super) struct Numbering {
     last: Option<u64>,
     /// The next number by counting.
     next: u64,
+    /// The next number where upstream has stated it.
+    stated: Option<u64>,
 }
 
 impl Numbering {
@@ -27,10 +29,16 @@ impl Numbering {
         self.last = None;
     }
 
+    /// Takes the next frame's number from upstream.
+    pub(super) fn state(&mut self, number: u64) {
+        self.stated = Some(number);
+    }
+
     /// Forgets all numbers. Counting starts at 0 again.
     pub(super) fn restart(&mut self) {
         self.last = None;
         self.next = 0;
+        self.stated = None;
     }
 
     fn keyed(&self, stream_time: Option<gst::ClockTime>) -> Option<u64> {
@@ -42,20 +50,24 @@ impl Numbering {
     }
 
     /// Whether a frame at `stream_time` is more than about a second away from its predecessor, and
-    /// so does not belong to the same clip.
+    /// so does not belong to the same clip. One whose number is stated does.
     pub(super) fn is_jump(&self, stream_time: Option<gst::ClockTime>) -> bool {
+        if self.stated.is_some() {
+            return false;
+        }
         let (Some(last), Some(number)) = (self.last, self.keyed(stream_time)) else { return false };
         let tolerance = self.fps.map_or(2, |fps| (fps.numer() / fps.denom()).max(2) as u64);
         number.abs_diff(last.saturating_add(1)) > tolerance
     }
 
-    /// The number of the next frame: by its stream time, or one more than the last where the time
-    /// is unknown or not later.
+    /// The number of the next frame: the one stated, or by its stream time, or one more than the
+    /// last where the time is unknown or not later.
     pub(super) fn number(&mut self, stream_time: Option<gst::ClockTime>) -> u64 {
-        let number = match (self.keyed(stream_time), self.last) {
-            (Some(keyed), Some(last)) => keyed.max(last.saturating_add(1)),
-            (Some(keyed), None) => keyed,
-            (None, _) => self.next,
+        let number = match (self.stated.take(), self.keyed(stream_time), self.last) {
+            (Some(stated), ..) => stated,
+            (None, Some(keyed), Some(last)) => keyed.max(last.saturating_add(1)),
+            (None, Some(keyed), None) => keyed,
+            (None, None, _) => self.next,
         };
         self.last = Some(number);
         self.next = number.saturating_add(1);
@@ -113,6 +125,19 @@ mod tests {
         assert_eq!(numbers, [0, 1, 2]);
         n.cut();
         assert_eq!(n.number(None), 3);
+    }
+
+    #[test]
+    fn a_stated_number_counts_once() {
+        let mut n = at((25, 1));
+        let time = |ms| Some(gst::ClockTime::from_mseconds(ms));
+        n.number(time(0));
+        n.state(500);
+        assert!(!n.is_jump(time(80_000)));
+        assert_eq!([n.number(time(80_000)), n.number(time(40))], [500, 501]);
+        n.state(7);
+        n.restart();
+        assert_eq!(n.number(time(40)), 1);
     }
 
     #[test]

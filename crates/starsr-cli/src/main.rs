@@ -6,12 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod bench;
 mod compare;
 mod info;
 mod interrupts;
+mod job;
 mod media;
 mod output;
 mod terminal;
@@ -31,6 +32,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Upscale(Box<upscale::Args>),
+    Plan(Box<job::PlanArgs>),
+    Work(job::work::Args),
+    Join(job::join::Args),
+    Status(job::status::Args),
     Compare(compare::Args),
     Info(info::Args),
     Bench(bench::Args),
@@ -43,8 +48,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = parse().command;
+    let goes_on = match &command {
+        Command::Upscale(args) => args.is_job(),
+        Command::Work(_) | Command::Join(_) => true,
+        _ => false,
+    };
+    let result = match command {
         Command::Upscale(args) => upscale::run(&args),
+        Command::Plan(args) => job::plan(&args),
+        Command::Work(args) => job::work::run(&args),
+        Command::Join(args) => job::join::run(&args),
+        Command::Status(args) => job::status::run(&args).map_err(Stop::Failed),
         Command::Compare(args) => compare::run(&args),
         Command::Info(args) => info::run(&args).map_err(Stop::Failed),
         Command::Bench(args) => bench::run(&args),
@@ -57,10 +72,39 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Stop::Interrupted) => {
-            terminal::warn("starsr: interrupted; no unfinished file is left");
+            let left = if goes_on {
+                "the same command goes on with the job"
+            } else {
+                "no unfinished file is left"
+            };
+            terminal::warn(format_args!("starsr: interrupted; {left}"));
             ExitCode::from(INTERRUPTED)
         }
     }
+}
+
+/// The program's command line.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("plan", |plan| {
+        let hide = |plan: clap::Command, id: &&str| plan.mut_arg(*id, |arg| arg.hide(true));
+        let plan = job::NOT_PLANNED.iter().fold(plan, hide);
+        plan.mut_arg("files", |arg| arg.value_names(["INPUT"]).num_args(1).help("The film to read"))
+            .mut_arg("job", |arg| arg.required(true).help("Folder that gets the plan"))
+            .after_help("")
+    })
+}
+
+/// The command line that was given.
+fn parse() -> Cli {
+    let matches = command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let given = || matches.subcommand().map(|(_, matches)| job::Given::new(matches));
+    match &mut cli.command {
+        Command::Upscale(args) => args.given = given().unwrap_or_default(),
+        Command::Plan(args) => args.options.given = given().unwrap_or_default(),
+        _ => {}
+    }
+    cli
 }
 
 /// Writes `man/*.1` and completions for bash, zsh and fish below `dir`.
@@ -70,10 +114,10 @@ fn write_documentation(dir: &Path) -> Result<(), String> {
     for folder in [&man, &completions] {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    clap_mangen::generate_to(Cli::command(), &man).map_err(failed)?;
+    clap_mangen::generate_to(command(), &man).map_err(failed)?;
     for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
     {
-        clap_complete::generate_to(shell, &mut Cli::command(), "starsr", &completions)
+        clap_complete::generate_to(shell, &mut command(), "starsr", &completions)
             .map_err(failed)?;
     }
     Ok(())

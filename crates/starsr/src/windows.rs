@@ -120,8 +120,26 @@ impl Windows {
         (k * self.stride()).saturating_sub(self.missing)
     }
 
+    /// Frames of window 0 that are before the clip.
+    pub(crate) fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// The last window of a clip of `frames` frames.
+    pub(crate) fn last(&self, frames: usize) -> usize {
+        let near = frames.saturating_sub(2 * self.length) / self.stride();
+        (near..=frames).find(|&k| self.is_last(k, frames)).unwrap_or(near)
+    }
+
+    /// The window whose prediction of the frame at `place` is used in `Wavefront` mode, unless the
+    /// clip ends before it.
+    pub(crate) fn keeper(&self, place: usize) -> usize {
+        let middle = self.overlap / 2;
+        ((place + self.missing).saturating_sub(middle)) / self.stride()
+    }
+
     /// One past the last frame of window `k`, unless it is the clip's last.
-    fn end(&self, k: usize) -> usize {
+    pub(crate) fn end(&self, k: usize) -> usize {
         k * self.stride() + self.length - self.missing
     }
 

@@ -8,13 +8,21 @@ use gst::prelude::*;
 /// frame.
 const SCENE_CUT: &str = "starsr-scene-cut";
 
+/// Name of the serialized custom event with which upstream states the number of the next frame.
+const FRAME_NUMBER: &str = "starsr-frame-number";
+
+/// The number that `event` states for the next frame.
+pub(super) fn frame_number(event: &gst::EventRef) -> Option<u64> {
+    event.structure().filter(|structure| structure.name() == FRAME_NUMBER)?.get("number").ok()
+}
+
 /// Whether a scene begins behind `event`.
-pub(super) fn is_scene_cut(event: &gst::EventRef) -> bool {
+pub(in super::super) fn is_scene_cut(event: &gst::EventRef) -> bool {
     event.has_name(SCENE_CUT)
 }
 
 /// Whether all frames of `segment`, the present one, have to leave before `event`.
-pub(super) fn ends_clip(event: &gst::EventRef, segment: Option<&gst::Segment>) -> bool {
+pub(in super::super) fn ends_clip(event: &gst::EventRef, segment: Option<&gst::Segment>) -> bool {
     use gst::EventView;
 
     match event.view() {

@@ -32,7 +32,7 @@ use super::pace::{Pace, Timing};
 use super::settings::{OnError, Overload, Settings};
 use super::stats::ElementStats;
 
-mod events;
+pub(super) mod events;
 #[cfg(test)]
 mod tests;
 
@@ -486,6 +486,10 @@ impl Session {
     pub(super) fn event(&mut self, event: gst::Event) -> Option<gst::Event> {
         use gst::EventView;
 
+        if let Some(number) = events::frame_number(&event) {
+            self.numbering.state(number);
+            return None;
+        }
         match event.view() {
             EventView::Segment(segment) => {
                 self.segment = Some(segment.segment().clone());

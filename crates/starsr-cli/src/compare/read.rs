@@ -238,7 +238,7 @@ impl Reader {
         if wanted.is_some() {
             chain = vec![make("videoconvert")?];
             chain[0].set_property_from_str("dither", "none");
-            if streams[video].is_rotated() {
+            if streams[video].orientation().is_some() {
                 let flip = make("videoflip")?;
                 flip.set_property_from_str("video-direction", "auto");
                 chain.push(flip);

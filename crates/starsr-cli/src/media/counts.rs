@@ -107,16 +107,22 @@ impl Counts {
             }
             gst::PadProbeReturn::Ok
         });
+        self.watch_done(&always_pad(starsr, "src")?);
+        Ok(())
+    }
+
+    /// Counts the frames that pass `pad` as finished.
+    pub fn watch_done(self: &Arc<Self>, pad: &gst::Pad) {
         let counts = self.clone();
-        always_pad(starsr, "src")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             counts.done.fetch_add(1, Ordering::Relaxed);
             let duration = info.buffer().and_then(|buffer| buffer.duration()).unwrap_or_default();
-            let end = pts(info)
-                .map_or(0, |pts| pts.saturating_add(duration).nseconds().saturating_add(1));
+            let pts = info.buffer().and_then(|buffer| buffer.pts());
+            let end =
+                pts.map_or(0, |pts| pts.saturating_add(duration).nseconds().saturating_add(1));
             counts.last.store(end, Ordering::Relaxed);
             gst::PadProbeReturn::Ok
         });
-        Ok(())
     }
 }
 

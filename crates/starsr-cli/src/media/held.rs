@@ -158,12 +158,12 @@ impl Held {
         self.pad.remove_probe(self.block);
     }
 
-    /// Whether a player has to rotate the video.
-    pub fn is_rotated(&self) -> bool {
+    /// How a player has to rotate the video, in the words of GStreamer's tag; `None` where it has not.
+    pub fn orientation(&self) -> Option<String> {
         let orientation = self.tag(|tags| {
             tags.get::<gst::tags::ImageOrientation>().map(|value| value.get().to_owned())
         });
-        orientation.is_some_and(|orientation| orientation != "rotate-0")
+        orientation.filter(|orientation| orientation != "rotate-0")
     }
 
     /// The language of the stream, empty where it is not known.

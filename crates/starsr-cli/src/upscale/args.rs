@@ -2,6 +2,8 @@
 
 //! The command line, and the element's properties set from it.
 
+use std::ffi::OsString;
+use std::iter;
 use std::path::PathBuf;
 
 use clap::{Args as _, FromArgMatches};
@@ -13,6 +15,7 @@ use gst_video::VideoFormat;
 
 use super::codec::Codec;
 use super::raw::format as raw_output;
+use crate::job::Given;
 use crate::media::cut::Cut;
 use crate::values::{Rate, Raw, rate, raw, time};
 
@@ -61,6 +64,25 @@ pub struct Args {
     /// Upscale this much, 5 seconds by default, beside a plain enlargement: the line between them moves
     #[arg(long, value_name = "SECONDS", value_parser = time, num_args = 0..=1, require_equals = true, default_missing_value = "5", conflicts_with = "duration")]
     pub preview: Option<f64>,
+    /// Work in this folder, segment by segment: after an interruption the same command goes on
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["output_dir", "estimate", "preview", "raw_output"], help_heading = "Long jobs")]
+    pub job: Option<PathBuf>,
+    /// The same in the folder OUTPUT.job, which is removed at the end
+    #[arg(long, conflicts_with_all = ["job", "output_dir", "estimate", "preview", "raw_output"], help_heading = "Long jobs")]
+    pub resume: bool,
+    /// Frames of a segment, at which a job can go on [default: 300, or more where windows need it]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Long jobs")]
+    pub segment_length: Option<u64>,
+    /// Work on the job with so many processes, which share the threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Long jobs")]
+    pub workers: Option<u32>,
+    /// Work on the job with these GPUs, each with as many processes as --workers says [default: 1]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Long jobs")]
+    pub devices: Vec<u32>,
+    /// The options given that change frames.
+    #[arg(skip)]
+    pub given: Given,
+
     /// Print no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -73,10 +95,10 @@ pub struct Args {
 
     /// Folder of the model bundle [default: the built-in nano]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
-    model: Option<String>,
+    pub model: Option<String>,
     /// auto, cpu, cuda, tensorrt, openvino, tensorrt-rtx, webgpu, or plugin with --set provider-library=FILE
     #[arg(long, value_name = "NAME", help_heading = "Model")]
-    provider: Option<String>,
+    pub provider: Option<String>,
     /// Upscaling factor
     #[arg(long, value_name = "N", help_heading = "Model")]
     scale: Option<String>,
@@ -118,10 +140,10 @@ pub struct Args {
     detail: Option<String>,
     /// CPU threads for the model and all work on pixels
     #[arg(long, value_name = "N", help_heading = "Model")]
-    threads: Option<String>,
+    pub threads: Option<String>,
     /// Set any other property of starsr; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value, help_heading = "Model")]
-    set: Vec<(String, String)>,
+    pub set: Vec<(String, String)>,
 
     /// Frames a second of pictures and of --raw-input
     #[arg(long, value_name = "RATE", default_value = "25", value_parser = rate, help_heading = "Streams")]
@@ -195,11 +217,23 @@ pub enum Deinterlace {
 
 impl Args {
     /// What a command line with these options means.
-    pub fn of(options: &[&str]) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// A sentence about an option that does not exist, or that does not take its value.
+    pub fn of(options: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, String> {
         let command = Self::augment_args(clap::Command::new("upscale"));
-        let words = ["upscale"].iter().chain(options).chain(&["-"]);
-        Self::from_arg_matches(&command.get_matches_from(words))
-            .unwrap_or_else(|error| error.exit())
+        let options = options.into_iter().map(Into::into);
+        let words = iter::once("upscale".into()).chain(options).chain(["-".into()]);
+        command
+            .try_get_matches_from(words)
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|error| error.kind().to_string())
+    }
+
+    /// Whether the work is done in a job's folder.
+    pub fn is_job(&self) -> bool {
+        self.job.is_some() || self.resume
     }
 
     /// The part of the input that is wanted, where it is not all of it.

@@ -29,6 +29,10 @@ pub enum Ending {
     Muxer(gst::Element, gst::Element),
     /// A sink for raw frames, the pictures that it feeds, and the number of the first one.
     Pictures(gst::Element, Arc<Pictures>, u64),
+    /// What takes packets instead of a muxer: a filter for their format, and a sink.
+    Packets([gst::Element; 2]),
+    /// A sink for decoded frames.
+    Frames(gst::Element),
     /// The way of raw frames to a sink, and their format where one is wanted.
     Pipe(Vec<gst::Element>, Option<VideoFormat>),
 }
@@ -39,7 +43,8 @@ impl Ending {
         match self {
             Self::Muxer(muxer, sink) => vec![muxer, sink],
             Self::Pipe(chain, _) => chain.iter().collect(),
-            Self::Pictures(sink, ..) => vec![sink],
+            Self::Packets(chain) => chain.iter().collect(),
+            Self::Pictures(sink, ..) | Self::Frames(sink) => vec![sink],
         }
     }
 
@@ -51,7 +56,7 @@ impl Ending {
                 let pad = template.and_then(|template| muxer.request_pad(&template, None, None));
                 pad.ok_or_else(|| "the muxer takes no video".to_owned())
             }
-            Self::Pipe(..) | Self::Pictures(..) => {
+            Self::Pipe(..) | Self::Pictures(..) | Self::Packets(..) | Self::Frames(..) => {
                 let elements = self.elements();
                 always_pad(elements.first().ok_or("nothing takes the frames")?, "sink")
             }
@@ -102,18 +107,19 @@ impl Encoding {
         if matches!(ending, Ending::Muxer(..)) && args.encoder.is_none() {
             tag(&inlet, &encoded);
         }
-        if let Ending::Muxer(muxer, _) = ending
-            && muxer.factory().is_some_and(|factory| factory.name() == "matroskamux")
-        {
-            luminance::correct(&inlet);
+        if let Ending::Muxer(muxer, _) = ending {
+            luminance::correct(muxer, &inlet);
         }
         Ok(Self { args, format, inlet, decoded, is_opaque, encoded, pictures, raw })
     }
 
-    /// Sets up the encoder for the frames that will leave `decoder`.
-    pub fn complete(&self, pipeline: &gst::Pipeline, decoder: &gst::Pad) -> Result<(), String> {
-        let caps = decoder.current_caps();
-        let Some(video) = caps.and_then(|caps| VideoInfo::from_caps(&caps).ok()) else {
+    /// Sets up the encoder for `decoded` frames, in the format in which they leave the decoder.
+    pub fn complete(
+        &self,
+        pipeline: &gst::Pipeline,
+        decoded: Option<&gst::CapsRef>,
+    ) -> Result<(), String> {
+        let Some(video) = decoded.and_then(|caps| VideoInfo::from_caps(caps).ok()) else {
             // What is no raw video is refused where it is linked.
             return Ok(());
         };
@@ -164,9 +170,7 @@ impl Encoding {
                     && let Some(filter) = filter.upgrade()
                 {
                     *encoded.lock() = Some(caps.caps_owned());
-                    if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
-                        inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
-                    }
+                    set_timescale(&inlet, &video);
                     let Some((decoded, has_alpha)) = decoded.lock().take() else {
                         return gst::PadProbeReturn::Ok;
                     };
@@ -196,9 +200,16 @@ impl Encoding {
     }
 }
 
+/// Gives the muxer's `inlet` a fine enough timescale for `video` without a constant frame rate.
+pub fn set_timescale(inlet: &gst::Pad, video: &VideoInfo) {
+    if video.fps().numer() == 0 && inlet.has_property("trak-timescale") {
+        inlet.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
+    }
+}
+
 /// Lets the muxer's `inlet` know the colours of the frames that are `encoded`: not every encoder passes
 /// them on.
-fn tag(inlet: &gst::Pad, encoded: &Encoded) {
+pub fn tag(inlet: &gst::Pad, encoded: &Encoded) {
     let encoded = encoded.clone();
     rewrite_caps(inlet, move |caps| {
         let frames = encoded.lock().clone()?;

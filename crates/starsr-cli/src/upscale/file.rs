@@ -67,7 +67,7 @@ fn arrive(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(Option<Spo
 
 /// What FFmpeg says about the input, where it may be asked. Fails where the part that is wanted is
 /// not in it.
-fn probe(args: &Args, job: &Job, interrupts: &AtomicU32) -> Result<Option<Probe>, Stop> {
+pub fn probe(args: &Args, job: &Job, interrupts: &AtomicU32) -> Result<Option<Probe>, Stop> {
     let says_nothing = args.no_ffmpeg || args.raw_input.is_some();
     let mut probe = if says_nothing { None } else { Probe::new(&job.source) };
     let failed = |reason| format!("{}: {reason}", job.input.display());
@@ -92,7 +92,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if let Some(codec) = args.codec {
         encoder::check(codec, args, container)?;
     }
-    let mut output = Output::create(&[&job.source], &job.output, args.force)?;
+    let output = Output::create(&[&job.source], &job.output, args.force)?;
     interrupts.remove_at_once(output.part());
     let (_spool, job) = &arrive(args, job, interrupts)?;
     let probe = probe(args, job, &interrupts.count)?;
@@ -109,12 +109,25 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if args.estimate {
         return work.estimate(&destination, left_out, interrupts);
     }
-    let Upscaled { frames, size, first, colors, progress } =
-        work.upscale(&destination, left_out, interrupts)?;
+    let (video, progress) = work.upscale(&destination, left_out, interrupts)?;
+    complete(args, job, (output, container), remux, &video, &progress, interrupts)
+}
+
+/// Adds the rest of the input to the upscaled video in `output`, and gives the file its name.
+pub fn complete(
+    args: &Args,
+    job: &Job,
+    (mut output, container): (Output, Container),
+    remux: Option<Remux>,
+    video: &Upscaled,
+    progress: &Progress,
+    interrupts: &Interrupts,
+) -> Result<(), Stop> {
+    let Upscaled { frames, size, first, colors } = video;
     let mut incomplete = None;
     if let Some(remux) = remux {
         let whole = output.another()?;
-        match remux.run(output.part(), whole.path(), first, &colors, &interrupts.count) {
+        match remux.run(output.part(), whole.path(), *first, colors, &interrupts.count) {
             Ok(()) => output.replace(whole),
             // The upscaled video is worth keeping without the rest.
             Err(Stop::Failed(reason)) => incomplete = Some(reason),
@@ -124,7 +137,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
         let whole = output.another()?;
         let (part, to) = (output.part(), whole.path());
         // The container has the colours in any case.
-        match write_colors(codec, part, to, container, &colors, &interrupts.count) {
+        match write_colors(codec, part, to, container, colors, &interrupts.count) {
             Ok(true) => output.replace(whole),
             Ok(false) | Err(Stop::Failed(_)) => {}
             Err(Stop::Interrupted) => return Err(Stop::Interrupted),
@@ -138,7 +151,7 @@ fn to_file(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), Stop> 
     if let Some(reason) = incomplete {
         Err(format!("{} holds the upscaled video alone: {reason}", path.display()))?;
     }
-    progress.finish(&path, frames, size);
+    progress.finish(&path, *frames, *size);
     Ok(())
 }
 
@@ -156,7 +169,7 @@ fn to_pictures(args: &Args, job: &Job, interrupts: &Interrupts) -> Result<(), St
         Stop::Failed(reason) => Stop::Failed(pictures.failure().unwrap_or(reason)),
         Stop::Interrupted => Stop::Interrupted,
     });
-    let Upscaled { frames, size, progress, .. } = upscaled?;
+    let (Upscaled { frames, size, .. }, progress) = upscaled?;
     pictures.finish()?;
     progress.finish(&job.output, frames, size);
     Ok(())
@@ -170,7 +183,7 @@ fn to_standard_output(args: &Args, job: &Job, interrupts: &Interrupts) -> Result
     }
     let (_spool, job) = &arrive(args, job, interrupts)?;
     let work = Work::open(args, job, probe(args, job, &interrupts.count)?.as_ref())?;
-    let Upscaled { frames, size, progress, .. } =
+    let (Upscaled { frames, size, .. }, progress) =
         work.upscale(&Destination::Pipe(args.raw_output), &[], interrupts)?;
     progress.finish(&job.output, frames, size);
     Ok(())
@@ -192,12 +205,11 @@ fn no_encoder(args: &Args, job: &Job) -> Result<(), String> {
 }
 
 /// A finished video.
-struct Upscaled {
-    frames: u64,
-    size: (u32, u32),
-    first: Beginning,
-    colors: VideoColorimetry,
-    progress: Progress,
+pub struct Upscaled {
+    pub frames: u64,
+    pub size: (u32, u32),
+    pub first: Beginning,
+    pub colors: VideoColorimetry,
 }
 
 /// A file that is being read.
@@ -354,7 +366,7 @@ impl<'a> Work<'a> {
         destination: &Destination,
         left_out: &[String],
         interrupts: &Interrupts,
-    ) -> Result<Upscaled, Stop> {
+    ) -> Result<(Upscaled, Progress), Stop> {
         let mut listener = Listener::new(self.args, self.job, &self.pipeline, self.loses_chapters);
         let mut progress = Progress::new(self.args, matches!(destination, Destination::Pipe(_)));
         let mut duration = None;
@@ -400,14 +412,14 @@ impl<'a> Work<'a> {
             Some(video) => {
                 let (size, colors) = ((video.width(), video.height()), video.colorimetry());
                 let first = self.pipeline.counts.first();
-                Ok(Upscaled { frames: done, size, first, colors, progress })
+                Ok((Upscaled { frames: done, size, first, colors }, progress))
             }
         }
     }
 }
 
 /// Says what the input is.
-fn describe_input(job: &Job, input: &Input, progress: &Progress) {
+pub fn describe_input(job: &Job, input: &Input, progress: &Progress) {
     let mut words = vec![input.codec.clone()];
     if let Some((width, height)) = input.size {
         words.push(format!("{width}x{height}"));

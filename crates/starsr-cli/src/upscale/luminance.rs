@@ -24,9 +24,11 @@ static FACTOR: LazyLock<f64> = LazyLock::new(|| {
         .map_or(1.0, |luminance| BRIGHTEST / luminance)
 });
 
-/// Lets `inlet` of a Matroska muxer write the luminances that the caps mean.
-pub fn correct(inlet: &gst::Pad) {
-    rewrite_caps(inlet, |caps| scaled(caps, *FACTOR));
+/// Lets `inlet` of `muxer` write the luminances that the caps mean, if the muxer is Matroska's.
+pub fn correct(muxer: &gst::Element, inlet: &gst::Pad) {
+    if muxer.factory().is_some_and(|factory| factory.name() == "matroskamux") {
+        rewrite_caps(inlet, |caps| scaled(caps, *FACTOR));
+    }
 }
 
 /// `caps` with `factor` times their luminances, where they have any.

@@ -60,6 +60,8 @@ pub struct Listener<'a> {
     changes: Option<Vec<(Instant, u64)>>,
     /// Whether the streams were ended here, after a stall.
     ended: bool,
+    /// When some thread was last seen reading the input.
+    read: Instant,
     /// Description of a plugin that GStreamer lacks.
     missing: Option<String>,
     said: Vec<String>,
@@ -78,6 +80,7 @@ impl<'a> Listener<'a> {
             described: false,
             changes: None,
             ended: false,
+            read: Instant::now(),
             missing: None,
             said: Vec::new(),
         }
@@ -118,56 +121,68 @@ impl<'a> Listener<'a> {
         progress: &mut Progress,
         interrupts: &AtomicU32,
     ) -> Result<Event, Stop> {
-        let bus = self.bus.clone().ok_or_else(|| "the pipeline has no bus".to_owned())?;
-        let mut read = Instant::now();
         loop {
-            if interrupts.load(Ordering::SeqCst) > 0 {
-                return Err(Stop::Interrupted);
+            if let Some(event) = self.step(pipeline, progress, interrupts, TICK)? {
+                return Ok(event);
             }
-            let counts = &pipeline.counts;
-            progress.update(pipeline.state());
-            if !self.described
-                && let Some((video, stats)) = pipeline.encoded().zip(pipeline.stats())
+        }
+    }
+
+    /// The next event if it comes within `wait`, keeping the progress up to date.
+    pub fn step(
+        &mut self,
+        pipeline: &Pipeline,
+        progress: &mut Progress,
+        interrupts: &AtomicU32,
+        wait: gst::ClockTime,
+    ) -> Result<Option<Event>, Stop> {
+        let bus = self.bus.clone().ok_or_else(|| "the pipeline has no bus".to_owned())?;
+        if interrupts.load(Ordering::SeqCst) > 0 {
+            return Err(Stop::Interrupted);
+        }
+        let counts = &pipeline.counts;
+        progress.update(pipeline.state());
+        if !self.described
+            && let Some((video, stats)) = pipeline.encoded().zip(pipeline.stats())
+        {
+            self.described = true;
+            describe_output(self.job, (video.width(), video.height()), &stats, progress);
+        }
+        if self.is_measured(counts.done()) {
+            return Ok(Some(Event::Measured));
+        }
+        let idle = self.watchdog.idle_time(counts.moved());
+        let patience = self.patience(idle, pipeline);
+        if idle > patience && pipeline.is_starving() {
+            self.end_stalled(pipeline, progress, patience)?;
+        }
+        let Some(message) = bus.timed_pop(wait) else {
+            if !self.known {
+                pipeline.settle();
+            }
+            if self.known || pipeline.is_reading() {
+                self.read = Instant::now();
+            } else if self.read.elapsed() > UNREAD {
+                let input = self.job.input.display();
+                Err(format!(
+                    "{input}: no stream could be found in it; it may be damaged or cut off"
+                ))?;
+            }
+            return Ok(None);
+        };
+        self.note(&message, progress);
+        match message.view() {
+            gst::MessageView::Error(_) => Err(self.worst(message).into()),
+            gst::MessageView::Eos(_) => Ok(Some(Event::EndOfStream)),
+            gst::MessageView::Application(application)
+                if application
+                    .structure()
+                    .is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
             {
-                self.described = true;
-                describe_output(self.job, (video.width(), video.height()), &stats, progress);
+                self.known = true;
+                Ok(Some(Event::StreamsKnown))
             }
-            if self.is_measured(counts.done()) {
-                return Ok(Event::Measured);
-            }
-            let idle = self.watchdog.idle_time(counts.moved());
-            let patience = self.patience(idle, pipeline);
-            if idle > patience && pipeline.is_starving() {
-                self.end_stalled(pipeline, progress, patience)?;
-            }
-            let Some(message) = bus.timed_pop(TICK) else {
-                if !self.known {
-                    pipeline.settle();
-                }
-                if self.known || pipeline.is_reading() {
-                    read = Instant::now();
-                } else if read.elapsed() > UNREAD {
-                    let input = self.job.input.display();
-                    Err(format!(
-                        "{input}: no stream could be found in it; it may be damaged or cut off"
-                    ))?;
-                }
-                continue;
-            };
-            self.note(&message, progress);
-            match message.view() {
-                gst::MessageView::Error(_) => return Err(self.worst(message).into()),
-                gst::MessageView::Eos(_) => return Ok(Event::EndOfStream),
-                gst::MessageView::Application(application)
-                    if application
-                        .structure()
-                        .is_some_and(|structure| structure.name() == STREAMS_KNOWN) =>
-                {
-                    self.known = true;
-                    return Ok(Event::StreamsKnown);
-                }
-                _ => {}
-            }
+            _ => Ok(None),
         }
     }
 

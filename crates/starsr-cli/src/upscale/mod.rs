@@ -9,24 +9,25 @@ use clap::CommandFactory;
 use gst::prelude::*;
 use serde_json::json;
 
-mod args;
-mod batch;
+pub mod args;
+pub mod batch;
 mod choice;
-mod codec;
-mod encoder;
-mod encoding;
-mod file;
-mod luminance;
-mod messages;
+pub mod codec;
+pub mod encoder;
+pub mod encoding;
+pub mod file;
+pub mod luminance;
+pub mod messages;
 mod pictures;
-mod pipeline;
+pub mod pipeline;
 mod preview;
-mod progress;
+pub mod progress;
 mod raw;
-mod remux;
+pub mod remux;
 mod steady;
 
 use crate::interrupts::{Interrupts, Stop};
+use crate::job::supervise;
 use crate::media::elements;
 use crate::terminal;
 pub use args::{Args, name_and_value, set_property};
@@ -54,6 +55,13 @@ pub fn run(args: &Args) -> Result<(), Stop> {
             crate::Cli::command().error(clap::error::ErrorKind::WrongNumberOfValues, reason).exit()
         }
     };
+    if !args.is_job()
+        && (args.workers.is_some() || !args.devices.is_empty() || args.segment_length.is_some())
+    {
+        let reason =
+            "--workers, --devices and --segment-length are for a job: add --job DIR or --resume";
+        crate::Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, reason).exit()
+    }
     gst::init().map_err(|error| error.to_string())?;
     gststarsr::plugin_register_static().map_err(|error| error.to_string())?;
     let interrupts = Interrupts::catch()?;
@@ -66,7 +74,12 @@ pub fn run(args: &Args) -> Result<(), Stop> {
             let input = job.input.display();
             terminal::say(format_args!("{} of {count}: {input}", number + 1));
         }
-        match file::run(args, job, &interrupts) {
+        let done = if args.is_job() {
+            supervise::run(args, job, &interrupts)
+        } else {
+            file::run(args, job, &interrupts)
+        };
+        match done {
             Ok(()) => {}
             Err(Stop::Failed(reason)) => {
                 if args.json {

@@ -19,6 +19,7 @@ use super::preview;
 use super::progress::State;
 use super::raw;
 use super::steady::Steady;
+use crate::job::join::Packets;
 use crate::media::counts::Counts;
 use crate::media::cut::Cut;
 use crate::media::elements::{always_pad, make, nowhere, sync, text};
@@ -37,8 +38,12 @@ const ENCODER_QUEUE_BYTES: u32 = 96 << 20;
 pub enum Destination<'a> {
     /// Into a file, with the other streams unless the video is wanted alone.
     File { container: Container, path: &'a Path, video_only: bool },
+    /// Into a file, beside packets that are the upscaled video.
+    Join { container: Container, path: &'a Path, packets: &'a Packets },
     /// Into pictures, whose numbers begin with the given one.
     Pictures(&'a Arc<Pictures>, u64),
+    /// As decoded frames, which are not upscaled here.
+    Frames(&'a gst::Element),
     /// To standard output, as Y4M, or without a header in this format.
     Pipe(Option<VideoFormat>),
 }
@@ -55,6 +60,8 @@ pub struct Input {
     pub frames: Option<u64>,
     /// What will be missing from the output, a sentence each.
     pub left_out: Vec<String>,
+    /// How players have to rotate the frames, in the words of GStreamer's tag.
+    pub orientation: Option<String>,
 }
 
 /// The pipeline; stopped when dropped.
@@ -68,6 +75,8 @@ pub struct Pipeline {
     /// What the source reads, where the source did not open it.
     input: input::Kept,
     encoded: Encoded,
+    /// Caps of the frames that leave the decoder, once known.
+    decoded: Encoded,
     starsr: Mutex<Option<gst::Element>>,
 }
 
@@ -102,6 +111,7 @@ impl Pipeline {
             inlets: Mutex::default(),
             input,
             encoded: Encoded::default(),
+            decoded: Encoded::default(),
             starsr: Mutex::default(),
         };
         this.set_state(gst::State::Paused)?;
@@ -111,6 +121,16 @@ impl Pipeline {
     /// What may be wrong with video that FFmpeg has decoded to its end.
     pub fn complaint(&self) -> Option<String> {
         self.input.complaint()
+    }
+
+    /// Caps of the frames that leave the decoder, once known.
+    pub fn decoded(&self) -> Option<gst::Caps> {
+        self.decoded.lock().clone()
+    }
+
+    /// Whether the video has no transparency, whatever its format.
+    pub fn is_opaque(&self) -> bool {
+        self.input.is_opaque()
     }
 
     /// Whether FFmpeg decodes the input.
@@ -135,6 +155,7 @@ impl Pipeline {
         State {
             taken: self.counts.taken(),
             done: self.counts.done(),
+            before: 0,
             position: self.counts.position(),
             evaluations: number("evaluations"),
             window_evaluations: number("window-evaluations"),
@@ -207,8 +228,13 @@ impl Pipeline {
         for (index, stream) in streams.iter().enumerate() {
             let pad = &stream.pad;
             self.counts.watch_end(pad);
-            let target = if index == video {
-                self.video_branch(args, &ending, cut, stream.is_rotated())?
+            let target = if index == video
+                && let Destination::Join { packets, .. } = destination
+            {
+                packets.join(&self.pipeline, &ending, pad)?;
+                self.nowhere()?
+            } else if index == video {
+                self.video_branch(args, &ending, cut, stream.orientation().is_some())?
             } else if !wanted[index] {
                 self.nowhere()?
             } else {
@@ -235,6 +261,7 @@ impl Pipeline {
             duration,
             frames: duration.zip(rate).and_then(|(duration, rate)| frames(duration, rate)),
             left_out,
+            orientation: video.orientation(),
         };
         for stream in streams {
             stream.release();
@@ -246,7 +273,8 @@ impl Pipeline {
     /// Builds what is behind the encoder, or behind the frames.
     fn ending(&self, destination: &Destination) -> Result<Ending, String> {
         let ending = match destination {
-            Destination::File { container, path, .. } => {
+            Destination::File { container, path, .. }
+            | Destination::Join { container, path, .. } => {
                 let (muxer, sink) = (make(container.muxer())?, make("filesink")?);
                 sink.set_property("location", path);
                 Ending::Muxer(muxer, sink)
@@ -254,6 +282,7 @@ impl Pipeline {
             Destination::Pictures(pictures, number) => {
                 Ending::Pictures(make("fdsink")?, (*pictures).clone(), *number)
             }
+            Destination::Frames(sink) => Ending::Frames((*sink).clone()),
             Destination::Pipe(format) => {
                 let sink = make("fdsink")?;
                 sink.set_property("fd", standard_output());
@@ -286,13 +315,16 @@ impl Pipeline {
     ) -> Result<gst::Pad, String> {
         let caps = stream.caps();
         let (kind, media) = (Kind::of(&caps), media_name(&caps));
-        let (Destination::File { container, video_only, .. }, Ending::Muxer(muxer, _)) =
-            (destination, ending)
-        else {
+        let (container, video_only) = match destination {
+            Destination::File { container, video_only, .. } => (Some(container), *video_only),
+            Destination::Join { container, .. } => (Some(container), false),
+            _ => (None, false),
+        };
+        let (Some(container), Ending::Muxer(muxer, _)) = (container, ending) else {
             left_out.push(format!("a stream of {} ({media})", kind.word()));
             return self.nowhere();
         };
-        if *video_only {
+        if video_only {
             return self.nowhere();
         }
         match (passage(muxer, &caps), kind) {
@@ -322,62 +354,52 @@ impl Pipeline {
         cut: Option<Cut>,
         rotate: bool,
     ) -> Result<gst::Pad, String> {
-        let starsr = make("starsr")?;
-        args.configure(&starsr)?;
-        self.counts.watch(&starsr)?;
-        *self.starsr.lock() = Some(starsr.clone());
-        if args.preview.is_some() {
-            preview::split(&starsr)?;
-        }
-        let queue = make("queue")?;
-        queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
-        queue.set_property("max-size-buffers", 0u32);
-        queue.set_property("max-size-time", 0u64);
-        let format = make("capsfilter")?;
         let steady = Steady::new(args.deinterlace, self.input.hdr())?;
         let mut chain = steady.elements()?;
-        chain.push(starsr);
-        if args.width.is_some() || args.height.is_some() {
-            chain.push(size_filter(args)?);
-        }
-        chain.extend([queue, make("videoconvert")?]);
-        // Not every muxer can store a rotation, so the frames are rotated.
-        if rotate {
-            let flip = make("videoflip")?;
-            flip.set_property_from_str("video-direction", "auto");
-            chain.push(flip);
-        }
-        chain.push(format.clone());
-        self.pipeline.add_many(&chain).map_err(text)?;
-        gst::Element::link_many(&chain).map_err(text)?;
+        let encoding = if let Ending::Frames(sink) = ending {
+            self.pipeline.add_many(&chain).map_err(text)?;
+            gst::Element::link_many(chain.iter().chain([sink])).map_err(text)?;
+            self.counts.watch_done(&always_pad(sink, "sink")?);
+            None
+        } else {
+            let (restoring, format) = restoring(args, rotate)?;
+            self.counts.watch(&restoring[0])?;
+            *self.starsr.lock() = Some(restoring[0].clone());
+            chain.extend(restoring);
+            self.pipeline.add_many(&chain).map_err(text)?;
+            gst::Element::link_many(&chain).map_err(text)?;
+            let opaque = self.input.is_opaque();
+            let encoding = Encoding::new(args, format, ending, opaque, self.encoded.clone())?;
+            encoding.watch()?;
+            match ending {
+                // The default depends on the video, which is unknown before it is decoded.
+                Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}
+                Ending::Muxer(..) => {
+                    encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
+                }
+                _ => {
+                    always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
+                }
+            }
+            Some(encoding)
+        };
         let first = always_pad(&chain[0], "sink")?;
-        let encoding =
-            Encoding::new(args, format, ending, self.input.is_opaque(), self.encoded.clone())?;
-        encoding.watch()?;
-        match ending {
-            // The default depends on the video, which is unknown before it is decoded.
-            Ending::Muxer(..) if args.encoder.is_none() && args.codec.is_none() => {}
-            Ending::Muxer(..) => {
-                encoding.plug(&self.pipeline, args.codec.unwrap_or(Codec::H264))?;
-            }
-            Ending::Pictures(..) | Ending::Pipe(..) => {
-                always_pad(&encoding.format, "src")?.link(&encoding.inlet).map_err(text)?;
-            }
-        }
         sync(chain.iter().rev())?;
 
         let decoder = make("decodebin")?;
-        let colors = self.reading.colors.clone();
+        let (colors, decoded) = (self.reading.colors.clone(), self.decoded.clone());
         let pipeline = self.pipeline.downgrade();
         decoder.connect_pad_added(move |decoder, pad| {
             let Some(pipeline) = pipeline.upgrade() else { return };
             if let Some(cut) = cut {
                 cut.clip(pad);
             }
+            *decoded.lock() = pad.current_caps();
             steady.watch(pad, colors.clone());
-            let linked = encoding
-                .complete(&pipeline, pad)
-                .and_then(|()| pad.link(&first).map(|_| ()).map_err(text));
+            let completed = encoding.as_ref().map_or(Ok(()), |encoding| {
+                encoding.complete(&pipeline, pad.current_caps().as_deref())
+            });
+            let linked = completed.and_then(|()| pad.link(&first).map(|_| ()).map_err(text));
             if let Err(reason) = linked {
                 gst::element_error!(
                     decoder,
@@ -409,11 +431,40 @@ fn wanted_streams(
     destination: &Destination,
     streams: &[Held],
 ) -> Result<Vec<bool>, String> {
-    let Destination::File { video_only: false, .. } = destination else {
+    let (Destination::File { video_only: false, .. } | Destination::Join { .. }) = destination
+    else {
         return Ok(vec![true; streams.len()]);
     };
     let describe = |stream: &Held| (Some(Kind::of(&stream.caps())), stream.language());
     args.choices.select(&streams.iter().map(describe).collect::<Vec<_>>())
+}
+
+/// The elements from frames of the input's size to those for an encoder, `starsr` first. The last is
+/// the filter for the encoder's format, which is given once more.
+pub fn restoring(args: &Args, rotate: bool) -> Result<(Vec<gst::Element>, gst::Element), String> {
+    let starsr = make("starsr")?;
+    args.configure(&starsr)?;
+    if args.preview.is_some() {
+        preview::split(&starsr)?;
+    }
+    let queue = make("queue")?;
+    queue.set_property("max-size-bytes", ENCODER_QUEUE_BYTES);
+    queue.set_property("max-size-buffers", 0u32);
+    queue.set_property("max-size-time", 0u64);
+    let format = make("capsfilter")?;
+    let mut chain = vec![starsr];
+    if args.width.is_some() || args.height.is_some() {
+        chain.push(size_filter(args)?);
+    }
+    chain.extend([queue, make("videoconvert")?]);
+    // Not every muxer can store a rotation, so the frames are rotated.
+    if rotate {
+        let flip = make("videoflip")?;
+        flip.set_property_from_str("video-direction", "auto");
+        chain.push(flip);
+    }
+    chain.push(format.clone());
+    Ok((chain, format))
 }
 
 /// Leaves only the size asked for to what is in front of it.

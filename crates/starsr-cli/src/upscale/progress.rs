@@ -25,6 +25,8 @@ pub struct State {
     /// Frames that have gone into starsr, and those that have come out.
     pub taken: u64,
     pub done: u64,
+    /// Frames of those that came out in earlier runs.
+    pub before: u64,
     /// The end of the last that came out.
     pub position: Option<gst::ClockTime>,
     /// Runs of the model, and those that a window takes.
@@ -82,6 +84,13 @@ impl Progress {
         Self { show, started: now, began: None, last: now, duration: None, frames: None }
     }
 
+    /// One that shows nothing but warnings.
+    pub fn silent() -> Self {
+        let now = Instant::now();
+        let show = Show::Nothing;
+        Self { show, started: now, began: None, last: now, duration: None, frames: None }
+    }
+
     /// Takes the length of the input, where its container states it.
     pub fn expect(&mut self, duration: Option<gst::ClockTime>, frames: Option<u64>) {
         (self.duration, self.frames) = (duration, frames);
@@ -91,6 +100,12 @@ impl Progress {
                 bar.set_style(style.progress_chars("=> "));
             }
         }
+    }
+
+    /// Takes the number of frames, which is all that is known of a job's length.
+    pub fn expect_frames(&mut self, frames: u64) {
+        self.expect(Some(gst::ClockTime::ZERO), Some(frames));
+        (self.duration, self.started) = (None, Instant::now());
     }
 
     /// Says what will be done: a sentence, or `fields` of an event of `kind`.
@@ -106,7 +121,7 @@ impl Progress {
 
     /// Shows that the work has come to `state`.
     pub fn update(&mut self, state: State) {
-        let State { taken, done, evaluations, window_evaluations, .. } = state;
+        let State { taken, done, before, evaluations, window_evaluations, .. } = state;
         if taken > 0 {
             self.began.get_or_insert_with(Instant::now);
         }
@@ -132,8 +147,10 @@ impl Progress {
         }
         let mut text = match self.frames {
             _ if done == 0 => format!("first window: {} read", counted(taken, "frame")),
-            Some(frames) => format!("{done}/{} frames, {}", frames.max(done), rate(done, elapsed)),
-            None => format!("{}, {}", counted(done, "frame"), rate(done, elapsed)),
+            Some(frames) => {
+                format!("{done}/{} frames, {}", frames.max(done), rate(done - before, elapsed))
+            }
+            None => format!("{}, {}", counted(done, "frame"), rate(done - before, elapsed)),
         };
         if done == 0 {
             if evaluations > window_evaluations {
@@ -172,6 +189,7 @@ impl Progress {
             (Some(duration), Some(position)) if !duration.is_zero() => {
                 position.nseconds() as f64 / duration.nseconds() as f64
             }
+            (None, None) => state.done as f64 / self.frames.filter(|frames| *frames > 0)? as f64,
             _ => return None,
         };
         Some(share.clamp(0.0, 1.0))
@@ -191,7 +209,10 @@ impl Progress {
         // Loading the model counts only where nothing better is known.
         let since = if state.done == 0 { self.began? } else { self.started };
         let share = share.filter(|share| *share > 0.0)?;
-        Some(since.elapsed().as_secs_f64() * (1.0 - share) / share)
+        // What earlier runs did took no time of this one.
+        let before = self.frames.map_or(0.0, |frames| state.before as f64 / frames.max(1) as f64);
+        let here = Some(share - before).filter(|here| *here > 0.0)?;
+        Some(since.elapsed().as_secs_f64() * (1.0 - share) / here)
     }
 
     /// Prints a warning or a loss without disturbing the bar.

@@ -140,7 +140,7 @@ impl Remux {
         probe: &Probe,
         container: Container,
     ) -> Result<Option<Vec<String>>, String> {
-        let args = Args::of(&["--drop-unsupported"]);
+        let args = Args::of(["--drop-unsupported"])?;
         let plan = Self::plan(&args, input, probe, container)?;
         Ok(is_carried(probe, None).then(|| plan.map_or_else(Vec::new, |plan| plan.left_out)))
     }

@@ -81,6 +81,11 @@ impl DecodeGroups {
         self.overlap
     }
 
+    /// The first frame that is kept by the run which keeps the one at `place`.
+    pub(super) fn first(&self, place: usize) -> usize {
+        place - place % self.kept
+    }
+
     /// The group that keeps the frames from `start` on, where there are `frames`.
     pub(super) fn group(&self, start: usize, frames: usize) -> DecodeGroup {
         let end = (start + self.kept).min(frames);

@@ -6,6 +6,7 @@
 mod blend;
 mod cadence;
 mod clip;
+mod context;
 mod decode_groups;
 mod frame_path;
 mod memory;
@@ -37,6 +38,7 @@ pub use crate::windows::WindowMode;
 use blend::BlendWindows;
 pub use clip::StageTimes;
 use clip::{Clip, WindowJoin, lap};
+pub use context::Context;
 use frame_path::FramePath;
 pub use memory::memory_of_this_machine;
 pub use read_ahead::{Notify, ReadAhead, Report, Run};

@@ -4,6 +4,7 @@
 //! faults; and the rules that its sources keep.
 
 mod bundle;
+mod context;
 mod decoding;
 mod device_memory;
 mod direct;
