@@ -333,7 +333,7 @@ impl Manifest {
             return Err(Fault::new(format!("{place}{dot}{key}"), reason));
         }
         for key in ["frames_per_encode", "frames_per_decode"] {
-            let is_optional = self.latent.temporal_factor > 1 || self.is_direct();
+            let is_optional = self.latent.temporal_factor != 1 || self.is_direct();
             if !is_optional && !has(("vae", key)) {
                 return Err(Fault::new(format!("vae.{key}"), "is missing"));
             }
