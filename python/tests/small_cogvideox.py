@@ -82,13 +82,13 @@ def read_vae(reference):
 
 
 def random_networks():
-    """Return random weights of a small network and autoencoder, and their sizes."""
+    """Return random weights and sizes of a small network, and those of an autoencoder."""
     config = CogVideoXConfig(64, 2, 16, 32, 48, 12)
     vae_config = VaeConfig((8, 8, 8, 8), 1, groups=8)
     torch.manual_seed(0)
     weights = parameters_of(network.declared_parameters(config))
     vae = parameters_of(declared_parameters(vae_config))
-    return weights, config, vae, vae_config
+    return (weights, config), (vae, vae_config)
 
 
 def scaled(weights, factor):
@@ -97,8 +97,9 @@ def scaled(weights, factor):
     return {**weights, **{name: weights[name] * factor for name in last}}
 
 
-def write(folder, precision, weights, config, vae, vae_config, prompt=None):
+def write(folder, precision, network, autoencoder, prompt=None):
     """Write a bundle, without a prompt or with the random embedding of one."""
+    (weights, config), (vae, vae_config) = network, autoencoder
     described = manifest(folder.name, "1", "random weights", config, vae_config, prompt, TRAINED)
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, precision),
@@ -143,13 +144,14 @@ def main():
     with writer.staged(options.output) as work:
         for name, precision in (("random", "fp32"), ("half", "fp16")):
             write(work / name, precision, *random_networks())
-        write(work / "guided", "fp32", *random_networks(), prompt="a lake")
+        network, autoencoder = random_networks()
+        write(work / "guided", "fp32", network, autoencoder, "a lake")
         if (reference / FOLDER).is_dir():
             vae = read_vae(reference)
             for kind in KINDS:
-                write(work / kind, "fp32", *read_network(reference, kind), *vae)
+                write(work / kind, "fp32", read_network(reference, kind), vae)
             weights, config = read_network(reference, "rope")
-            write(work / "tame", "fp32", scaled(weights, TAME), config, *vae)
+            write(work / "tame", "fp32", (scaled(weights, TAME), config), vae)
         else:
             print(f"{reference / FOLDER} is missing: set STARSR_REFERENCE to the reference folder")
         index = {"fingerprint": mark}
