@@ -7,16 +7,13 @@ bits, and `guided` a prompt. The others hold the reference's small networks (`go
 `rope` and `sincos` as they are, and `tame` with the last layer that the reference's whole run has.
 """
 
-import argparse
 import hashlib
 import json
-import os
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
 
-import starsr
+from small_bundles import INDEX, fingerprint, is_made_of, read_options
 from starsr.bundle import writer
 from starsr.export.cogvideox_graphs import network_graphs, vae_graphs
 from starsr.export.cogvideox_manifest import manifest
@@ -30,8 +27,6 @@ from starsr.ops.torch_ops import parameters_of
 
 FOLDER = "golden_cogvideox"
 KINDS = {"rope": "rotary", "sincos": "sincos"}
-ROOT = Path(__file__).resolve().parents[2]
-INDEX = "index.json"
 #: Height and width that the bundles call trained, a whole canvas of theirs.
 TRAINED = (32, 48)
 #: Factor of the last layer in the reference's run of the whole sampler.
@@ -116,30 +111,11 @@ def write(folder, precision, network, autoencoder, prompt=None):
     writer.write_manifest(folder, described, files)
 
 
-def fingerprint(reference):
-    """Return a hash of everything the folder is made of: the references and the code."""
-    package = Path(starsr.__path__[0])
-    folders = [reference / FOLDER] if reference.is_dir() else []
-    folders += [package / part for part in ("bundle", "export", "models", "ops")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".pyc"]
-    digest = hashlib.sha256()
-    for path in [*sorted(files), Path(__file__)]:
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = Path(os.environ.get("STARSR_REFERENCE") or ROOT.parent / "shared" / "star")
-    parser.add_argument("--reference", type=Path, default=default, help="(%(default)s)")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to write, replaced once complete"
-    )
-    options = parser.parse_args()
-    reference, index = options.reference, options.output / INDEX
-    mark = fingerprint(reference)
-    if index.is_file() and json.loads(index.read_text(encoding="utf-8"))["fingerprint"] == mark:
+    options = read_options(__doc__)
+    reference = options.reference
+    mark = fingerprint(__file__, [reference / FOLDER])
+    if is_made_of(options.output, mark):
         return
     with writer.staged(options.output) as work:
         for name, precision in (("random", "fp32"), ("half", "fp16")):

@@ -6,10 +6,7 @@ They are the networks of the reference folder (`golden_small`, `golden_vae`) as 
 of `golden_e2e`, and longer clips that `starsr.models.star.pipeline` restores, all with their noise.
 """
 
-import argparse
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import starsr
+from small_bundles import INDEX, fingerprint, is_made_of, read_options
 from starsr.bundle import writer
 from starsr.export.graphs import star_graphs, vae_graphs
 from starsr.export.manifest import EMBEDDINGS, manifest
@@ -30,8 +27,6 @@ from starsr.models.star.pipeline import Noise, Pipeline, Sampling, evaluation_po
 from starsr.models.star.vae import VaeConfig
 from starsr.models.weights import Arrays
 
-ROOT = Path(__file__).resolve().parents[2]
-INDEX = "index.json"
 #: Frames of the clips made here: more than a window as a single one, and four windows.
 CLIPS = {"one_window": 18, "four_windows": 39}
 #: Their settings: shorter windows and fewer evaluations than the official ones.
@@ -191,20 +186,7 @@ class Folder:
         self.add(name, "pipeline", TAME, minimum, sampling, tensors, result.fixed)
 
 
-def fingerprint(reference: Path) -> str:
-    """Return a hash of everything the folder is made of: the references and the code."""
-    package = Path(starsr.__path__[0])
-    folders = [reference / part for part in ("golden_small", "golden_vae", "golden_e2e")]
-    folders += [package / part for part in ("bundle", "export", "models", "ops")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".pyc"]
-    digest = hashlib.sha256()
-    for path in [*sorted(files), Path(__file__)]:
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def fill(path: Path, reference: Path) -> None:
+def fill(path: Path, reference: Path, mark: str) -> None:
     """Write everything to the new folder `path`."""
     folder = Folder(path, read_networks(reference))
     tensors: dict[str, Tensor] = {}
@@ -219,26 +201,22 @@ def fill(path: Path, reference: Path) -> None:
     for name, frames in CLIPS.items():
         folder.add_clip(name, frames, tensors["y"], tensors["y_neg"])
         print(f"restored {name}, {frames} frames")
-    index = {"fingerprint": fingerprint(reference), "cases": folder.cases}
+    index = {"fingerprint": mark, "cases": folder.cases}
     (path / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = Path(os.environ.get("STARSR_REFERENCE") or ROOT.parent / "shared" / "star")
-    parser.add_argument("--reference", type=Path, default=default, help="(%(default)s)")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to write, replaced once complete"
-    )
-    options = parser.parse_args()
-    index = options.output / INDEX
-    if not options.reference.is_dir():
-        print(f"{options.reference} is missing: set STARSR_REFERENCE to the reference folder")
+    options = read_options(__doc__)
+    reference = options.reference
+    if not reference.is_dir():
+        print(f"{reference} is missing: set STARSR_REFERENCE to the reference folder")
         return
-    if index.is_file() and read_json(index).get("fingerprint") == fingerprint(options.reference):
+    parts = ("golden_small", "golden_vae", "golden_e2e")
+    mark = fingerprint(__file__, [reference / part for part in parts])
+    if is_made_of(options.output, mark):
         return
     with writer.staged(options.output) as work:
-        fill(work, options.reference)
+        fill(work, reference, mark)
     print(f"wrote {options.output}")
 
 

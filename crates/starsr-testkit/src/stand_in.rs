@@ -77,7 +77,7 @@ pub fn manifest() -> Manifest {
 /// Receives all frames that are ready; whether the clip is drained.
 pub fn receive(upscaler: &mut Upscaler, out: &mut Vec<Array3<f32>>) -> bool {
     loop {
-        match upscaler.receive_frame().expect("the stand-in does not fail") {
+        match upscaler.receive_frame().expect("the model does not fail") {
             Received::Frame(frame) => out.push(frame),
             Received::NeedMoreFrames => return false,
             Received::Drained => return true,

@@ -84,7 +84,14 @@ impl Restorer<'_> {
         let line = Line::new(self, segment)?;
         let stop = AtomicBool::new(false);
         let encoded = std::thread::scope(|scope| {
-            let feeder = scope.spawn(|| self.feed(segment, decoder, &line, &stop));
+            let feeder = scope.spawn(|| {
+                let fed = self.feed(segment, decoder, &line, &stop);
+                if !matches!(fed, Err(Failure::Interrupted)) {
+                    // The other side waits for packets.
+                    let _ = line.source.end_of_stream();
+                }
+                fed
+            });
             let written = self.collect(&line, &mut writer, is_lost, &target);
             // Whatever the feeder waits for, it waits no longer.
             stop.store(true, Ordering::SeqCst);
@@ -132,23 +139,6 @@ impl Restorer<'_> {
         line: &Line,
         stop: &AtomicBool,
     ) -> Result<(), Failure> {
-        let result = self.feed_all(segment, decoder, line, stop);
-        if let Err(failure) = &result
-            && !matches!(failure, Failure::Interrupted)
-        {
-            // The other side waits for packets.
-            let _ = line.source.end_of_stream();
-        }
-        result
-    }
-
-    fn feed_all(
-        &self,
-        segment: &Segment,
-        decoder: &mut Decoder,
-        line: &Line,
-        stop: &AtomicBool,
-    ) -> Result<(), Failure> {
         decoder.seek(segment.context.start)?;
         let clips = &self.job.plan.clips;
         for place in segment.context.clone() {
@@ -162,10 +152,9 @@ impl Restorer<'_> {
             line.say(gst::Structure::builder(FRAME_NUMBER).field("number", number).build());
             if line.source.push_buffer(buffer).is_err() {
                 // The other side knows why.
-                return Ok(());
+                break;
             }
         }
-        let _ = line.source.end_of_stream();
         Ok(())
     }
 

@@ -83,8 +83,9 @@ impl Status {
                 let (worker, frames) =
                     holder.map_or_else(Default::default, |holder| (holder.worker, holder.frames));
                 this.running.push(Running { segment, worker, frames });
-            } else if let Some(Failed { attempts, error }) = Failed::of(job, segment) {
-                let is_final = Failed { attempts, error: String::new() }.is_final();
+            } else if let Some(failed) = Failed::of(job, segment) {
+                let is_final = failed.is_final();
+                let Failed { attempts, error } = failed;
                 this.failed.push(Failing { segment, attempts, error, is_final });
             } else {
                 this.waiting.push(segment);

@@ -53,15 +53,17 @@ pub fn run(options: &Options, files: &batch::Job, interrupts: &Interrupts) -> Re
     // Fails at once where the output may not be written.
     drop(Output::create(&[&files.source], &files.output, options.force)?);
     let mut progress = Progress::new(options, false);
-    if Job::exists(&folder) {
-        let job = Job::open(&folder)?;
+    let goes_on = Job::exists(&folder);
+    if !goes_on {
+        make_plan(options, &files.source, &folder, &mut progress, interrupts)?;
+    }
+    let job = Job::open(&folder)?;
+    if goes_on {
         check_same(&job, options, &files.source)?;
         find(&job, &progress)?;
     } else {
-        make_plan(options, &files.source, &folder, &mut progress, interrupts)?;
-        describe(&Job::open(&folder)?, &progress);
+        describe(&job, &progress);
     }
-    let job = Job::open(&folder)?;
     progress.expect_frames(job.plan.video.frames);
     work(&job, options, &files.source, &mut progress, interrupts)?;
     let mut joining = job.args()?;
@@ -174,24 +176,20 @@ fn work(
     let mut worker = Worker::new(job, &machine, source, claims::LEASE, &done, interrupts)?;
     let before = Status::of(job)?.frames_done;
     let finished = AtomicU64::new(before);
-    let (result, ended) =
-        (parking_lot::Mutex::new(None), std::sync::atomic::AtomicBool::new(false));
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let outcome = worker.all(&|segment| {
+        let worker = scope.spawn(|| {
+            worker.all(&|segment| {
                 done.store(0, Ordering::SeqCst);
                 finished.fetch_add(segment.about.frames, Ordering::SeqCst);
-            });
-            *result.lock() = Some(outcome);
-            ended.store(true, Ordering::SeqCst);
+            })
         });
-        while !ended.load(Ordering::SeqCst) {
+        while !worker.is_finished() {
             let now = finished.load(Ordering::SeqCst) + done.load(Ordering::SeqCst);
             progress.update(state(now, before));
             thread::sleep(TICK);
         }
-    });
-    result.into_inner().unwrap_or(Err(Stop::Failed("the worker has ended".to_owned())))
+        worker.join().unwrap_or_else(|_| Err(Stop::Failed("the worker has ended".to_owned())))
+    })
 }
 
 /// The state of a job of which `done` frames are done, `before` of them by earlier runs.

@@ -244,13 +244,8 @@ impl<'a> Worker<'a> {
 
     /// Restores segments until all are done, or have failed.
     pub fn all(&mut self, report: &dyn Fn(&Done)) -> Result<(), Stop> {
-        let (job, options, interrupts) = (self.job, self.options, self.interrupts);
-        let source = batch::Job {
-            input: self.source.input.clone(),
-            source: self.source.source.clone(),
-            output: self.source.output.clone(),
-        };
-        let mut decoder = Decoder::new(options, &source, &job.frames, interrupts)?;
+        let (job, source) = (self.job, self.source.clone());
+        let mut decoder = self.decoder(&source)?;
         let keeper = self.keeper();
         let mut first = 0;
         loop {
@@ -259,11 +254,8 @@ impl<'a> Worker<'a> {
             let count = job.plan.segments.len();
             let mut worked = false;
             for segment in (first..count).chain(0..first) {
-                if interrupts.count.load(Ordering::SeqCst) > 0 {
-                    return Err(Stop::Interrupted);
-                }
-                let failed = Failed::of(job, segment).is_some_and(|failed| failed.is_final());
-                if failed || job.part(segment).exists() {
+                self.check_interrupts()?;
+                if self.is_settled(segment) {
                     continue;
                 }
                 let Some(claim) = self.claims.claim(segment)? else {
@@ -298,8 +290,7 @@ impl<'a> Worker<'a> {
     /// Restores one segment that nobody works on, if there is one.
     pub fn next(&mut self, report: &dyn Fn(&Done)) -> Result<(), Stop> {
         for segment in 0..self.job.plan.segments.len() {
-            let failed = Failed::of(self.job, segment).is_some_and(|failed| failed.is_final());
-            if failed || self.job.part(segment).exists() {
+            if self.is_settled(segment) {
                 continue;
             }
             if let Some(claim) = self.claims.claim(segment)?
@@ -323,9 +314,7 @@ impl<'a> Worker<'a> {
             .into());
         }
         loop {
-            if self.interrupts.count.load(Ordering::SeqCst) > 0 {
-                return Err(Stop::Interrupted);
-            }
+            self.check_interrupts()?;
             if self.job.part(segment).exists() {
                 return Ok(());
             }
@@ -340,8 +329,7 @@ impl<'a> Worker<'a> {
 
     /// Restores a segment that is claimed.
     fn claimed(&self, segment: usize, claim: &Claim, report: &dyn Fn(&Done)) -> Result<(), Stop> {
-        let (job, source) = (self.job, &self.source);
-        let mut decoder = Decoder::new(self.options, source, &job.frames, self.interrupts)?;
+        let mut decoder = self.decoder(&self.source)?;
         match self.restore(segment, claim, &mut decoder) {
             Ok(done) => report(&done),
             Err(Failure::Interrupted) => return Err(Stop::Interrupted),
@@ -354,6 +342,26 @@ impl<'a> Worker<'a> {
             Err(Failure::Lost) => {}
         }
         Ok(())
+    }
+
+    fn check_interrupts(&self) -> Result<(), Stop> {
+        match self.interrupts.count.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(Stop::Interrupted),
+        }
+    }
+
+    /// Whether a segment is done, or has failed for good.
+    fn is_settled(&self, segment: usize) -> bool {
+        self.job.part(segment).exists()
+            || Failed::of(self.job, segment).is_some_and(|failed| failed.is_final())
+    }
+
+    fn decoder<'s>(&self, source: &'s batch::Job) -> Result<Decoder<'s>, Stop>
+    where
+        'a: 's,
+    {
+        Decoder::new(self.options, source, &self.job.frames, self.interrupts)
     }
 
     fn restore(
@@ -418,19 +426,16 @@ pub fn check_model(plan: &Plan, outline: &Outline) -> Result<(), String> {
     })
 }
 
-/// The part of a segment, unaltered and of this plan. Damaged ones are removed, so that they are
-/// restored again; `Err` says why.
+/// What the part of a segment says of itself, if there is one. Fails where that is of another plan,
+/// and with `whole` where the part was altered.
 pub fn checked(job: &Job, segment: usize, whole: bool) -> Result<Option<About>, String> {
     let path = job.part(segment);
-    let read = || -> Result<Option<About>, String> {
-        let Some(reader) = Reader::open(&path)? else { return Ok(None) };
-        let frames = &job.plan.segments[segment].frames;
-        let about = if whole { reader.check()? } else { reader.about };
-        let count = frames.end - frames.start;
-        if about.plan != job.id || about.segment != segment || about.frames != count {
-            return Err(format!("{}: is of another plan or segment", path.display()));
-        }
-        Ok(Some(about))
-    };
-    read()
+    let Some(reader) = Reader::open(&path)? else { return Ok(None) };
+    let frames = &job.plan.segments[segment].frames;
+    let about = if whole { reader.check()? } else { reader.about };
+    let count = frames.end - frames.start;
+    if about.plan != job.id || about.segment != segment || about.frames != count {
+        return Err(format!("{}: is of another plan or segment", path.display()));
+    }
+    Ok(Some(about))
 }

@@ -20,6 +20,7 @@ const VIDEO: [&str; 28] = [
 ];
 
 /// One file to read and one to write.
+#[derive(Clone)]
 pub struct Job {
     /// What the user calls the input, and where it is read.
     pub input: PathBuf,

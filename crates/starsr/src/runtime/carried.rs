@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use ndarray::{Array4, ArrayView4, s};
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::{Allocator, MemoryInfo};
 use ort::value::{DynTensor, DynValue, TensorElementType, ValueType};
 
 use super::graph::{Dim, Graph, Loader, SAMPLES};
-use super::runner::{Runner, failure, one_line};
+use super::runner::{Runner, failure};
 use super::tensor::{Input, check_finite, values};
 use crate::bundle::Latent;
 use crate::error::{Error, Result};
@@ -72,16 +72,13 @@ impl CarriedDecoder {
             &inputs.chain(["latents"]).collect::<Vec<_>>(),
             &outputs.chain(["pixels"]).collect::<Vec<_>>(),
         )?;
-        let provider = loader.chosen.provider;
-        let failed = |e: ort::Error| Error::Provider { provider, reason: one_line(&e) };
-        let (cpu, arena) = (AllocationDevice::CPU, AllocatorType::Device);
         Ok(Self {
             graph,
             element,
             caches,
             latent,
-            device: loader.chosen.device_memory().map_err(failed)?,
-            host: MemoryInfo::new(cpu, 0, arena, MemoryType::Default).map_err(failed)?,
+            device: loader.chosen.device_memory()?,
+            host: loader.chosen.host_memory()?,
         })
     }
 

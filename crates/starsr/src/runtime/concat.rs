@@ -4,15 +4,15 @@
 //! of modulation and positions (docs/star.md, B.6).
 
 use ndarray::{Array4, Axis};
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::IoBinding;
 use ort::value::{Tensor, TensorElementType};
 
 use super::graph::{Dim, Graph, Loader, SAMPLES};
 use super::modulation::Modulation;
-use super::predictor::Predict;
-use super::runner::{Runner, failure, one_line};
-use super::tensor::{Input, values};
+use super::predictor::{Predict, batch_of, run_denoiser};
+use super::runner::{Runner, failure};
+use super::tensor::Input;
 use crate::bundle::{MANIFEST, PositionsSpec};
 use crate::error::{Error, Result};
 use crate::model::{Condition, Embedding, Query, Samples};
@@ -83,9 +83,6 @@ impl ConcatPredictor {
         let (rows, text) = (fixed("modulation")?, fixed("embedding")?);
         let graph = loader.required(Role::Modulation)?;
 
-        let provider = loader.chosen.provider;
-        let failed = |e: ort::Error| Error::Provider { provider, reason: one_line(&e) };
-        let (cpu, arena) = (AllocationDevice::CPU, AllocatorType::Device);
         Ok(Self {
             modulation: Modulation::new(graph, loader.reload(), rows)?,
             denoiser,
@@ -94,7 +91,7 @@ impl ConcatPredictor {
             embedding,
             text,
             positions,
-            host: MemoryInfo::new(cpu, 0, arena, MemoryType::Default).map_err(failed)?,
+            host: loader.chosen.host_memory()?,
             bindings: [None, None],
         })
     }
@@ -129,11 +126,7 @@ impl Predict for ConcatPredictor {
 
     fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
-        let batch = conditions.len();
-        if !(1..=2).contains(&batch) {
-            let reason = format!("it has {batch} conditions, but must have one or two");
-            return Err(Error::input("a prediction", reason));
-        }
+        let batch = batch_of(conditions)?;
         let shape: [usize; 4] = x.dim().into();
         let [frames, channels, height, width] = shape;
         let even = height % PATCH == 0 && width % PATCH == 0;
@@ -167,16 +160,8 @@ impl Predict for ConcatPredictor {
             b.denoiser.bind_output_to_device("v", &self.host)
         };
         bind(&mut bindings).map_err(failed)?;
-        let v = runner.run(Role::Denoiser, |options| {
-            let session = &mut self.denoiser.session;
-            let mut outputs = session.run_binding_with_options(&bindings.denoiser, options)?;
-            Ok(outputs.remove("v"))
-        })?;
-
-        let fail = |reason| Error::inference(Role::Denoiser, reason);
-        let v = v.ok_or_else(|| fail("gave no v".to_string()))?;
         let video = [batch, frames, channels, height, width];
-        let values = values(v, &video, &runner.threads, &runner.buffers).map_err(fail)?;
+        let values = run_denoiser(&mut self.denoiser, &bindings.denoiser, video, runner)?;
         self.bindings[batch - 1] = Some(bindings);
         Samples::batch(values, batch, shape, false)
     }

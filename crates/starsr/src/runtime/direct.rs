@@ -32,11 +32,7 @@ impl Direct {
         let small = [Dim::Free("F"), Dim::Fixed(3), Dim::Free("h"), Dim::Free("w")];
         let large = [Dim::Free("F"), Dim::Fixed(3), Dim::Free("H"), Dim::Free("W")];
         let weights = blended(loader.bundle, detail)?;
-        let graph = loader.graph_with(Role::Upscaler, |builder| add(builder, weights))?;
-        let missing = || {
-            Error::bundle(loader.bundle.root(), format!("graphs.{}", Role::Upscaler), "is missing")
-        };
-        let graph = graph.ok_or_else(missing)?;
+        let graph = loader.required_with(Role::Upscaler, |builder| add(builder, weights))?;
         graph.only(&["low"], &["high"])?;
         let element = graph.input("low", SAMPLES, &small)?;
         graph.output("high", SAMPLES, &large)?;

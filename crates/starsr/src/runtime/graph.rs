@@ -58,11 +58,10 @@ impl Reload {
 impl Loader<'_> {
     /// The graph of a role, `None` for one that the bundle does not have.
     pub fn graph(&self, role: Role) -> Result<Option<Graph>> {
-        self.graph_with(role, Ok)
+        self.load(role, Ok)
     }
 
-    /// [`Self::graph`] with a session that `adjust` prepares.
-    pub fn graph_with(
+    fn load(
         &self,
         role: Role,
         adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
@@ -92,8 +91,17 @@ impl Loader<'_> {
 
     /// The graph of a role that the bundle must have.
     pub fn required(&self, role: Role) -> Result<Graph> {
+        self.required_with(role, Ok)
+    }
+
+    /// [`Self::required`] with a session that `adjust` prepares.
+    pub fn required_with(
+        &self,
+        role: Role,
+        adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
+    ) -> Result<Graph> {
         let missing = || Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing");
-        self.graph(role)?.ok_or_else(missing)
+        self.load(role, adjust)?.ok_or_else(missing)
     }
 }
 

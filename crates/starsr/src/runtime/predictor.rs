@@ -2,14 +2,16 @@
 
 //! Predictions: what answers queries, and ControlNet and denoiser, joined by bindings.
 
+use std::sync::Arc;
+
 use ndarray::Array4;
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::IoBinding;
 use ort::value::{Tensor, TensorElementType, ValueType};
 
 use super::concat::ConcatPredictor;
 use super::graph::{Dim, Graph, Loader, SAMPLES};
-use super::runner::{Runner, failure, one_line};
+use super::runner::{Runner, failure};
 use super::tensor::{Input, values};
 use crate::bundle::{ConditionKind, MANIFEST};
 use crate::error::{Error, Result};
@@ -30,6 +32,33 @@ pub(super) trait Predict: Send {
 
     /// The graphs that take the embedding of a prompt.
     fn text_graphs(&self) -> Vec<&Graph>;
+}
+
+/// The number of a query's conditions, which a batch may have.
+pub(super) fn batch_of(conditions: &[Condition]) -> Result<usize> {
+    match conditions.len() {
+        batch @ 1..=2 => Ok(batch),
+        batch => {
+            let reason = format!("it has {batch} conditions, but must have one or two");
+            Err(Error::input("a prediction", reason))
+        }
+    }
+}
+
+/// What a run of `denoiser` gives as `v`, of the given shape.
+pub(super) fn run_denoiser(
+    denoiser: &mut Graph,
+    binding: &IoBinding,
+    shape: [usize; 5],
+    runner: &Runner,
+) -> Result<Arc<dyn AsRef<[f32]> + Send + Sync>> {
+    let v = runner.run(Role::Denoiser, |options| {
+        let mut outputs = denoiser.session.run_binding_with_options(binding, options)?;
+        Ok(outputs.remove("v"))
+    })?;
+    let fail = |reason| Error::inference(Role::Denoiser, reason);
+    let v = v.ok_or_else(|| fail("gave no v".to_string()))?;
+    values(v, &shape, &runner.threads, &runner.buffers).map_err(fail)
 }
 
 /// The predictor of a bundle.
@@ -116,9 +145,6 @@ impl Predictor {
             _ => {}
         }
 
-        let provider = loader.chosen.provider;
-        let failed = |e: ort::Error| Error::Provider { provider, reason: one_line(&e) };
-        let (cpu, arena) = (AllocationDevice::CPU, AllocatorType::Device);
         Ok(Self {
             controlnet,
             denoiser,
@@ -126,8 +152,8 @@ impl Predictor {
             channels,
             latents,
             embedding,
-            device: loader.chosen.device_memory().map_err(failed)?,
-            host: MemoryInfo::new(cpu, 0, arena, MemoryType::Default).map_err(failed)?,
+            device: loader.chosen.device_memory()?,
+            host: loader.chosen.host_memory()?,
             bindings: [None, None],
         })
     }
@@ -160,11 +186,7 @@ impl Predict for Predictor {
 
     fn predict(&mut self, query: &Query, runner: &Runner) -> Result<Vec<Samples>> {
         let Query { x, t, hint, conditions } = *query;
-        let batch = conditions.len();
-        if !(1..=2).contains(&batch) {
-            let reason = format!("it has {batch} conditions, but must have one or two");
-            return Err(Error::input("a prediction", reason));
-        }
+        let batch = batch_of(conditions)?;
         if x.dim() != hint.dim() || x.dim().1 != self.channels {
             let (x, hint) = (x.shape(), hint.shape());
             let reason = format!("x {x:?} and hint {hint:?} must have one shape, [F,C,h,w]");
@@ -215,17 +237,9 @@ impl Predict for Predictor {
             Ok(())
         };
         bind(&mut bindings).map_err(at_denoiser)?;
-        let v = runner.run(Role::Denoiser, |options| {
-            let session = &mut self.denoiser.session;
-            let mut outputs = session.run_binding_with_options(&bindings.denoiser, options)?;
-            Ok(outputs.remove("v"))
-        })?;
-
-        let fail = |reason| Error::inference(Role::Denoiser, reason);
-        let v = v.ok_or_else(|| fail("gave no v".to_string()))?;
         let [frames, channels, height, width] = shape;
         let video = [batch, channels, frames, height, width];
-        let values = values(v, &video, &runner.threads, &runner.buffers).map_err(fail)?;
+        let values = run_denoiser(&mut self.denoiser, &bindings.denoiser, video, runner)?;
         self.bindings[batch - 1] = Some(bindings);
         Samples::batch(values, batch, shape, true)
     }

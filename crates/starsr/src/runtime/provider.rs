@@ -215,13 +215,24 @@ impl Chosen {
     }
 
     /// Where tensors live that pass from one graph to the next.
-    pub fn device_memory(&self) -> ort::Result<MemoryInfo<'static>> {
-        let (device, id) = match self.provider {
-            Provider::Cuda | Provider::TensorRt => (AllocationDevice::CUDA, self.device as i32),
+    pub fn device_memory(&self) -> Result<MemoryInfo<'static>> {
+        match self.provider {
+            Provider::Cuda | Provider::TensorRt => {
+                self.memory(AllocationDevice::CUDA, self.device as i32)
+            }
             // That of a library's provider is not known; ONNX Runtime copies where it must.
-            _ => (AllocationDevice::CPU, 0),
-        };
-        MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::Default)
+            _ => self.host_memory(),
+        }
+    }
+
+    /// Where tensors live that are read here.
+    pub fn host_memory(&self) -> Result<MemoryInfo<'static>> {
+        self.memory(AllocationDevice::CPU, 0)
+    }
+
+    fn memory(&self, device: AllocationDevice, id: i32) -> Result<MemoryInfo<'static>> {
+        let memory = MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::Default);
+        memory.map_err(|e| Error::Provider { provider: self.provider, reason: one_line(&e) })
     }
 }
 

@@ -218,17 +218,7 @@ impl FramePath {
 
     /// Frames `[3,h,w]` in `[0,1]`, in standard layout, on the canvas: `[F,3,H,W]` in `[-1,1]`.
     pub(super) fn prepare(&self, frames: &[&Array3<f32>], cancel: &Cancel) -> Result<Samples> {
-        let Size { width, height } = self.canvas.size;
-        let shape = [frames.len(), 3, height, width];
-        let mut prepared = self.buffers.lease(shape.iter().product());
-        let planes = prepared.chunks_exact_mut(height * width).enumerate();
-        self.threads.map(planes, |(place, plane)| {
-            cancel.check()?;
-            let low = frames[place / 3].slice(s![place % 3, .., ..]);
-            self.prepare_plane(low.to_slice().unwrap_or_default(), plane);
-            Ok(())
-        })?;
-        Samples::new(prepared, shape)
+        self.planes(frames, self.canvas.size, cancel, |low, plane| self.prepare_plane(low, plane))
     }
 
     /// Frames `[3,h,w]` in `[0,1]`, in standard layout, on their own canvas `[F,3,H/s,W/s]`.
@@ -236,22 +226,32 @@ impl FramePath {
         let Some(canvas) = &self.low else {
             return Err(Error::input("frames", "the model takes latents"));
         };
-        let Size { width, height } = canvas.size;
-        let shape = [frames.len(), 3, height, width];
-        let mut prepared = self.buffers.lease(shape.iter().product());
-        let planes = prepared.chunks_exact_mut(height * width).enumerate();
-        self.threads.map(planes, |(place, plane)| {
-            cancel.check()?;
-            let low = frames[place / 3].slice(s![place % 3, .., ..]);
-            for (y, row) in low.outer_iter().enumerate() {
-                if let Some(row) = row.to_slice() {
-                    canvas.row_mut(plane, y).copy_from_slice(row);
-                }
+        self.planes(frames, canvas.size, cancel, |low, plane| {
+            for (y, row) in low.chunks_exact(self.input.width).enumerate() {
+                canvas.row_mut(plane, y).copy_from_slice(row);
             }
             canvas.surround(plane);
+        })
+    }
+
+    /// Planes of `size` `[F,3,H,W]` that `fill` makes of those of `frames` `[3,h,w]`.
+    fn planes(
+        &self,
+        frames: &[&Array3<f32>],
+        size: Size,
+        cancel: &Cancel,
+        fill: impl Fn(&[f32], &mut [f32]) + Send + Sync,
+    ) -> Result<Samples> {
+        let shape = [frames.len(), 3, size.height, size.width];
+        let mut planes = self.buffers.lease(shape.iter().product());
+        let places = planes.chunks_exact_mut(size.height * size.width).enumerate();
+        self.threads.map(places, |(place, plane)| {
+            cancel.check()?;
+            let low = frames[place / 3].slice(s![place % 3, .., ..]);
+            fill(low.to_slice().unwrap_or_default(), plane);
             Ok(())
         })?;
-        Samples::new(prepared, shape)
+        Samples::new(planes, shape)
     }
 
     /// The frames on the canvas `[F,3,H,W]` that the model gives for prepared ones

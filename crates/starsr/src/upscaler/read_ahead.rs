@@ -3,7 +3,7 @@
 //! An upscaler at work in a thread of its own, while frames go in and come out.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -407,7 +407,7 @@ impl Worker {
     fn result(&mut self, wait: bool) -> Option<Done> {
         if !wait {
             match self.results.try_recv() {
-                Err(std::sync::mpsc::TryRecvError::Empty) => return None,
+                Err(TryRecvError::Empty) => return None,
                 Ok(done) => return Some(done),
                 Err(_) => {}
             }

@@ -14,8 +14,8 @@ use starsr::model::{Conditioning, Embedding};
 use starsr::runtime::{Engine, Options, Provider};
 use starsr::upscaler::Posterior;
 use starsr::windows::WindowMode;
-use starsr::{Cancel, Received, Settings, Size, Upscaler};
-use starsr_testkit::fixtures;
+use starsr::{Cancel, Settings, Size, Upscaler};
+use starsr_testkit::{fixtures, stand_in};
 
 use crate::reference::{Report, Tensors, max_difference, read_json};
 use crate::tables::planar;
@@ -149,16 +149,5 @@ fn upscaled(
     let conditioning = Conditioning { positive: embedding("y"), negative: embedding("y_neg") };
     upscaler.set_conditioning(conditioning).unwrap();
 
-    let mut out = Vec::new();
-    for (k, frame) in frames.iter().enumerate() {
-        upscaler.send_frame(k as u64, frame.clone()).unwrap();
-        while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
-            out.push(frame);
-        }
-    }
-    upscaler.flush();
-    while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
-        out.push(frame);
-    }
-    out
+    stand_in::run(&mut upscaler, 0..frames.len() as u64, |k| frames[k as usize].clone(), 1)
 }

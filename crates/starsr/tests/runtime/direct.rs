@@ -9,9 +9,8 @@ use ndarray::{Array3, Array4};
 use starsr::bundle::{Bundle, Role};
 use starsr::model::Model;
 use starsr::runtime::{Engine, Options, Provider};
-use starsr::upscaler::Received;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
-use starsr_testkit::fixtures;
+use starsr_testkit::{fixtures, stand_in};
 
 fn nano2() -> PathBuf {
     fixtures::repository("models/nano2")
@@ -117,20 +116,11 @@ fn clips_are_the_same_however_they_are_split() {
         let settings = Settings { threads: 2, ..Settings::default() };
         let mut upscaler =
             Upscaler::new(engine, bundle.manifest(), &settings, size, Cancel::default()).unwrap();
-        let mut out = Vec::new();
-        for number in numbers {
+        let frame = |number: u64| {
             let low = frames(1, size.height, size.width).index_axis_move(ndarray::Axis(0), 0);
-            let low = low.mapv(|v| v + number as f32 / 50.0);
-            upscaler.send_frame(number as u64, low).unwrap();
-            while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
-                out.push(frame);
-            }
-        }
-        upscaler.flush();
-        while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
-            out.push(frame);
-        }
-        out
+            low.mapv(|v| v + number as f32 / 50.0)
+        };
+        stand_in::run(&mut upscaler, numbers.start as u64..numbers.end as u64, frame, 1)
     };
     let manifest = Bundle::open(&nano2()).unwrap().manifest().window;
     let stride = manifest.length - manifest.overlap;

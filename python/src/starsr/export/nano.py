@@ -33,6 +33,14 @@ from starsr.ops.onnx_graph import Spec
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.torch_ops import TorchOps
 
+#: What the manifests of the project's own models say of their origin.
+OURS = {
+    "licence": "MPL-2.0",
+    "provenance": "trained from scratch by the starsr project, see README.md in this folder",
+    "training_data": "Kodak, scikit-image, Urban100 and SunHays80 photographs, "
+    "Intel IoT sample videos",
+}
+
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 LATENTS: Spec = (FLOAT, ["B", CHANNELS, "F", "h", "w"])
 PIXELS: Spec = (FLOAT, ["F", 3, "H", "W"])
@@ -92,10 +100,7 @@ def manifest(version: str) -> dict[str, Any]:
         "format": 1,
         "name": "nano",
         "version": version,
-        "licence": "MPL-2.0",
-        "provenance": "trained from scratch by the starsr project, see README.md in this folder",
-        "training_data": "Kodak, scikit-image, Urban100 and SunHays80 photographs, "
-        "Intel IoT sample videos",
+        **OURS,
         "scale": {"default": BLOCK, "minimum": BLOCK, "maximum": BLOCK},
         "latent": {"channels": CHANNELS, "spatial_factor": BLOCK, "scaling_factor": 1.0},
         "canvas": {

@@ -19,6 +19,7 @@ from torch import nn
 from starsr.bundle.reader import Bundle
 from starsr.bundle.writer import BundleError, staged, write_manifest
 from starsr.data.media import SCALE
+from starsr.export.nano import OURS
 from starsr.models.nano.student import MULTIPLE, SLOPE, Stage, Student, blend, load
 from starsr.ops.onnx_graph import OnnxGraph, Spec
 
@@ -156,10 +157,7 @@ def manifest(name: str, version: str, detail: float) -> dict[str, Any]:
         "format": 2,
         "name": name,
         "version": version,
-        "licence": "MPL-2.0",
-        "provenance": "trained from scratch by the starsr project, see README.md in this folder",
-        "training_data": "Kodak, scikit-image, Urban100 and SunHays80 photographs, "
-        "Intel IoT sample videos",
+        **OURS,
         "scale": {"default": SCALE, "minimum": SCALE, "maximum": SCALE},
         "canvas": {
             "upscale": "bicubic",
