@@ -100,7 +100,8 @@ fn at_work() -> (tempfile::TempDir, Rig) {
 #[test]
 fn a_flush_stops_work_that_nobody_waits_for() {
     let (_bundle, rig) = at_work();
-    for start in [100, 200] {
+    // Windows begin with these, so that one has four of the frames, and two are left.
+    for start in [99, 198] {
         rig.event(gst::event::FlushStart::new());
         rig.event(gst::event::FlushStop::new(true));
         rig.segment(FRAME * start);
@@ -114,15 +115,17 @@ fn a_state_change_stops_work_whether_or_not_somebody_waits() {
     for waits in [false, true] {
         let (_bundle, rig) = at_work();
         let pad = rig.src.clone();
-        let pushing = waits.then(|| thread::spawn(move || pad.push(frame(6))));
+        // Until the frames of the next window are all there, and one has to wait.
+        let push_on = move || (6..).map(|k| pad.push(frame(k))).find(Result::is_err);
+        let pushing = waits.then(|| thread::spawn(push_on));
         if waits {
-            patiently("the frame is not taken", || (rig.stat("frames-in") == 7).then_some(()));
+            patiently("the frame is not taken", || (rig.stat("frames-in") >= 7).then_some(()));
             // Whether the thread waits already makes no difference.
             thread::sleep(Duration::from_millis(50));
         }
         rig.element.set_state(gst::State::Ready).unwrap();
         if let Some(pushing) = pushing {
-            assert_eq!(pushing.join().unwrap(), Err(gst::FlowError::Flushing));
+            assert_eq!(pushing.join().unwrap(), Some(Err(gst::FlowError::Flushing)));
         }
         assert!(rig.buffers().is_empty() && rig.errors().is_empty());
     }

@@ -49,6 +49,16 @@ impl Buffers {
     }
 }
 
+/// Gives the system back what the allocator keeps of freed memory: glibc keeps it for each thread
+/// apart.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes no memory that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// How many times the memory that was asked for may be taken.
 const WASTE: usize = 4;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ndarray::Array3;
 
 use super::{Received, StageTimes, TruncatedTokens, Upscaler, check_frame};
-use crate::buffers::Buffers;
+use crate::buffers::{Buffers, trim};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
@@ -385,7 +385,11 @@ impl Worker {
         let (given, results) = channel();
         let run = move || {
             for upscaler in taken {
-                if given.send(work(upscaler)).is_err() {
+                let done = work(upscaler);
+                if let Ok(End::Drained) = done.end {
+                    trim();
+                }
+                if given.send(done).is_err() {
                     break;
                 }
                 notify();
