@@ -116,7 +116,7 @@ fn a_state_change_stops_work_whether_or_not_somebody_waits() {
         let (_bundle, rig) = at_work();
         let pad = rig.src.clone();
         // Until the frames of the next window are all there, and one has to wait.
-        let push_on = move || (6..).map(|k| pad.push(frame(k))).find(Result::is_err);
+        let push_on = move || (6..60).map(|k| pad.push(frame(k))).find(Result::is_err);
         let pushing = waits.then(|| thread::spawn(push_on));
         if waits {
             patiently("the frame is not taken", || (rig.stat("frames-in") >= 7).then_some(()));
