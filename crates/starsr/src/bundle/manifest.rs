@@ -66,6 +66,10 @@ pub struct Manifest {
     /// Order of the axes inside the graphs.
     #[serde(default)]
     pub layout: Layout,
+    /// Whether the conditions of a batch may share one `x`, `hint` and `t` with a batch size of 1:
+    /// what does not depend on the prompt is then computed once.
+    #[serde(default)]
+    pub shared_prefix: bool,
     /// Upscaling factors.
     pub scale: Scale,
     /// Shape of the latents. This table and those of schedule, sampler and autoencoder belong to
@@ -452,6 +456,10 @@ impl Manifest {
         }
         if concat {
             self.check_tokens()?;
+        }
+        if self.shared_prefix && (concat || self.is_direct() || self.prompts.is_none()) {
+            let reason = "has no use without a ControlNet and a text condition; remove it";
+            return Err(Fault::new("shared_prefix", reason));
         }
         match (self.condition.kind, &self.graphs.controlnet) {
             _ if self.is_direct() => {}
