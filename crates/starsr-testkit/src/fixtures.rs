@@ -102,6 +102,13 @@ pub fn without_text_encoder() -> TempDir {
     copy
 }
 
+/// The copy of a bundle whose manifest says that all conditions share the latents.
+pub fn shared_prefix(bundle: &Path) -> TempDir {
+    let copy = copy_of(bundle);
+    edit(copy.path(), |text| format!("shared_prefix = true\n{text}"));
+    copy
+}
+
 /// The ONNX Runtime that the tests run on: `ORT_DYLIB_PATH`, or a file beside the test's executable
 /// or above it.
 pub fn onnx_runtime() -> PathBuf {

@@ -19,6 +19,7 @@ mod direct;
 mod embeddings;
 mod manifest;
 mod process;
+mod validate;
 mod video;
 
 pub use crate::diffusion::family::Family;

@@ -83,6 +83,8 @@ struct Predictor {
     latents: TensorElementType,
     /// Element type of the embedding, `None` where there is no text condition.
     embedding: Option<TensorElementType>,
+    /// Whether all conditions share one `x`, `hint` and `t`.
+    shared: bool,
     /// Where the controls are.
     device: MemoryInfo<'static>,
     /// Where `v` goes.
@@ -152,14 +154,16 @@ impl Predictor {
             channels,
             latents,
             embedding,
+            shared: loader.bundle.manifest().shared_prefix,
             device: loader.chosen.device_memory()?,
             host: loader.chosen.host_memory()?,
             bindings: [None, None],
         })
     }
 
-    fn bind(&self, shape: [usize; 4], batch: usize) -> ort::Result<Bindings> {
+    fn bind(&self, shape: [usize; 4], conditions: usize) -> ort::Result<Bindings> {
         let [frames, channels, height, width] = shape;
+        let batch = if self.shared { 1 } else { conditions };
         let video = [batch, channels, frames, height, width];
         let mut controlnet = self.controlnet.session.create_binding()?;
         for name in &self.controls {

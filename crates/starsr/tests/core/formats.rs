@@ -214,6 +214,12 @@ fn mistakes() {
         ("default = \"\",", "default = \"\", embedded = [\"a\"],", "prompts.embedded", "no use"),
         ("tokenizer = {", "embeddings = {", "prompts.tokenizer", "is missing"),
         ("\"spiece.model\"", "\"../spiece.model\"", "prompts.tokenizer", "plain path"),
+        (
+            "kind =",
+            "shared_prefix = true\nkind =",
+            "shared_prefix",
+            "has no use without a ControlNet",
+        ),
         ("condition = {", "conditions = {", "conditions", "unknown field"),
         (
             "[graphs.denoiser]",

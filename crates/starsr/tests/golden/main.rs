@@ -9,10 +9,10 @@
 //! `sampler_schedules.json` is checked. To check further runs put them in such a folder:
 //! `STARSR_REFERENCE=folder cargo test --release -p starsr --test golden -- --nocapture`
 //!
-//! The test `whole` reads the folder that `STARSR_SMALL` names (default `.cache/small`), and those
-//! of CogVideoX's networks that which `STARSR_SMALL_COGVIDEOX` names (`.cache/small-cogvideox`);
-//! `make small-reference` makes both. They need ONNX Runtime: `ORT_DYLIB_PATH`, or beside the
-//! test's executable.
+//! The tests `whole` and `sharing` read the folder that `STARSR_SMALL` names (default
+//! `.cache/small`), and those of CogVideoX's networks that which `STARSR_SMALL_COGVIDEOX` names
+//! (`.cache/small-cogvideox`); `make small-reference` makes both. They need ONNX Runtime:
+//! `ORT_DYLIB_PATH`, or beside the test's executable.
 
 mod cogvideox;
 mod cogvideox_bundle;
@@ -129,14 +129,24 @@ fn cogvideox_autoencoder() {
     with_bundles("vae_small.safetensors", cogvideox_bundle::autoencoder);
 }
 
-#[test]
-fn whole() {
+/// Runs `check` on the folder of small networks; skipped without it.
+fn with_small_star(name: &str, check: fn(&Path, &mut Report)) {
     let folder = whole::folder();
     if !folder.join("index.json").is_file() {
         let missing = "has no index.json; run `make small-reference`";
         return fixtures::skip(&format!("{} {missing}", folder.display()));
     }
     let mut report = Report::default();
-    whole::cases(&folder, &mut report);
-    report.finish("whole");
+    check(&folder, &mut report);
+    report.finish(name);
+}
+
+#[test]
+fn whole() {
+    with_small_star("whole", whole::cases);
+}
+
+#[test]
+fn sharing() {
+    with_small_star("sharing", whole::sharing);
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Array4, Array5, Axis, s};
 use starsr::bundle::Bundle;
 use starsr::color::ColorFix;
+use starsr::diffusion::guidance::Batching;
 use starsr::diffusion::noise::{Noise, POSTERIOR_STEP};
 use starsr::diffusion::schedule::SamplerMode;
 use starsr::model::{Conditioning, Embedding};
@@ -53,7 +54,8 @@ pub fn cases(folder: &Path, report: &mut Report) {
     for (name, case) in read_json(&folder.join("index.json"))["cases"].as_object().unwrap() {
         let tensors = Tensors::read(&folder.join(format!("{name}.safetensors")));
         let frames = planar(&tensors.array("lr_u8"));
-        let ours = upscaled(folder, case, &tensors, &frames);
+        let bundle = folder.join(case["bundle"].as_str().unwrap());
+        let ours = upscaled(&bundle, Batching::Auto, case, &tensors, &frames);
         let expected: Array4<f32> = tensors.array("result");
         report.check(ours.len() == expected.dim().0, || {
             format!("{name}: {} frames came out", ours.len())
@@ -67,8 +69,32 @@ pub fn cases(folder: &Path, report: &mut Report) {
     }
 }
 
+/// A clip whose halves of guidance share the latents, have latents of their own, or run one after
+/// the other.
+pub fn sharing(folder: &Path, report: &mut Report) {
+    let name = "one_window";
+    let case = &read_json(&folder.join("index.json"))["cases"][name];
+    let tensors = Tensors::read(&folder.join(format!("{name}.safetensors")));
+    let frames = planar(&tensors.array("lr_u8"));
+    let shared = folder.join(case["bundle"].as_str().unwrap());
+    let own = fixtures::copy_of(&shared);
+    fixtures::edit(own.path(), |text| text.replacen("shared_prefix = true\n", "", 1));
+    let run = |bundle: &Path, batching| upscaled(bundle, batching, case, &tensors, &frames);
+    let together = run(&shared, Batching::Together);
+    for (what, other) in [
+        ("latents of their own", run(own.path(), Batching::Together)),
+        ("one after the other", run(&shared, Batching::Separate)),
+    ] {
+        report.check(together.len() == other.len(), || format!("{what}: {} frames", other.len()));
+        let pairs = together.iter().zip(&other);
+        let difference = pairs.map(|(a, b)| max_difference(a.view(), b.view())).fold(0.0, f64::max);
+        report.difference(what, difference, 1e-6);
+    }
+}
+
 fn upscaled(
-    folder: &Path,
+    bundle: &Path,
+    guidance_batching: Batching,
     case: &serde_json::Value,
     tensors: &Tensors,
     frames: &[Array3<f32>],
@@ -107,10 +133,11 @@ fn upscaled(
         }),
         strength: Some(1.0),
         tile_size: Some(0),
+        guidance_batching,
         ..Settings::default()
     };
 
-    let bundle = Bundle::open(&folder.join(word("bundle"))).unwrap();
+    let bundle = Bundle::open(bundle).unwrap();
     let options = Options {
         library: Some(fixtures::onnx_runtime()),
         provider: Provider::Cpu,

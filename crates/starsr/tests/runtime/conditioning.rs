@@ -81,7 +81,17 @@ fn text_with(graphs: &[(&str, &str)]) -> tempfile::TempDir {
 
 #[test]
 fn together_is_the_same_as_separately() {
-    let mut engine = load(&fixtures::text()).unwrap();
+    for_both_ways(&fixtures::text(), together_equals_separate);
+}
+
+/// Runs `check` on a bundle whose graphs broadcast, without and with shared latents.
+fn for_both_ways(bundle: &Path, check: fn(&Path)) {
+    check(bundle);
+    check(fixtures::shared_prefix(bundle).path());
+}
+
+fn together_equals_separate(bundle: &Path) {
+    let mut engine = load(bundle).unwrap();
     let texts = ["a panda test", "rock", "something else"];
     let embeddings = texts.map(|text| engine.embed(text).unwrap().embedding);
     // Sizes, texts and the size of the batch change in between.
@@ -102,6 +112,33 @@ fn together_is_the_same_as_separately() {
         worst(&expected(&embeddings[0]), &expected(&embeddings[1])) > 0.01,
         "the texts are too alike"
     );
+}
+
+/// A batch of two has latents of its own for each condition unless the manifest says otherwise.
+#[test]
+fn latents_are_bound_once_where_they_are_shared() {
+    let repeated = text_with(&[("denoiser", "denoiser_text_counting.onnx")]);
+    let shared = fixtures::shared_prefix(repeated.path());
+    let x = pattern((3, 48, 4, 6), 1);
+    for (bundle, batch_of_two) in [(&repeated, 2.0), (&shared, 1.0)] {
+        let mut engine = load(bundle.path()).unwrap();
+        let embeddings = ["rock", "a panda test"].map(|t| engine.embed(t).unwrap().embedding);
+        let [a, b] = &embeddings;
+        let pair = both(&mut engine, &x, 7, &x, [Some(a), Some(b)]).unwrap();
+        for (found, embedding) in pair.iter().zip(&embeddings) {
+            let expected = expected_v(&x, 7, &x, embedding);
+            assert!(worst(found, &(expected.clone() + batch_of_two)) <= 3e-6);
+            let alone = velocity(&mut engine, x.view(), 7, x.view(), Some(embedding)).unwrap();
+            assert!(worst(&alone, &(expected + 1.0)) <= 3e-6);
+        }
+    }
+}
+
+#[test]
+fn without_a_text_condition_nothing_can_be_shared() {
+    let bundle = fixtures::shared_prefix(&fixtures::tiny());
+    let error = Bundle::open(bundle.path()).unwrap_err().to_string();
+    assert!(error.contains("shared_prefix") && error.contains("has no use"), "{error}");
 }
 
 fn expected(embedding: &Embedding) -> Array4<f32> {
@@ -275,6 +312,10 @@ fn each_prompt_is_encoded_once() {
 
 #[test]
 fn whole_clips_together_and_separately() {
+    for_both_ways(&fixtures::text(), whole_clips);
+}
+
+fn whole_clips(bundle: &Path) {
     for mode in [WindowMode::Blend, WindowMode::Wavefront] {
         let run = |guidance_batching, text: &str| {
             let settings = Settings {
@@ -284,7 +325,7 @@ fn whole_clips_together_and_separately() {
                 guidance_interval: Some((0.3, 1.0)),
                 ..Settings::default()
             };
-            let (mut upscaler, _) = upscaler(&fixtures::text(), &settings);
+            let (mut upscaler, _) = upscaler(bundle, &settings);
             upscaler.set_prompts(&prompt(text)).unwrap();
             stand_in::run(&mut upscaler, 0..11, frame, 1)
         };

@@ -50,18 +50,20 @@ def star_graphs(
     """Return ControlNet and denoiser.
 
     Latents, embedding and velocity have 32 bits; the controls have the given precision and layout,
-    one of `LAYOUTS`.
+    one of `LAYOUTS`. Latents and `t` may have a batch of one, which all embeddings share.
     """
     control, denoise = (LAYOUTS[layout](weights, precision) for _ in range(2))
-    latents: Spec = (FLOAT, ["B", config.in_dim, "F", "h", "w"])
+    latents: Spec = (FLOAT, ["b", config.in_dim, "F", "h", "w"])
     conditions: dict[str, Spec] = {
-        "t": (INT, ["B"]),
+        "t": (INT, ["b"]),
         "embedding": (FLOAT, ["B", CONTEXT, config.context_dim]),
     }
     controls: dict[str, Spec] = {
         f"control_{i}": (
             control.element,
-            control.feature_map("BF", channels, f"h_{level}", f"w_{level}"),
+            control.feature_map(
+                "bF" if i < config.textless else "BF", channels, f"h_{level}", f"w_{level}"
+            ),
         )
         for i, (channels, level) in enumerate(config.controls())
     }

@@ -70,6 +70,7 @@ def manifest(
         "training_data": "I2VGen-XL's and VEnhancer's; STAR: OpenVid-1M, degraded "
         "(arXiv 2501.02976, section 4.1)",
         **stated,
+        "shared_prefix": True,
         "scale": {"default": 4, "minimum": 1, "maximum": 8},
         "latent": {
             "channels": vae.latent_channels,

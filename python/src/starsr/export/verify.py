@@ -26,7 +26,7 @@ from starsr.ops.torch_ops import TorchOps
 #: Limit of the relative root mean square of the difference, by precision. Small random networks
 #: amplify the rounding of 16 bits.
 LIMITS = {"fp32": 1e-3, "fp16": 8e-2, "bf16": 4e-1}
-#: Batch, frames, height and width of latents.
+#: Texts that share latents, and frames, height and width of the latents.
 SHAPES = [(1, 2, 10, 8), (2, 3, 18, 16)]
 
 #: The shape of a case, the inputs of the graph by name and PyTorch's results.
@@ -89,11 +89,11 @@ class Verifier:
     def star(self, weights: Weights, config: network.StarConfig) -> Iterator[Difference]:
         """Compare ControlNet and denoiser; the denoiser receives PyTorch's controls."""
         ops, inputs = TorchOps(Floats(weights)), []
-        for batch, frames, height, width in SHAPES:
-            shape = (batch, config.in_dim, frames, height, width)
+        for texts, frames, height, width in SHAPES:
+            shape = (1, config.in_dim, frames, height, width)
             x, hint = (self.random(*shape) for _ in range(2))
-            t = torch.tensor([899, 90][:batch])
-            embedding = self.random(batch, text.CONTEXT, config.context_dim)
+            t = torch.tensor([899 if texts == 1 else 90])
+            embedding = self.random(texts, text.CONTEXT, config.context_dim)
             inputs.append((x, hint, t, embedding))
         first: list[Case] = []
         second: list[Case] = []

@@ -258,7 +258,9 @@ class NhwcOps(SumGraph):
         batch = self._dimensions(clip, 0, 1) if clip else self.integers(1)
         frames = self._dimensions(clip, 2, 3) if clip else self._dimensions(x, 0, 1)
         video = self._reshape(x, self._shape(batch, frames, self.integers(-1, channels)))
-        self._keep(video, self._videos.setdefault(clip or "", video), 2)
+        first = self._videos.setdefault(clip or "", video)
+        self._sizes[self._like(first)] = batch, frames
+        self._keep(video, first, 2)
         return self._wide(video, channels)
 
     def frames(self, x: str, like: str) -> str:
@@ -296,6 +298,16 @@ class NhwcOps(SumGraph):
         images = self._reshape(tokens, shape)
         self._keep(images, like)
         return self._wide(images, channels)
+
+    def repeat_batch(self, x: str, axes: int, clip: str, like: str) -> str:
+        y = super().repeat_batch(x, axes, clip, like)
+        if axes == 4:
+            # The tokens at hand are repeated with the feature map.
+            self._image = y
+            count = self._dimensions(y, 0, 1)
+            self._sizes[y] = count, *(self._dimensions(x, i, i + 1) for i in (1, 2))
+        width = self._widths.get(self._like(x))
+        return y if width is None else self._wide(y, width)
 
     def join_frames(self, tokens: str, channels: int, clip: str) -> str:
         batch = self._dimensions(clip, 0, 1)

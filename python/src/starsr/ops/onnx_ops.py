@@ -2,7 +2,7 @@
 """The back-end that writes an ONNX graph. Values are tensor names; nothing is computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from onnx import TensorProto
@@ -14,8 +14,14 @@ from starsr.ops.primitives import Padding, geglu
 class OnnxOps(OnnxGraph):
     """The primitive operations as nodes of a graph; `Ops` describes each one."""
 
+    def __init__(self, parameters: Mapping[str, np.ndarray], precision: str = "fp32") -> None:
+        super().__init__(parameters, precision)
+        # Repeated clips: the clip, and what gives the batch size.
+        self._clips: dict[str, tuple[str, str]] = {}
+
     def _dimensions(self, x: str, start: int, end: int) -> str:
-        return self.once("Shape", x, start=start, end=end)
+        clip, like = self._clips.get(x, (x, x))
+        return self.once("Shape", like if end == 1 else clip, start=start, end=end)
 
     def _shape(self, *parts: str) -> str:
         return self.once("Concat", *parts, axis=0)
@@ -302,6 +308,17 @@ class OnnxOps(OnnxGraph):
             self._shape(self.integers(1), self._dimensions(clip, 2, 3), self.integers(1)),
         )
         return self.node("Reshape", rows, self._shape(self.integers(-1), self._dimensions(e, 1, 2)))
+
+    def repeat_clip(self, clip: str, like: str) -> str:
+        # Clips only give sizes, so that nothing needs to be computed.
+        name = f"{clip}_for_{like}"
+        self._clips[name] = clip, like
+        return name
+
+    def repeat_batch(self, x: str, axes: int, clip: str, like: str) -> str:
+        sizes = self._dimensions(like, 0, 1), self._dimensions(clip, 0, 1)
+        repeats = self._shape(self.once("Div", *sizes), self.integers(*[1] * (axes - 1)))
+        return self.node("Tile", x, repeats)
 
     def pixel(self, e: str) -> str:
         return self.node("Unsqueeze", e, self.integers(2, 3))

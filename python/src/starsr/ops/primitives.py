@@ -224,6 +224,17 @@ class Ops(Protocol[V]):
         """Repeat `[B,C]` for each frame: `[B*F,C]`."""
         ...
 
+    def repeat_clip(self, clip: V, like: V) -> V:
+        """Repeat a clip `[b,C,F,h,w]` to `[B,C,F,h,w]`, where `like` has batch size B; b is 1 or B.
+
+        The result serves only as an argument `clip`.
+        """
+        ...
+
+    def repeat_batch(self, x: V, axes: int, clip: V, like: V) -> V:
+        """Repeat `[b*F,...]` of so many axes to `[B*F,...]` likewise; `clip` has batch size b."""
+        ...
+
     def pixel(self, e: V) -> V:
         """`[N,C]` to `[N,C,1,1]`."""
         ...

@@ -82,6 +82,8 @@ class SumGraph(OnnxOps):
         # Earlier tensors that agree in so many of the first dimensions.
         self._shapes: dict[str, tuple[str, int]] = {}
         self._videos: dict[str, str] = {}
+        # The first dimensions of tensors where they are known, one by one.
+        self._sizes: dict[str, tuple[str, ...]] = {}
         self._widths: dict[str, int] = {}
         self._count = 0
 
@@ -165,7 +167,11 @@ class SumGraph(OnnxOps):
     def _dimensions(self, x: str, start: int, end: int) -> str:
         x = self._like(x)
         first, known = self._shapes.get(x, (x, 0))
-        return super()._dimensions(first if end <= known else x, start, end)
+        x = first if end <= known else x
+        sizes = self._sizes.get(x, ())
+        return (
+            sizes[start] if start + 1 == end <= len(sizes) else super()._dimensions(x, start, end)
+        )
 
     def _wide(self, x: str, channels: int) -> str:
         """Note the channels of `x`, and return it."""

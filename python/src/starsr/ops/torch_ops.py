@@ -214,6 +214,14 @@ class TorchOps:
     def repeat_frames(self, e: Tensor, clip: Tensor) -> Tensor:
         return e.repeat_interleave(clip.shape[2], 0)
 
+    def repeat_clip(self, clip: Tensor, like: Tensor) -> Tensor:
+        return clip.expand(len(like), *clip.shape[1:])
+
+    def repeat_batch(self, x: Tensor, axes: int, clip: Tensor, like: Tensor) -> Tensor:
+        if len(clip) == len(like):
+            return x
+        return x.expand(len(like), *x.shape).flatten(0, 1)
+
     def pixel(self, e: Tensor) -> Tensor:
         return e[:, :, None, None]
 

@@ -8,6 +8,7 @@ and `w` 0 modulo 8.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Generic, NamedTuple
 
 from torch import Tensor, nn
 
@@ -63,6 +64,14 @@ class StarConfig:
         entries = [(e.cout, e.level + (e.kind == "down")) for e in encoder_entries(self)]
         return [*entries, (self.channels[-1], len(self.channels) - 1)]
 
+    @property
+    def textless(self) -> int:
+        """How many `input_blocks`, from the first, have results that do not depend on the text."""
+        kinds = [
+            e.kind == "block" and e.level < self.attention_levels for e in encoder_entries(self)
+        ]
+        return [*kinds, True].index(True)
+
 
 STAR = StarConfig()
 
@@ -107,6 +116,13 @@ def decoder_entries(config: StarConfig) -> Iterator[tuple[int, int, int, int, bo
             cin = config.channels[level]
 
 
+class Batch(NamedTuple, Generic[V]):
+    """The timestep embedding `[B*F,embed_dim]`, and a clip with batch size B and F frames."""
+
+    e: V
+    clip: V
+
+
 def time_embedding(ops: Ops[V], name: str, t: V, config: StarConfig) -> V:
     """Embed timesteps `[B]` as `[B,embed_dim]`."""
     width = config.embed_dim
@@ -146,14 +162,18 @@ def attention(
     cin: int,
     inner: int,
     clip: V | None = None,
+    few: V | None = None,
     group: int = 0,
 ) -> V:
     """Attend from tokens `x` to tokens `context` `[.,.,cin]`.
 
-    With `clip`, all frames of a batch entry share one context. With `group`, the tokens are those
-    of `video_tokens`.
+    With `clip`, all frames of a batch entry share one context; with `few`, `x` has the batch size
+    of that clip and is repeated to that of `clip`. With `group`, the tokens are those of
+    `video_tokens`.
     """
     q = ops.linear(x, f"{name}.to_q", inner, inner, bias=False)
+    if few is not None and clip is not None:
+        q = ops.repeat_batch(q, 3, few, clip)
     k, v = (ops.linear(context, f"{name}.to_{part}", cin, inner, bias=False) for part in "kv")
     heads = inner // config.head_dim
     if group:
@@ -198,9 +218,19 @@ def feed_forward(ops: Ops[V], block: str, x: V, channels: int) -> V:
 
 
 def spatial_transformer(
-    ops: Ops[V], name: str, x: V, text: V, clip: V, config: StarConfig, channels: int
+    ops: Ops[V],
+    name: str,
+    x: V,
+    text: V,
+    clip: V,
+    config: StarConfig,
+    channels: int,
+    few: V | None = None,
 ) -> V:
-    """Attend among the pixels of a frame, then to the text embedding `[B,77,context_dim]`."""
+    """Attend among the pixels of a frame, then to the text embedding `[B,77,context_dim]`.
+
+    With `few`, `x` has the batch size of that clip; the text brings it to that of `clip`.
+    """
     block = f"{name}.transformer_blocks.0"
 
     def gate(tokens: V) -> V:
@@ -215,7 +245,9 @@ def spatial_transformer(
     tokens = gated_self_attention(ops, block, 1, tokens, config, channels, gate)
     normed = ops.layer_norm(tokens, f"{block}.norm2", channels)
     width = config.context_dim
-    attended = attention(ops, f"{block}.attn2", normed, text, config, width, channels, clip)
+    attended = attention(ops, f"{block}.attn2", normed, text, config, width, channels, clip, few)
+    if few is not None:
+        tokens, x = ops.repeat_batch(tokens, 3, few, clip), ops.repeat_batch(x, 4, few, clip)
     tokens = feed_forward(ops, block, ops.add(attended, tokens), channels)
     tokens = ops.linear(tokens, f"{name}.proj_out", channels, channels)
     return ops.tap(name, ops.add(ops.image(tokens, channels, x), x))
@@ -265,25 +297,30 @@ def res_and_transformers(
     ops: Ops[V],
     name: str,
     x: V,
-    e: V,
+    batch: Batch[V],
     text: V,
-    clip: V,
     config: StarConfig,
     cin: int,
     cout: int,
     level: int,
     attend: bool,
+    few: Batch[V] | None = None,
 ) -> V:
-    """Apply a residual block and, if `attend`, both transformers: entries 0, 1, 2 of `name`."""
+    """Apply a residual block and, if `attend`, both transformers: entries 0, 1, 2 of `name`.
+
+    With `few`, `x` has this batch; the transformers bring it to `batch`.
+    """
+    first, clip = batch if few is None else few, batch.clip
 
     def run(x: V, e: V, text: V) -> V:
-        x = res_block(ops, f"{name}.0", x, e, clip, config, cin, cout)
+        x = res_block(ops, f"{name}.0", x, e, first.clip, config, cin, cout)
         if attend:
-            x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout)
+            before = None if few is None else few.clip
+            x = spatial_transformer(ops, f"{name}.1", x, text, clip, config, cout, before)
             x = temporal_transformer(ops, f"{name}.2", x, clip, config, level, cout, cout)
         return x
 
-    return ops.recompute(run, x, e, text)
+    return ops.recompute(run, x, first.e, text)
 
 
 def upsample(ops: Ops[V], name: str, x: V, channels: int) -> V:
@@ -292,65 +329,77 @@ def upsample(ops: Ops[V], name: str, x: V, channels: int) -> V:
     return ops.tap(name, ops.conv(grown, f"{name}.conv", channels, channels))
 
 
-def embeddings(ops: Ops[V], prefix: str, t: V, text: V, clip: V, config: StarConfig) -> tuple[V, V]:
-    """Return the conditions of the blocks.
+def conditions(
+    ops: Ops[V], prefix: str, x: V, t: V, text: V, config: StarConfig
+) -> tuple[Batch[V], Batch[V], V]:
+    """Return what all blocks take: the batch of `x`, that of `text`, and the text embedding.
 
-    They are the timestep embedding `[B*F,embed_dim]` and the text embedding `[B,77,context_dim]`.
+    `x` `[b,4,F,h,w]` and the timesteps `t` `[b]` may serve all texts `[B,77,context_dim]`, b = 1.
+    Guidance asks for the same `x` under two texts: what comes before the first text is then
+    computed once.
     """
     e = ops.compute(ops.silu(time_embedding(ops, f"{prefix}time_embed", t, config)))
-    return ops.repeat_frames(e, clip), ops.compute(text)
+    few = Batch(ops.repeat_frames(e, x), x)
+    clip = ops.repeat_clip(x, text)
+    return few, Batch(ops.repeat_batch(few.e, 2, x, clip), clip), ops.compute(text)
 
 
 def encoder(
     ops: Ops[V],
     prefix: str,
     x: V,
-    e: V,
+    few: Batch[V],
+    batch: Batch[V],
     text: V,
-    clip: V,
     config: StarConfig,
     hint: V | None = None,
 ) -> list[V]:
     """Return the results of all `input_blocks` and of the middle block.
 
-    `hint` is added to the result of the first convolution.
+    `hint` is added to the result of the first convolution. The first `StarConfig.textless` results
+    have the batch `few`, the others `batch`.
     """
-    results = []
+
+    def block(i: int, name: str, x: V, cin: int, cout: int, level: int, attend: bool) -> V:
+        own, before = few if i < config.textless else batch, few if i == config.textless else None
+        return res_and_transformers(
+            ops, name, x, own, text, config, cin, cout, level, attend, before
+        )
+
+    results: list[V] = []
     for i, entry in enumerate(encoder_entries(config)):
         name = f"{prefix}input_blocks.{i}"
         if entry.kind == "in":
             x = ops.tap(f"{name}.0", ops.conv(x, f"{name}.0", entry.cin, entry.cout))
             x = x if hint is None else ops.add(x, hint)
             inner = config.num_heads * config.head_dim
-            x = temporal_transformer(ops, f"{name}.1", x, clip, config, 0, entry.cout, inner)
+            x = temporal_transformer(ops, f"{name}.1", x, few.clip, config, 0, entry.cout, inner)
         elif entry.kind == "down":
             sides = (2, 1, 2, 1)
             down = ops.conv(x, f"{name}.op", entry.cin, entry.cout, stride=2, padding=sides)
             x = ops.tap(name, down)
         else:
             attend = entry.level < config.attention_levels
-            x = res_and_transformers(
-                ops, name, x, e, text, clip, config, entry.cin, entry.cout, entry.level, attend
-            )
+            x = block(i, name, x, entry.cin, entry.cout, entry.level, attend)
         results.append(x)
     name, channels = f"{prefix}middle_block", config.channels[-1]
-    last = len(config.channels) - 1
-    x = res_and_transformers(ops, name, x, e, text, clip, config, channels, channels, last, True)
-    return [*results, res_block(ops, f"{name}.3", x, e, clip, config, channels, channels)]
+    x = block(len(results), name, x, channels, channels, len(config.channels) - 1, True)
+    return [*results, res_block(ops, f"{name}.3", x, *batch, config, channels, channels)]
 
 
 def controlnet(ops: Ops[V], x: V, t: V, hint: V, text: V, config: StarConfig = STAR) -> list[V]:
     """Compute the controls for `denoiser`, `[B*F,C,h,w]` each (see `StarConfig.controls`).
 
-    Takes noisy latents `x` and low-quality latents `hint`, both `[B,4,F,h,w]`, timesteps `t` `[B]`
-    and the text embedding `[B,77,context_dim]`.
+    Takes noisy latents `x` and low-quality latents `hint`, both `[b,4,F,h,w]`, timesteps `t` `[b]`
+    and the text embedding `[B,77,context_dim]`, where b is B or 1. The first `StarConfig.textless`
+    controls are `[b*F,C,h,w]`.
     """
-    e, text = embeddings(ops, CONTROLNET, t, text, x, config)
+    few, batch, text = conditions(ops, CONTROLNET, x, t, text, config)
     folded = ops.compute(ops.fold_frames(hint, config.in_dim))
     guide = ops.conv(folded, f"{CONTROLNET}input_hint_block", config.in_dim, config.dim)
     guide = ops.tap(f"{CONTROLNET}input_hint_block", guide)
     noisy = ops.compute(ops.fold_frames(x, config.in_dim))
-    *results, middle = encoder(ops, CONTROLNET, noisy, e, text, x, config, guide)
+    *results, middle = encoder(ops, CONTROLNET, noisy, few, batch, text, config, guide)
     controls = [
         ops.conv(result, f"{CONTROLNET}zero_convs.{i}.0", channels, channels, 1)
         # The last control belongs to the middle block.
@@ -370,25 +419,28 @@ def denoiser(
 ) -> V:
     """Predict the velocity `v` `[B,4,F,h,w]`, in 32 bits.
 
-    Takes noisy latents `x` `[B,4,F,h,w]`, timesteps `t` `[B]`, the text embedding
-    `[B,77,context_dim]` and the results of `controlnet`.
+    Takes noisy latents `x` `[b,4,F,h,w]`, timesteps `t` `[b]`, the text embedding
+    `[B,77,context_dim]` and the results of `controlnet`, where b is B or 1.
     """
-    e, text = embeddings(ops, "", t, text, x, config)
+    few, batch, text = conditions(ops, "", x, t, text, config)
     noisy = ops.compute(ops.fold_frames(x, config.in_dim))
-    *skips, h = encoder(ops, "", noisy, e, text, x, config)
+    *skips, h = encoder(ops, "", noisy, few, batch, text, config)
     h = ops.add(h, controls[-1])
     skips = [ops.add(skip, control) for skip, control in zip(skips, controls[:-1], strict=True)]
     for i, (level, cin, skipped, cout, grows) in enumerate(decoder_entries(config)):
         name, attend = f"output_blocks.{i}", level < config.attention_levels
-        h = ops.concat(h, skips.pop())
+        skip = skips.pop()
+        if len(skips) < config.textless:
+            skip = ops.repeat_batch(skip, 4, x, batch.clip)
+        h = ops.concat(h, skip)
         h = res_and_transformers(
-            ops, name, h, e, text, x, config, cin + skipped, cout, level, attend
+            ops, name, h, batch, text, config, cin + skipped, cout, level, attend
         )
         if grows:
             h = upsample(ops, f"{name}.{3 if attend else 1}", h, cout)
     h = ops.silu(ops.group_norm(h, "out.0", config.dim))
     v = ops.conv(h, "out.2", config.dim, config.out_dim)
-    return ops.precise(ops.unfold_frames(v, config.out_dim, x))
+    return ops.precise(ops.unfold_frames(v, config.out_dim, batch.clip))
 
 
 @cache
