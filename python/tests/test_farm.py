@@ -15,7 +15,7 @@ import yaml
 
 from conftest import ROOT, skip_or_fail
 from starsr.evaluation.upscalers import find_program
-from starsr.farm import cli, node
+from starsr.farm import cli, node, simulate
 from starsr.farm.cli import FarmError
 from starsr.farm.node import SegmentError, Work
 
@@ -280,3 +280,17 @@ def test_parallel_restores_all_segments(program, make_job):
     run_recipe([RECIPES / "parallel.sh", job, "--jobs", "3"], program)
     cli.run(options(program, job, job / "film"))
     assert (job / "film").read_text() == film(5)
+
+
+def test_a_simulated_farm_is_as_fast_as_its_slowest_part():
+    assert simulate.elapsed([10.0] * 20, 1, 0.0) == 200
+    assert simulate.elapsed([10.0] * 20, 20, 0.0) == 10
+    assert simulate.elapsed([10.0] * 21, 20, 0.0) == 20
+    # A driver of 3 s a segment keeps three workers or four busy.
+    assert simulate.elapsed([10.0] * 20, 20, 3.0) == 70
+    costs = simulate.Costs(twice=30, start=1.0, join=0.5)
+    lines = simulate.table(costs, 1000, 10.0, 300, 0.0)
+    assert lines[2] == "| 1 | 3:20:00 | 1.0 | 100.0% | 3.3 | 3:28:20 | 1.0 |"
+    assert lines[-3] == "| 1,000 | 0:00:12 | 1,000.0 | 100.0% | 3.3 | 0:08:32 | 24.4 |"
+    assert lines[-1].endswith("segments add 20.0%.")
+    assert simulate.line([1, 2, 3], [5, 7, 9]) == 3
