@@ -99,7 +99,7 @@ soak: build ## run the plugin for a long time and watch its memory, its frames a
 	tools/soak $(ARGS)
 	cargo test --release --locked --test soak -- --ignored --exact --nocapture --test-threads 1 seeks::long times::long
 
-films: build ## kill jobs at twenty moments, and plan and join a film of two hours
+films: build ## compare jobs of all lengths with one run, kill them at twenty moments, and plan and join a film of two hours
 	cd crates/starsr-cli && cargo test --release --locked --test job -- --ignored --nocapture --test-threads 1
 
 valgrind: build ## run short pipelines under valgrind

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 
 from starsr.export import cli, cogvideox, rehearse, star
 from starsr.export.cogvideox_verify import tables
@@ -410,8 +411,7 @@ def test_the_tokenizer_is_part_of_the_bundle(folder, tmp_path, capsys):
 
 
 def test_tokens_of_the_fixture_are_those_of_sentencepiece():
-    sentencepiece = pytest.importorskip("sentencepiece")
-    model = sentencepiece.SentencePieceProcessor(str(TOKENIZER))
+    model = SentencePieceProcessor(str(TOKENIZER))
     cases = json.loads((TOKENIZER.parent / "tokens.json").read_text(encoding="utf-8"))
     assert len(cases) > 20
     for name, case in cases.items():

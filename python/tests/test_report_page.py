@@ -74,7 +74,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not shutil.which("chromedriver"):
-        skip_or_fail("chromedriver, which tests the page; run tools/install-system browser")
+        skip_or_fail("chromedriver, which tests the page; run tools/install-system tests")
     log = tmp_path_factory.mktemp("browser") / "log"
     with log.open("w") as file:
         driver = subprocess.Popen(

@@ -35,7 +35,7 @@ impl Browser {
         for program in ["chromium", "chromedriver"] {
             let found = Command::new(program).arg("--version").output();
             if !found.is_ok_and(|output| output.status.success()) {
-                skip(&format!("{program} is missing; run tools/install-system browser"));
+                skip(&format!("{program} is missing; run tools/install-system tests"));
                 return None;
             }
         }

@@ -26,15 +26,25 @@ fn compare(film: Film, options: &[&str], jobs: &[(u32, u32)]) {
     }
 }
 
+const BLEND: [&str; 2] = ["--set=tile-size=128", "--steps=2"];
+const WAVEFRONT: [&str; 3] = ["--set=window-mode=wavefront", "--set=tile-size=128", "--steps=3"];
+
 #[test]
 fn windows_that_are_blended() {
-    compare(VARIABLE, &["--set=tile-size=128", "--steps=2"], &[(24, 3), (60, 1), (200, 7)]);
+    compare(VARIABLE, &BLEND, &[(24, 3), (60, 1), (200, 7)]);
 }
 
 #[test]
 fn windows_that_are_merged() {
-    let options = ["--set=window-mode=wavefront", "--set=tile-size=128", "--steps=3"];
-    compare(VARIABLE, &options, &[(24, 7), (60, 3), (200, 1)]);
+    compare(VARIABLE, &WAVEFRONT, &[(24, 7), (60, 3), (200, 1)]);
+}
+
+#[test]
+#[ignore = "takes minutes: make films"]
+fn all_lengths_and_workers() {
+    let jobs = [24, 60, 200].map(|length| [1, 3, 7].map(|workers| (length, workers)));
+    compare(VARIABLE, &BLEND, jobs.as_flattened());
+    compare(VARIABLE, &WAVEFRONT, jobs.as_flattened());
 }
 
 #[test]

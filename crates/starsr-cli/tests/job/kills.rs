@@ -51,7 +51,7 @@ fn three_moments() {
 #[test]
 #[ignore = "takes minutes: make films"]
 fn twenty_moments() {
-    let (_, long) = (FILM, Film { scenes: [90, 200, 60], is_variable: false });
+    let long = Film { scenes: [90, 200, 60], is_variable: false };
     // Spread evenly, and in no order that the segments have.
     let moment = |number: u32| (f64::from(number) * 0.618_034).fract();
     kill(long, "--workers=1", (1..=10).map(moment));
