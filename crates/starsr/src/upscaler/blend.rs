@@ -75,8 +75,8 @@ impl BlendWindows {
         let next = self.planner.windows().start(self.next + 1);
         // Latents of several frames depend on where their window starts.
         if next < window.end && !cadence.joins_frames() {
-            let shared = hint.frames(next - window.start..window.len()).to_owned();
-            self.shared = Some((next, shared.into()));
+            let shared = clip.path.keep(&hint, next - window.start..window.len())?;
+            self.shared = Some((next, shared));
         }
         drop(hint);
         loop {

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Zip, s};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut2, Zip, s};
 
 use super::cadence::Cadence;
 use super::settings::{Posterior, Settings};
@@ -17,7 +17,7 @@ use crate::diffusion::tiled::Tiled;
 use crate::error::{Error, Result};
 use crate::geometry::{Canvas, Enlarger, Grid, Interpolation, LegalSizes, Size, upscale};
 use crate::model::{Model, Samples};
-use crate::parallel::{PART, Threads};
+use crate::parallel::Threads;
 
 /// The way of frames of one size to the model and back.
 pub(super) struct FramePath {
@@ -324,17 +324,32 @@ impl FramePath {
         let mut joined = self.buffers.lease(shape.iter().product());
         let mut rest = &mut *joined;
         for group in &groups {
-            let group = group.view();
-            let group = group.as_standard_layout();
-            let from = group.as_slice().unwrap_or_default();
-            let Some((to, after)) = rest.split_at_mut_checked(from.len()) else {
+            let (frames, c, h, w) = group.dim();
+            let Some((to, after)) = rest.split_at_mut_checked(frames * c * h * w) else {
                 return Err(Error::input("latents", "frames differ in size"));
             };
-            let parts = to.chunks_mut(PART).zip(from.chunks(PART));
-            self.threads.for_each(parts, |(to, from)| to.copy_from_slice(from));
+            self.copy(group.view(), to);
             rest = after;
         }
         Samples::new(joined, shape)
+    }
+
+    /// The latents of `frames` of `latents`, in memory of their own.
+    pub(super) fn keep(&self, latents: &Samples, frames: Range<usize>) -> Result<Samples> {
+        let latents = latents.frames(frames);
+        let mut kept = self.buffers.lease(latents.len());
+        self.copy(latents, &mut kept);
+        Samples::new(kept, latents.dim().into())
+    }
+
+    /// Copies the planes `from` to as many values, in standard layout.
+    fn copy(&self, from: ArrayView4<f32>, to: &mut [f32]) {
+        let (_, channels, height, width) = from.dim();
+        let planes = to.chunks_exact_mut((height * width).max(1)).enumerate();
+        self.threads.for_each(planes, |(place, to)| {
+            let plane = from.slice(s![place / channels, place % channels, .., ..]);
+            plane.assign_to(ArrayViewMut2::from_shape((height, width), to).expect("one plane"));
+        });
     }
 
     /// The frames on the canvas `[F,3,H,W]` of the latents `[T,C,h,w]` at the places `decoded`.
