@@ -82,9 +82,11 @@ impl ElementStats {
                  latency-frames, memory-estimate (bytes of frames, latents and graphs, without weights), \
                  device-memory-estimate (bytes of a GPU's memory for graphs, without weights), \
                  device-memory-used (bytes, with weights; 0: unknown), \
-                 prompt-tokens-cut (guint64); time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
-                 time-sample, time-decode and time-finish, then time-convert-out and time-onnxruntime (guint64, \
-                 ns); model, provider, device, onnxruntime-version (string)",
+                 prompt-tokens-cut, operations (millions of \
+                 floating-point operations in predictions, where the bundle says how many they take) (guint64); \
+                 time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
+                 time-sample, time-decode and time-finish, then time-convert-out, time-onnxruntime and, within it, \
+                 time-predict (guint64, ns); model, provider, device, onnxruntime-version (string)",
             )
             .read_only()
             .build()
@@ -92,13 +94,13 @@ impl ElementStats {
 
     pub(super) fn structure(&self) -> gst::Structure {
         let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let running = self.times.as_ref().map_or(0, |times| times.evaluations());
+        let times = self.times.clone().unwrap_or_default();
         let stages = sum(&self.earlier, &self.stages);
         gst::Structure::builder("starsr-stats")
             .field("frames-in", self.frames_in)
             .field("frames-out", self.frames_out)
             .field("windows", stages.windows)
-            .field("evaluations", self.evaluations.max(running))
+            .field("evaluations", self.evaluations.max(times.evaluations()))
             .field("window-evaluations", self.window_evaluations)
             .field("bypassed", stages.bypassed)
             .field("scene-cuts", self.scene_cuts)
@@ -107,6 +109,7 @@ impl ElementStats {
             .field("device-memory-estimate", self.device_memory)
             .field("device-memory-used", self.device_memory_used)
             .field("prompt-tokens-cut", self.prompt_tokens_cut)
+            .field("operations", times.operations())
             .field("time-convert-in", nanoseconds(self.convert_in))
             .field("time-upscale", nanoseconds(self.upscale))
             .field("time-prepare", nanoseconds(stages.prepare))
@@ -116,6 +119,7 @@ impl ElementStats {
             .field("time-finish", nanoseconds(stages.finish))
             .field("time-convert-out", nanoseconds(self.convert_out))
             .field("time-onnxruntime", nanoseconds(self.model_busy))
+            .field("time-predict", nanoseconds(times.predicting()))
             .field("model", &self.model)
             .field("provider", &self.provider)
             .field("device", &self.device)

@@ -221,6 +221,14 @@ impl Measured {
         (self.window() - self.seconds("time-onnxruntime")).max(0.0) * 1e3 / megapixels
     }
 
+    /// 10¹² floating-point operations in a second of predictions; `None` where the bundle does not say
+    /// how many these take.
+    fn teraflops(&self) -> Option<f64> {
+        let counted = |field| self.last.number(field).saturating_sub(self.first.number(field));
+        let (millions, nanoseconds) = (counted("operations"), counted("time-predict"));
+        (millions > 0 && nanoseconds > 0).then(|| millions as f64 * 1e3 / nanoseconds as f64)
+    }
+
     fn text(&self, field: &str) -> String {
         self.last.stats.get::<Option<String>>(field).ok().flatten().unwrap_or_default()
     }
@@ -250,6 +258,9 @@ impl Measured {
             100.0 * runtime / window,
             self.outside()
         ));
+        if let Some(teraflops) = self.teraflops() {
+            lines.push(format!("  {teraflops:.3} TFLOP/s in predictions"));
+        }
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         lines.push(format!(
             "  memory estimate {:.2} GB, peak of the process {:.2} GB",
@@ -282,6 +293,7 @@ impl Measured {
             "seconds": stages.into_iter().collect::<serde_json::Map<_, _>>(),
             "seconds_in_onnxruntime": self.seconds("time-onnxruntime"),
             "outside_ms_per_megapixel": self.outside(),
+            "teraflops": self.teraflops(),
             "memory_estimate": self.last.number("memory-estimate"),
             "memory_peak": peak_memory(),
             "device_memory_estimate": self.last.number("device-memory-estimate"),

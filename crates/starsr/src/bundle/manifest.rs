@@ -120,7 +120,7 @@ pub struct Latent {
 
 /// Legal frame sizes in output pixels and the way to them. `multiple` and `offset` of both axes are
 /// multiples of the latents' spatial factor; at most 4096, 4096 and, for `minimum`, 16384.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CanvasSpec {
     /// How frames are upscaled before they are encoded.
@@ -145,6 +145,10 @@ pub struct CanvasSpec {
     /// where that is not known.
     #[serde(default)]
     pub tile_memory: u64,
+    /// Floating-point operations `[a, b]` of one prediction, without autoencoder and text encoder:
+    /// `a + b p` for each pixel and frame of a tile with `p` pixels a frame, at most 1e15 each; absent
+    /// where they are not known.
+    pub operations: Option<[f64; 2]>,
     /// Most pixels of a tile, times frames of a window and predictions of a batch, that the graphs
     /// can count; 0 where there is no limit.
     #[serde(default)]

@@ -100,6 +100,9 @@ impl Manifest {
             }
         }
         within("canvas.tile_memory", self.canvas.tile_memory, 0, 1 << 32)?;
+        for count in self.canvas.operations.into_iter().flatten() {
+            within("canvas.operations", count, 0.0, 1e15)?;
+        }
 
         self.window.check(self.latent.temporal_factor)?;
         self.check_direct()?;

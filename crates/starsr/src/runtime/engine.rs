@@ -18,7 +18,7 @@ use super::predictor::{self, Predict};
 use super::provider::{Chosen, ProviderKey};
 use super::runner::{GraphTimes, Runner};
 use super::text_encoder::TextEncoder;
-use crate::bundle::{Bundle, Layout, MANIFEST, Manifest};
+use crate::bundle::{Bundle, Latent, Layout, MANIFEST, Manifest};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::{Denoiser, Embedded, Memory, Model, Query, Samples, no_std};
@@ -88,6 +88,9 @@ struct Shared {
     footprint: Footprint,
     /// Known without waiting for a turn.
     has_std: bool,
+    latent: Latent,
+    /// See [`CanvasSpec::operations`](crate::bundle::CanvasSpec::operations).
+    operations: Option<[f64; 2]>,
     threads: Threads,
 }
 
@@ -144,7 +147,9 @@ impl Engine {
             let graphs = Mutex::new(graphs);
             let free = chosen.free_device_memory();
             let footprint = Footprint { before, free };
-            Ok(Shared { graphs, footprint, has_std, threads })
+            let (latent, operations) =
+                (bundle.manifest().latent, bundle.manifest().canvas.operations);
+            Ok(Shared { graphs, footprint, has_std, latent, operations, threads })
         })?;
         let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
         let device_memory = options.device_memory;
@@ -181,6 +186,17 @@ impl Engine {
         self.runner.times.clone()
     }
 
+    /// Counts the operations of `predictions` of latents `[T,C,h,w]`, or frames `[F,3,h,w]`.
+    fn count(&self, predictions: usize, shape: (usize, usize, usize, usize)) {
+        let Some([a, b]) = self.shared.operations else { return };
+        let Latent { spatial_factor, temporal_factor, .. } = self.shared.latent;
+        let (times, _, height, width) = shape;
+        let frames = times.saturating_sub(1) * temporal_factor + times.min(1);
+        let pixels = (height * width * spatial_factor * spatial_factor) as f64;
+        let count = (predictions * frames) as f64 * pixels * (a + b * pixels);
+        self.runner.times.add_operations(count);
+    }
+
     /// The graphs, when it is this engine's turn.
     fn graphs(&self) -> Result<MutexGuard<'_, Graphs>> {
         self.runner.lock(&self.shared.graphs)
@@ -202,7 +218,9 @@ fn check_layout(bundle: &Bundle, chosen: &Chosen) -> Result<()> {
 
 impl Denoiser for Engine {
     fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
-        self.graphs()?.sampled(Role::Denoiser)?.predictor.predict(query, &self.runner)
+        let v = self.graphs()?.sampled(Role::Denoiser)?.predictor.predict(query, &self.runner)?;
+        self.count(query.conditions.len(), query.x.dim());
+        Ok(v)
     }
 
     fn prepare(&mut self, timesteps: &[i64]) -> Result<()> {
@@ -243,7 +261,11 @@ impl Model for Engine {
 
     fn upscale(&mut self, low: ArrayView4<f32>) -> Result<Samples> {
         match &mut *self.graphs()? {
-            Graphs::Direct(direct) => direct.upscale(low, &self.runner),
+            Graphs::Direct(direct) => {
+                let high = direct.upscale(low, &self.runner)?;
+                self.count(1, low.dim());
+                Ok(high)
+            }
             Graphs::Sampled(_) => {
                 Err(Error::inference(Role::Upscaler, "the bundle has no such graph"))
             }

@@ -16,10 +16,17 @@ use crate::error::{Error, Result};
 use crate::names::Role;
 use crate::parallel::Threads;
 
-/// Time spent inside ONNX Runtime, by role. Clones share the counters, so that one can be kept to
-/// watch a running engine.
+/// Time spent inside ONNX Runtime, by role, and what was computed in it. Clones share the counters,
+/// so that one can be kept to watch a running engine.
 #[derive(Debug, Clone, Default)]
-pub struct GraphTimes(Arc<[Counter; Role::ALL.len()]>);
+pub struct GraphTimes(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    graphs: [Counter; Role::ALL.len()],
+    /// Millions.
+    operations: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Counter {
@@ -30,12 +37,12 @@ struct Counter {
 impl GraphTimes {
     /// Time spent in runs of the graph, cancelled and failed ones included.
     pub fn time(&self, role: Role) -> Duration {
-        Duration::from_nanos(self.0[role as usize].nanoseconds.load(Ordering::Relaxed))
+        Duration::from_nanos(self.0.graphs[role as usize].nanoseconds.load(Ordering::Relaxed))
     }
 
     /// Number of runs of the graph.
     pub fn runs(&self, role: Role) -> u64 {
-        self.0[role as usize].runs.load(Ordering::Relaxed)
+        self.0.graphs[role as usize].runs.load(Ordering::Relaxed)
     }
 
     /// Number of runs of the graphs that restore windows.
@@ -48,8 +55,25 @@ impl GraphTimes {
         Role::ALL.iter().map(|&role| self.time(role)).sum()
     }
 
+    /// Time spent in runs of the graphs that make predictions.
+    pub fn predicting(&self) -> Duration {
+        let graphs = [Role::ControlNet, Role::Modulation, Role::Denoiser, Role::Upscaler];
+        graphs.map(|role| self.time(role)).iter().sum()
+    }
+
+    /// Millions of floating-point operations in predictions that have succeeded; 0 where the bundle
+    /// does not say how many these take.
+    pub fn operations(&self) -> u64 {
+        self.0.operations.load(Ordering::Relaxed)
+    }
+
+    /// Counts a number of operations.
+    pub(super) fn add_operations(&self, count: f64) {
+        self.0.operations.fetch_add((count / 1e6) as u64, Ordering::Relaxed);
+    }
+
     fn add(&self, role: Role, time: Duration) {
-        let counter = &self.0[role as usize];
+        let counter = &self.0.graphs[role as usize];
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         counter.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
         counter.runs.fetch_add(1, Ordering::Relaxed);

@@ -214,6 +214,7 @@ fn mistakes() {
         ("default = \"\",", "default = \"\", embedded = [\"a\"],", "prompts.embedded", "no use"),
         ("tokenizer = {", "embeddings = {", "prompts.tokenizer", "is missing"),
         ("\"spiece.model\"", "\"../spiece.model\"", "prompts.tokenizer", "plain path"),
+        ("[canvas]", "[canvas]\noperations = [1.0, -1.0]", "canvas.operations", "between 0 and"),
         (
             "kind =",
             "shared_prefix = true\nkind =",

@@ -63,6 +63,25 @@ fn assert_close(found: &Array4<f32>, expected: &Array4<f32>, tolerance: f32) {
     assert!(worst <= tolerance, "off by {worst}");
 }
 
+#[test]
+fn operations_are_counted_as_the_manifest_says() {
+    let bundle = fixtures::copy_of(&fixtures::tiny());
+    let mut unknown = load(bundle.path()).unwrap();
+    let counts = "[canvas]\noperations = [2e6, 1000.0]\n";
+    fixtures::edit(bundle.path(), |text| text.replacen("[canvas]\n", counts, 1));
+    let mut engine = load(bundle.path()).unwrap();
+    let x = pattern((3, 48, 4, 6), 0);
+    for engine in [&mut unknown, &mut engine] {
+        velocity(engine, x.view(), 0, x.view(), None).unwrap();
+        assert!(engine.stats().predicting() > Duration::ZERO);
+        assert!(engine.stats().predicting() <= engine.stats().total());
+    }
+    // Three frames of 16 x 24 pixels.
+    let pixels = 384;
+    assert_eq!(engine.stats().operations(), 3 * pixels * (2_000_000 + 1000 * pixels) / 1_000_000);
+    assert_eq!(unknown.stats().operations(), 0);
+}
+
 #[track_caller]
 fn bundle_error(graphs: &[(&str, &str)]) -> (String, String) {
     let bundle = fixtures::tiny_with(graphs);

@@ -15,10 +15,12 @@ from onnx import TensorProto
 from torch import Tensor
 
 from starsr.bundle import writer
+from starsr.export.operations import of_nano
 from starsr.models.nano.network import (
     BLOCK,
     CHANNELS,
     CONTROLS,
+    NANO,
     WINDOW,
     Nano,
     NanoConfig,
@@ -109,6 +111,7 @@ def manifest(version: str) -> dict[str, Any]:
             "tile": TILE,
             "tile_overlap": TILE_OVERLAP,
             "tile_memory": TILE_MEMORY,
+            "operations": of_nano(NANO, BLOCK, 8),
             "height": side,
             "width": side,
         },

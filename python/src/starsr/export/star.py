@@ -27,6 +27,7 @@ from starsr.export.graphs import (
     vae_graphs,
 )
 from starsr.export.manifest import EMBEDDINGS, manifest, prompts
+from starsr.export.operations import of_star
 from starsr.export.sources import (
     TEXT_ENCODER,
     VAE,
@@ -185,6 +186,8 @@ def export(options: argparse.Namespace, config: StarConfig = STAR) -> None:
     described = manifest(
         name, options.version, provenance, vae_config, options.canvas, options.layout
     )
+    frames = described["window"]["length"]
+    described["canvas"]["operations"] = of_star(config, vae_config.spatial_factor, frames)
     with writer.staged(options.output) as work:
         files = write_graphs(work, graphs)
         described["prompts"]["embeddings"] = {

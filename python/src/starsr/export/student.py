@@ -20,7 +20,16 @@ from starsr.bundle.reader import Bundle
 from starsr.bundle.writer import BundleError, staged, write_manifest
 from starsr.data.media import SCALE
 from starsr.export.nano import OURS
-from starsr.models.nano.student import MULTIPLE, SLOPE, Stage, Student, blend, load
+from starsr.models.nano.student import (
+    MULTIPLE,
+    SLOPE,
+    Stage,
+    Student,
+    StudentConfig,
+    blend,
+    load,
+    operations,
+)
 from starsr.ops.onnx_graph import OnnxGraph, Spec
 
 #: The end of any axis.
@@ -153,6 +162,7 @@ def export(student: Student, path: Path) -> None:
 def manifest(name: str, version: str, detail: float) -> dict[str, Any]:
     """Return the manifest of the bundle without its files."""
     side = {"multiple": SCALE * MULTIPLE, "offset": 0, "minimum": SCALE * MULTIPLE}
+    for_pixel = operations(StudentConfig(), MULTIPLE, MULTIPLE) / (SCALE * MULTIPLE) ** 2
     return {
         "format": 2,
         "name": name,
@@ -165,6 +175,7 @@ def manifest(name: str, version: str, detail: float) -> dict[str, Any]:
             "tile": TILE,
             "tile_overlap": TILE_OVERLAP,
             "tile_memory": TILE_MEMORY,
+            "operations": [for_pixel, 0.0],
             "height": side,
             "width": side,
         },
