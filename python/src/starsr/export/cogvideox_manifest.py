@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from starsr.export.graphs import Graph
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
 from starsr.models.cogvideox.positions import BASE, SPATIAL_SCALE, rotary_parts
 from starsr.models.cogvideox.vae import VaeConfig
@@ -10,6 +11,7 @@ from starsr.models.cogvideox.vae import VaeConfig
 #: The kind of bundle; those of format 1 have none.
 KIND = "cogvideox"
 LICENCE = "weights and autoencoder: CogVideoX's licence"
+TEXT_LICENCE = "; text encoder: Apache-2.0"
 #: Scale of the latents and shift of the schedule, by the kind of positions.
 SCALING_FACTORS = {"rotary": 0.7, "sincos": 1.15258426}
 SHIFTS = {"rotary": 1.0, "sincos": 3.0}
@@ -36,6 +38,14 @@ def positions(config: CogVideoXConfig) -> dict[str, Any]:
         "width": config.width,
         "spatial_scale": SPATIAL_SCALE,
     }
+
+
+def text_memory(graph: Graph) -> int:
+    """Return the bytes that a text encoder takes while it is loaded and runs.
+
+    Measured at a sixth of T5 v1.1 XXL's layers in 32 bits: 1.07 times its weights.
+    """
+    return graph.data_size() * 11 // 10
 
 
 def manifest(
