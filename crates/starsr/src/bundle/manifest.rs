@@ -214,6 +214,10 @@ pub struct PromptsSpec {
     pub tokenizer: Option<DataFile>,
     /// Tokens of a text, 2..=4096; by default CLIP's 77 or T5's 226.
     pub length: Option<usize>,
+    /// Bytes that the text encoder takes while it is loaded, its weights included, at most 2^48; 0
+    /// where that is not known.
+    #[serde(default)]
+    pub memory: u64,
 }
 
 /// The ONNX graphs by role: `upscaler` alone, or autoencoder and denoiser.
