@@ -118,7 +118,9 @@ def write(folder, precision, network, autoencoder, prompt=None, encoder=None, to
     bundle if the prompt is empty.
     """
     (weights, config), (vae, vae_config) = network, autoencoder
-    described = manifest(folder.name, "1", "random weights", config, vae_config, prompt, TRAINED)
+    described = manifest(
+        folder.name, "1", "random", config, vae_config, (precision,) * 2, prompt, TRAINED
+    )
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, precision),
         **network_graphs(Arrays(weights), config, precision),

@@ -124,6 +124,8 @@ def test_verify_compares_every_graph(folder, kind, precision, tmp_path, capsys):
     assert manifest["schedule"]["shift_scale"] == (1.0 if rotary else 3.0)
     assert manifest["sampler"]["guidance"] == "wave"
     assert manifest["positions"]["kind"] == kind
+    memory = (manifest["canvas"]["tile_memory"], manifest["vae"]["encode_memory"])
+    assert memory == ((6, 1440) if precision == "fp32" else (4, 384))
     assert set(manifest["graphs"]) == set(ROLES)
     named = [manifest["prompts"]["embeddings"]]
     for entry in manifest["graphs"].values():

@@ -124,7 +124,13 @@ pub(super) fn of_runs(
         let pixels = frames * path.tile_size().area();
         Run { bytes: bytes * pixels, overflows: limit > 0 && pixels > limit }
     };
-    let Manifest { canvas, vae, .. } = manifest;
+    let Manifest { canvas, vae, latent, .. } = manifest;
+    // Such a decoder takes three latents at first, and fewer later.
+    let decoded = if path.cadence().joins_frames() {
+        decoded.min(1 + 2 * latent.temporal_factor)
+    } else {
+        decoded
+    };
     Runs {
         encode: run(path.frames_per_encode() as u64, vae.encode_memory, vae.run_pixels),
         predict: run(batch * window as u64, canvas.tile_memory, canvas.run_pixels),

@@ -221,6 +221,31 @@ fn the_prompt_of_the_bundle_guides() {
     assert!(restored(&negative, None).unwrap().is_err());
 }
 
+/// What the manifest says that runs of the graphs take; the decoder never has a whole window.
+#[test]
+fn memory_of_the_graphs_is_estimated() {
+    let estimate = |change: &dyn Fn(&mut Manifest)| {
+        let (engine, mut manifest) = engine("random")?;
+        assert!(manifest.canvas.tile_memory > 0 && manifest.vae.decode_memory > 0);
+        manifest.canvas.tile_memory = 0;
+        (manifest.vae.encode_memory, manifest.vae.decode_memory) = (0, 0);
+        change(&mut manifest);
+        let settings = Settings { scale: Some(1), ..Settings::default() };
+        let (size, cancel) = (Size::new(48, 32), Cancel::default());
+        let upscaler = Upscaler::new(Box::new(engine), &manifest, &settings, size, cancel).unwrap();
+        Some(upscaler.memory_estimate())
+    };
+    let Some(arrays) = estimate(&|_| ()) else { return };
+    let pixels = 48 * 32;
+    for (change, frames) in [
+        ((|m| m.canvas.tile_memory = 1000) as fn(&mut Manifest), 25),
+        (|m| m.vae.encode_memory = 1000, 25),
+        (|m| m.vae.decode_memory = 1000, 9),
+    ] {
+        assert_eq!(estimate(&change).unwrap(), arrays + 1000 * pixels * frames);
+    }
+}
+
 /// Any prompt, by the text encoder in the bundle.
 #[test]
 fn a_prompt_is_the_same_embedded_here_and_by_the_exporter() {

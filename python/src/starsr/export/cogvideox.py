@@ -74,6 +74,7 @@ def export(options: argparse.Namespace, text_length: int = TEXT_LENGTH) -> None:
         f"converted from {', '.join(sources[:-1])} and {sources[-1]} in {options.precision}",
         config,
         vae_config,
+        (options.precision, vae_precision),
         None if embedding is None else options.prompt,
     )
     if inside is not None:
