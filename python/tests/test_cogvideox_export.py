@@ -361,6 +361,26 @@ def test_a_text_encoder_embeds_the_empty_prompt(folder, tmp_path, capsys):
     refused([*arguments, "--any-prompt"], tmp_path / "other", capsys, *words)
 
 
+def test_a_text_encoder_from_the_hub(folder, monkeypatch, tmp_path, capsys):
+    config = text.T5Config(48, 4, 8, 40, 2, 32, 32)
+    (tmp_path / "cache").mkdir()
+    write_text_encoder(tmp_path / "cache" / "text_encoder", config)
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        if repository == "no/where":
+            raise OSError("no such repository")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    arguments = [*without_embedding(folder), "--text-encoder"]
+    assert run([*arguments, "some/where"], tmp_path / "bundle") == 0
+    assert asked == [("some/where", ["text_encoder/*", "tokenizer/spiece.model"])]
+    words = ("no/where", "no such repository", "hf download")
+    refused([*arguments, "no/where"], tmp_path / "other", capsys, *words)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_text_encoder_becomes_a_graph(folder, precision, tmp_path, capsys):
     """In the layout of CogVideoX's repository, with `--verify`."""
