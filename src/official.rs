@@ -6,10 +6,10 @@
 /**
  * SECTION:element-starsrofficialsize
  *
- * Brings frames to 720x480 exactly as the authors' program does for STAR on CogVideoX: wider frames
- * are shrunk to two thirds, narrower ones enlarged four times, both in 8 bits and one direction after
- * the other, and the middle is cut out. What is missing is black. It serves comparisons with that
- * program; `starsr` itself takes frames of any size and cuts nothing off.
+ * Brings frames to 720x480 exactly as the authors' program does for STAR on CogVideoX: wider
+ * frames are shrunk to two thirds, narrower ones enlarged four times, both in 8 bits and one
+ * direction after the other, and the middle is cut out. What is missing is black. It serves
+ * comparisons with that program; `starsr` itself takes frames of any size and cuts nothing off.
  *
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! starsrofficialsize \

@@ -65,6 +65,8 @@ pub struct Manifest {
     #[serde(default)]
     pub condition: ConditionSpec,
     /// The tables of positions that the denoiser takes; only with [`ConditionKind::Concat`].
+    ///
+    /// [`ConditionKind::Concat`]: super::ConditionKind::Concat
     pub positions: Option<PositionsSpec>,
     /// Runs of the autoencoder. Optional with a temporal factor above 1, where they take a window
     /// each.
@@ -231,6 +233,8 @@ pub struct GraphsSpec {
     /// Noisy and low-quality latents to controls; absent unless they are the denoiser's condition.
     pub controlnet: Option<GraphFile>,
     /// Timestep to the modulation of the denoiser's layers; only with [`ConditionKind::Concat`].
+    ///
+    /// [`ConditionKind::Concat`]: super::ConditionKind::Concat
     pub modulation: Option<GraphFile>,
     /// Noisy latents, and controls or low-quality latents, to the prediction.
     pub denoiser: Option<GraphFile>,
