@@ -9,12 +9,14 @@
 use gst::glib;
 
 mod element;
+mod official;
 
 pub use element::planning;
 
 #[cfg_attr(test, allow(dead_code))]
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    element::register(plugin)
+    element::register(plugin)?;
+    official::register(plugin)
 }
 
 // The test kit brings the plugin into the unit tests, and its symbols may exist only once.

@@ -3,7 +3,8 @@
 """Small bundles of STAR on CogVideoX for the tests of the plugin.
 
 `random` has random weights and works at any multiple of 16 from 48x32 on; `half` has the same in 16
-bits, and `guided` a prompt. The others hold the reference's small networks (`golden_cogvideox`):
+bits, and `guided` a prompt. `text` has a text encoder too, and `embedded` another prompt that the
+same encoder embedded. The others hold the reference's small networks (`golden_cogvideox`):
 `rope` and `sincos` as they are, and `tame` with the last layer that the reference's whole run has.
 """
 
@@ -13,19 +14,22 @@ import json
 import torch
 from safetensors.torch import load_file, save
 
-from small_bundles import INDEX, fingerprint, is_made_of, read_options
+from small_bundles import INDEX, ROOT, fingerprint, is_made_of, read_options
 from starsr.bundle import writer
-from starsr.export.cogvideox_graphs import network_graphs, vae_graphs
+from starsr.export.cogvideox_graphs import network_graphs, text_graph, vae_graphs
 from starsr.export.cogvideox_manifest import manifest
+from starsr.export.cogvideox_sources import TextEncoder
 from starsr.export.manifest import EMBEDDINGS
-from starsr.models.cogvideox import network
+from starsr.models.cogvideox import network, text
 from starsr.models.cogvideox.network import CogVideoXConfig
+from starsr.models.cogvideox.text import T5Config
 from starsr.models.cogvideox.vae import VaeConfig, declared_parameters, diffusers_names
 from starsr.models.cogvideox.weights import merged
 from starsr.models.weights import Arrays, Weights
 from starsr.ops.torch_ops import parameters_of
 
 FOLDER = "golden_cogvideox"
+TOKENIZER = ROOT / "crates/starsr-testkit/fixtures/t5/spiece.model"
 KINDS = {"rope": "rotary", "sincos": "sincos"}
 #: Height and width that the bundles call trained, a whole canvas of theirs.
 TRAINED = (32, 48)
@@ -92,29 +96,59 @@ def scaled(weights, factor):
     return {**weights, **{name: weights[name] * factor for name in last}}
 
 
-def write(folder, precision, network, autoencoder, prompt=None):
-    """Write a bundle, without a prompt or with the random embedding of one."""
+def random_text_encoder(config):
+    """Return a small text encoder for a network, which knows the tokens of `TOKENIZER`."""
+    size = T5Config(config.text_dim, 4, 8, 40, 2, 1300, 32)
+    torch.manual_seed(3)
+    return TextEncoder(Weights(parameters_of(text.declared_parameters(size)), "random"), size)
+
+
+def read_tokens(case, length):
+    """Return text and tokens `[1,length]` of a case of the tokenizer, which fit."""
+    cases = json.loads((TOKENIZER.parent / "tokens.json").read_text(encoding="utf-8"))
+    ids = cases[case]["ids"]
+    assert not any(ids[length:])
+    return cases[case]["text"], torch.tensor([ids[:length]])
+
+
+def write(folder, precision, network, autoencoder, prompt=None, encoder=None, tokens=None):
+    """Write a bundle, without a prompt or with the embedding of one.
+
+    The embedding is random, or that which `encoder` gives for `tokens`. The encoder is part of the
+    bundle if the prompt is empty.
+    """
     (weights, config), (vae, vae_config) = network, autoencoder
-    described = manifest(folder.name, "1", "random weights", config, vae_config, prompt, TRAINED)
+    described = manifest(
+        folder.name, "1", "random", config, vae_config, (precision,) * 2, prompt, TRAINED
+    )
     graphs = {
         **vae_graphs(Arrays(vae), vae_config, precision),
         **network_graphs(Arrays(weights), config, precision),
     }
+    if prompt == "":
+        arrays = Arrays(encoder.weights)
+        graphs |= text_graph(arrays, encoder.config, config.text_length, precision)
     folder.mkdir()
     files = {role: graph.save(folder / f"{role}.onnx") for role, graph in graphs.items()}
+    parts = {}
     if prompt is not None:
         shape = (1, config.text_length, config.text_dim)
-        data = save({"embeddings": torch.randn(shape, generator=torch.Generator().manual_seed(2))})
-        (folder / EMBEDDINGS).write_bytes(data)
+        embedding = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        if encoder is not None:
+            embedding = encoder.embed(tokens)
+            parts["tokenizer"] = (TOKENIZER.name, TOKENIZER.read_bytes())
+        parts["embeddings"] = (EMBEDDINGS, save({"embeddings": embedding}))
+    for key, (name, data) in parts.items():
+        (folder / name).write_bytes(data)
         sha256 = hashlib.sha256(data).hexdigest()
-        described["prompts"]["embeddings"] = {"file": EMBEDDINGS, "sha256": sha256}
+        described["prompts"][key] = {"file": name, "sha256": sha256}
     writer.write_manifest(folder, described, files)
 
 
 def main():
     options = read_options(__doc__)
     reference = options.reference
-    mark = fingerprint(__file__, [reference / FOLDER])
+    mark = fingerprint(__file__, [reference / FOLDER, TOKENIZER.parent])
     if is_made_of(options.output, mark):
         return
     with writer.staged(options.output) as work:
@@ -122,6 +156,10 @@ def main():
             write(work / name, precision, *random_networks())
         network, autoencoder = random_networks()
         write(work / "guided", "fp32", network, autoencoder, "a lake")
+        encoder = random_text_encoder(network[1])
+        for name, case in (("text", "empty"), ("embedded", "white space")):
+            prompt, tokens = read_tokens(case, network[1].text_length)
+            write(work / name, "fp32", network, autoencoder, prompt, encoder, tokens)
         if (reference / FOLDER).is_dir():
             vae = read_vae(reference)
             for kind in KINDS:

@@ -14,20 +14,22 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentencepiece import SentencePieceProcessor
 
 from starsr.export import cli, cogvideox, rehearse, star
+from starsr.export.cogvideox_sources import TextEncoder
 from starsr.export.cogvideox_verify import tables
 from starsr.export.rehearse import random_feeds
 from starsr.models.cogvideox import network, text
 from starsr.models.cogvideox.network import CogVideoXConfig
 from starsr.models.cogvideox.vae import VaeConfig, cache_shapes, declared_parameters
 from starsr.models.cogvideox.weights import checkpoint_shapes
+from starsr.models.weights import Weights
 from starsr.ops.torch_ops import parameters_of
 
 ROPE = CogVideoXConfig(64, 2, 16, 32, 48, 12)
 SINCOS = replace(ROPE, positions="sincos")
 VAE = VaeConfig((32, 32, 32, 64), 1)
+TOKENIZER = Path(__file__).parents[2] / "crates/starsr-testkit/fixtures/t5/spiece.model"
 ROLES = ["vae_encoder", "vae_decoder", "modulation", "denoiser"]
 
 
@@ -122,6 +124,8 @@ def test_verify_compares_every_graph(folder, kind, precision, tmp_path, capsys):
     assert manifest["schedule"]["shift_scale"] == (1.0 if rotary else 3.0)
     assert manifest["sampler"]["guidance"] == "wave"
     assert manifest["positions"]["kind"] == kind
+    memory = (manifest["canvas"]["tile_memory"], manifest["vae"]["encode_memory"])
+    assert memory == ((6, 1440) if precision == "fp32" else (4, 384))
     assert set(manifest["graphs"]) == set(ROLES)
     named = [manifest["prompts"]["embeddings"]]
     for entry in manifest["graphs"].values():
@@ -314,7 +318,7 @@ def test_the_output_is_complete_or_unchanged(folder, monkeypatch, tmp_path, caps
 def write_text_encoder(folder, config):
     """T5's encoder with weights that a formula gives, in two files."""
     folder.mkdir()
-    tensors = {name: waves(name, shape) for name, shape in text.shapes(config).items()}
+    tensors = wavy_weights(config)
     names = sorted(tensors)
     for i, part in enumerate((names[::2], names[1::2])):
         kept = {name: tensors[name] for name in part}
@@ -327,15 +331,9 @@ def waves(name, shape):
     return phases.sin().float().reshape(shape) * 0.3 + ("layer_norm" in name)
 
 
-def test_text_encoder_agrees_with_transformers():
-    # The expected values are those of `T5EncoderModel` 5.24 with the same weights.
-    config = text.T5Config(32, 4, 8, 48, 3, 64, 32)
-    weights = {name: waves(name, shape) for name, shape in text.shapes(config).items()}
-    tokens = (torch.arange(226) * 7 % 64)[None]
-    found = text.encode(weights, tokens, config)[0, [0, 100, 225]]
-    first, second = [-0.20839, 0.38262, -1.80959], [-1.27945, 1.34442, -1.77476]
-    torch.testing.assert_close(found[:, 5], torch.tensor(first), atol=2e-5, rtol=0)
-    torch.testing.assert_close(found[:, 20], torch.tensor(second), atol=2e-5, rtol=0)
+def wavy_weights(config):
+    declared = text.declared_parameters(config)
+    return {name: waves(name, parameter.shape) for name, parameter in declared.items()}
 
 
 def without_embedding(folder):
@@ -344,15 +342,94 @@ def without_embedding(folder):
     return arguments[:at] + arguments[at + 2 :]
 
 
+def embedded_by(tensors, tokens, config):
+    return TextEncoder(Weights(tensors, "waves"), config).embed(tokens)
+
+
 def test_a_text_encoder_embeds_the_empty_prompt(folder, tmp_path, capsys):
     config = text.T5Config(48, 4, 8, 40, 2, 32, 32)
     tensors = write_text_encoder(tmp_path / "t5", config)
     arguments = [*without_embedding(folder), "--text-encoder", str(tmp_path / "t5")]
     assert run(arguments, tmp_path / "bundle") == 0
     embedded = load_file(tmp_path / "bundle" / "embeddings.safetensors")["embeddings"]
-    expected = text.encode(tensors, torch.tensor([[1] + [0] * 11]), config)
+    expected = embedded_by(tensors, torch.tensor([[1] + [0] * 11]), config)
     torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
-    refused([*arguments, "--prompt", "a cat"], tmp_path / "other", capsys, "--embedding")
+    refused([*arguments, "--prompt", "a cat"], tmp_path / "other", capsys, "--tokenizer")
+    word = "--any-prompt needs a --text-encoder"
+    refused([*options(folder), "--any-prompt"], tmp_path / "other", capsys, word)
+    words = ("has no tokenizer", "spiece.model")
+    refused([*arguments, "--any-prompt"], tmp_path / "other", capsys, *words)
+
+
+def test_a_text_encoder_from_the_hub(folder, monkeypatch, tmp_path, capsys):
+    config = text.T5Config(48, 4, 8, 40, 2, 32, 32)
+    (tmp_path / "cache").mkdir()
+    write_text_encoder(tmp_path / "cache" / "text_encoder", config)
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        if repository == "no/where":
+            raise OSError("no such repository")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    arguments = [*without_embedding(folder), "--text-encoder"]
+    assert run([*arguments, "some/where"], tmp_path / "bundle") == 0
+    assert asked == [("some/where", ["text_encoder/*", "tokenizer/spiece.model"])]
+    words = ("no/where", "no such repository", "hf download")
+    refused([*arguments, "no/where"], tmp_path / "other", capsys, *words)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_text_encoder_becomes_a_graph(folder, precision, tmp_path, capsys):
+    """In the layout of CogVideoX's repository, with `--verify`."""
+    place, output = tmp_path / "t5", tmp_path / "bundle"
+    (place / "tokenizer").mkdir(parents=True)
+    shutil.copy(TOKENIZER, place / "tokenizer")
+    config = text.T5Config(48, 4, 8, 40, 2, 1300, 32)
+    tensors = write_text_encoder(place / "text_encoder", config)
+    arguments = [*without_embedding(folder), "--text-encoder", str(place), "--any-prompt"]
+    assert run([*arguments, "--precision", precision], output, "--verify") == 0
+    printed = capsys.readouterr().out
+    print(printed)
+    assert "text_encoder 2x12: differs from PyTorch by" in printed
+    assert "text_encoder: " in printed and ", 2 of them attention" in printed
+    manifest = tomllib.loads((output / "bundle.toml").read_text(encoding="utf-8"))
+    assert set(manifest["graphs"]) == {*ROLES, "text_encoder"}
+    assert manifest["prompts"]["tokenizer"]["file"] == "spiece.model"
+    weights = (output / "text_encoder.data").stat().st_size
+    assert weights < manifest["prompts"]["memory"] < 3 * weights
+    assert manifest["licence"].endswith("text encoder: Apache-2.0")
+    assert manifest["provenance"].endswith(f"and t5 in {precision}")
+    session = onnxruntime.InferenceSession(output / "text_encoder.onnx")
+    (tokens,), (embedding,) = session.get_inputs(), session.get_outputs()
+    assert (tokens.type, tokens.shape[1:]) == ("tensor(int64)", [12])
+    assert (embedding.type, embedding.shape[1:]) == ("tensor(float)", [12, 48])
+    limit = 1e-4 if precision == "fp32" else 3e-2
+    for ids in ([1] + [0] * 11, [14, 343, 68, 223, 3, 660, 3, 46, 53, 217, 1, 0]):
+        (found,) = session.run(None, {"tokens": np.array([ids])})
+        expected = embedded_by(tensors, torch.tensor([ids]), config)
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=limit, rtol=0)
+    empty = load_file(output / "embeddings.safetensors")["embeddings"]
+    expected = embedded_by(tensors, torch.tensor([[1] + [0] * 11]), config)
+    torch.testing.assert_close(empty, expected, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_embedded(folder, tmp_path, capsys):
+    config = text.T5Config(48, 4, 8, 40, 2, 1300, 32)
+    tensors = write_text_encoder(tmp_path / "t5", config)
+    arguments = [*without_embedding(folder), "--text-encoder", str(tmp_path / "t5")]
+    arguments += ["--tokenizer", str(TOKENIZER)]
+    assert run([*arguments, "--prompt", "a  dog runs fast home"], tmp_path / "bundle") == 0
+    embedded = load_file(tmp_path / "bundle" / "embeddings.safetensors")["embeddings"]
+    ids = [14, 343, 68, 223, 3, 660, 3, 46, 53, 217, 1, 0]
+    expected = embedded_by(tensors, torch.tensor([ids]), config)
+    torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
+    manifest = tomllib.loads((tmp_path / "bundle" / "bundle.toml").read_text(encoding="utf-8"))
+    assert manifest["prompts"]["default"] == "a  dog runs fast home"
+    long = [*arguments, "--prompt", "the lake " * 6]
+    refused(long, tmp_path / "other", capsys, "too long by 1 tokens")
 
 
 def test_wrong_text_encoders_are_explained(folder, tmp_path, capsys):
@@ -387,9 +464,6 @@ def test_a_rehearsal_runs_every_graph(config, tmp_path, capsys):
     assert printed.count(" finite") == 4 and "NOT FINITE" not in printed
 
 
-TOKENIZER = Path(__file__).parents[2] / "crates/starsr-testkit/fixtures/t5/spiece.model"
-
-
 def test_the_tokenizer_is_part_of_the_bundle(folder, tmp_path, capsys):
     nested = tmp_path / "t5"
     (nested / "tokenizer").mkdir(parents=True)
@@ -408,16 +482,3 @@ def test_the_tokenizer_is_part_of_the_bundle(folder, tmp_path, capsys):
     wrong = tmp_path / "tokenizer.json"
     wrong.write_text('{"model": {"vocab": ["<pad>", "</s>"]}}', encoding="utf-8")
     refused(options(folder, tokenizer=wrong), tmp_path / "other", capsys, "not T5's tokenizer")
-
-
-def test_tokens_of_the_fixture_are_those_of_sentencepiece():
-    model = SentencePieceProcessor(str(TOKENIZER))
-    cases = json.loads((TOKENIZER.parent / "tokens.json").read_text(encoding="utf-8"))
-    assert len(cases) > 20
-    for name, case in cases.items():
-        if name == "special":  # Only transformers knows special tokens inside a text.
-            continue
-        ids = model.encode(case["text"])
-        kept = [*ids[:225], 1]
-        assert case["ids"] == kept + [0] * (226 - len(kept)), name
-        assert case["truncated"] == max(len(ids) - 225, 0), name

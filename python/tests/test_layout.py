@@ -30,5 +30,5 @@ def test_subpackages_have_no_import_circle():
     }
     # Raises `CycleError` for a circle.
     order = list(TopologicalSorter(graph).static_order())
-    assert set(order) == {folder.name for folder in folders} and len(order) == 8
+    assert set(order) == {folder.name for folder in folders} and len(order) == 9
     assert order.index("data") < order.index("models") < order.index("training")

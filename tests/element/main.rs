@@ -21,6 +21,7 @@ mod matrix;
 mod memory;
 mod negotiation;
 mod observing;
+mod official_size;
 mod pipelines;
 mod prompts;
 mod read_ahead;

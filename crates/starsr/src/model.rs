@@ -261,12 +261,18 @@ pub trait Model: Denoiser + Send {
         Err(Error::inference(Role::Upscaler, "the model has no such graph"))
     }
 
-    /// The embedding of a text.
+    /// The embeddings of texts, in their order. What is loaded for them is freed afterwards.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the model cannot embed it.
-    fn embed(&mut self, _text: &str) -> Result<Embedded> {
+    /// [`Error::Setting`] where the model cannot embed one, and as the model fails.
+    fn embed(&mut self, _texts: &[&str]) -> Result<Vec<Embedded>> {
         Err(Error::setting(Setting::Prompt, "this model has no text condition"))
+    }
+
+    /// The most bytes that [`Self::embed`] has taken so far with the weights that it loaded,
+    /// according to the bundle; 0 where all embeddings were known.
+    fn text_memory(&self) -> u64 {
+        0
     }
 
     /// Lets `cancel` stop the model's runs from now on, in place of the one before.

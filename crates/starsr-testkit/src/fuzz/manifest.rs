@@ -260,8 +260,9 @@ impl Model for Zeros {
         Ok(Array4::zeros((frames, 3, height * self.factor, width * self.factor)).into())
     }
 
-    fn embed(&mut self, _: &str) -> Result<Embedded> {
-        Ok(Embedded { embedding: Embedding::new(Array2::zeros((77, 4))), truncated: 0 })
+    fn embed(&mut self, texts: &[&str]) -> Result<Vec<Embedded>> {
+        let zeros = || Embedding::new(Array2::zeros((77, 4)));
+        Ok(texts.iter().map(|_| Embedded { embedding: zeros(), truncated: 0 }).collect())
     }
 }
 

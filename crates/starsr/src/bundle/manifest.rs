@@ -65,6 +65,8 @@ pub struct Manifest {
     #[serde(default)]
     pub condition: ConditionSpec,
     /// The tables of positions that the denoiser takes; only with [`ConditionKind::Concat`].
+    ///
+    /// [`ConditionKind::Concat`]: super::ConditionKind::Concat
     pub positions: Option<PositionsSpec>,
     /// Runs of the autoencoder. Optional with a temporal factor above 1, where they take a window
     /// each.
@@ -218,6 +220,10 @@ pub struct PromptsSpec {
     pub tokenizer: Option<DataFile>,
     /// Tokens of a text, 2..=4096; by default CLIP's 77 or T5's 226.
     pub length: Option<usize>,
+    /// Bytes that the text encoder takes while it is loaded, its weights included, at most 2^48; 0
+    /// where that is not known.
+    #[serde(default)]
+    pub memory: u64,
 }
 
 /// The ONNX graphs by role: `upscaler` alone, or autoencoder and denoiser.
@@ -231,6 +237,8 @@ pub struct GraphsSpec {
     /// Noisy and low-quality latents to controls; absent unless they are the denoiser's condition.
     pub controlnet: Option<GraphFile>,
     /// Timestep to the modulation of the denoiser's layers; only with [`ConditionKind::Concat`].
+    ///
+    /// [`ConditionKind::Concat`]: super::ConditionKind::Concat
     pub modulation: Option<GraphFile>,
     /// Noisy latents, and controls or low-quality latents, to the prediction.
     pub denoiser: Option<GraphFile>,

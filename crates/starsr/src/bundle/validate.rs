@@ -14,7 +14,7 @@ use crate::names::Role;
 use crate::text::CONTEXT;
 
 /// The keys, with their table, that format 1 does not have.
-const SINCE_FORMAT_2: [(&str, &str); 18] = [
+const SINCE_FORMAT_2: [(&str, &str); 19] = [
     ("", "kind"),
     ("", "detail"),
     ("graphs", "upscaler"),
@@ -33,6 +33,7 @@ const SINCE_FORMAT_2: [(&str, &str); 18] = [
     ("prompts", "embedded"),
     ("prompts", "tokenizer"),
     ("prompts", "length"),
+    ("prompts", "memory"),
 ];
 
 impl Manifest {
@@ -207,6 +208,7 @@ impl Manifest {
         let Some(prompts) = &self.prompts else { return Ok(()) };
         let length = self.text_length();
         within("prompts.length", length, 2, 4096)?;
+        within("prompts.memory", prompts.memory, 0, 1 << 48)?;
         if self.has_clip_tokens() && length != CONTEXT {
             let reason = format!("is {length}, but CLIP's tokens are {CONTEXT}; remove it");
             return Err(Fault::new("prompts.length", reason));

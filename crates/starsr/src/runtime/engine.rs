@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::{Denoiser, Embedded, Memory, Model, Query, Samples, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
+use crate::upscaler::memory_of_this_machine;
 
 /// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns,
 /// so that together they take the memory of one.
@@ -34,6 +35,8 @@ pub struct Engine {
     runner: Runner,
     /// See [`Options::device_memory`].
     device_memory: Option<u64>,
+    /// See [`Model::text_memory`].
+    text_memory: u64,
 }
 
 /// The graphs of a bundle.
@@ -153,7 +156,8 @@ impl Engine {
         })?;
         let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
         let device_memory = options.device_memory;
-        Ok(Self { shared, chosen, version: &library.version, runner, device_memory })
+        let version = &library.version;
+        Ok(Self { shared, chosen, version, runner, device_memory, text_memory: 0 })
     }
 
     /// The provider that runs the graphs, never [`Provider::Auto`].
@@ -272,8 +276,21 @@ impl Model for Engine {
         }
     }
 
-    fn embed(&mut self, text: &str) -> Result<Embedded> {
-        self.graphs()?.sampled(Role::TextEncoder)?.text.embed(text, &self.runner)
+    fn embed(&mut self, texts: &[&str]) -> Result<Vec<Embedded>> {
+        let available = match self.memory() {
+            Memory::Main => memory_of_this_machine(),
+            Memory::Device(free) => free,
+        };
+        let mut graphs = self.graphs()?;
+        let text = &mut graphs.sampled(Role::TextEncoder)?.text;
+        let (embedded, taken) = text.embed(texts, available, &self.runner)?;
+        drop(graphs);
+        self.text_memory = self.text_memory.max(taken);
+        Ok(embedded)
+    }
+
+    fn text_memory(&self) -> u64 {
+        self.text_memory
     }
 
     fn cancel_with(&mut self, cancel: &Cancel) -> Result<()> {

@@ -48,41 +48,14 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    /// The graph of a role that the bundle has.
-    pub fn graph(&self, role: Role) -> Result<Graph> {
+    /// The graph of a role that the bundle has; `cancel` is checked before and after.
+    pub fn graph(&self, role: Role, cancel: &Cancel) -> Result<Graph> {
         let Self { bundle, library, chosen } = self;
-        Loader { bundle, library, chosen, cancel: &Cancel::default() }.required(role)
+        Loader { bundle, library, chosen, cancel }.required(role)
     }
 }
 
 impl Loader<'_> {
-    /// The graph of a role, `None` for one that the bundle does not have.
-    pub fn graph(&self, role: Role) -> Result<Option<Graph>> {
-        self.load(role, Ok)
-    }
-
-    fn load(
-        &self,
-        role: Role,
-        adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
-    ) -> Result<Option<Graph>> {
-        self.cancel.check()?;
-        let Some(path) = self.bundle.graph(role) else { return Ok(None) };
-        let load = || adjust(self.chosen.builder(self.library)?)?.commit_from_file(&path);
-        let session = load().map_err(|e| {
-            let reason = format!(
-                "ONNX Runtime {} cannot load this graph with provider {}: {}; install the bundle \
-                 again, or a newer ONNX Runtime",
-                self.library.version,
-                self.chosen.provider,
-                one_line(&e)
-            );
-            Error::bundle(&path, format!("graphs.{role}"), reason).caused_by(e)
-        })?;
-        self.cancel.check()?;
-        Ok(Some(Graph { role, session, path }))
-    }
-
     /// What loads graphs again when this loader is gone.
     pub fn reload(&self) -> Reload {
         let (bundle, chosen) = (self.bundle.clone(), self.chosen.clone());
@@ -100,8 +73,23 @@ impl Loader<'_> {
         role: Role,
         adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
     ) -> Result<Graph> {
-        let missing = || Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing");
-        self.load(role, adjust)?.ok_or_else(missing)
+        self.cancel.check()?;
+        let path = self.bundle.graph(role).ok_or_else(|| {
+            Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing")
+        })?;
+        let load = || adjust(self.chosen.builder(self.library)?)?.commit_from_file(&path);
+        let session = load().map_err(|e| {
+            let reason = format!(
+                "ONNX Runtime {} cannot load this graph with provider {}: {}; install the bundle \
+                 again, or a newer ONNX Runtime",
+                self.library.version,
+                self.chosen.provider,
+                one_line(&e)
+            );
+            Error::bundle(&path, format!("graphs.{role}"), reason).caused_by(e)
+        })?;
+        self.cancel.check()?;
+        Ok(Graph { role, session, path })
     }
 }
 

@@ -52,7 +52,7 @@ impl Modulation {
     pub fn at(&mut self, t: i64, runner: &Runner) -> Result<&DynValue> {
         if !self.known.contains_key(&t) {
             if self.graph.is_none() {
-                self.graph = Some(self.reload.graph(Role::Modulation)?);
+                self.graph = Some(self.reload.graph(Role::Modulation, runner.cancel())?);
             }
             let value = self.compute(t, runner)?;
             while self.known.len() >= KEPT {

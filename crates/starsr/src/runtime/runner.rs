@@ -131,6 +131,11 @@ impl Runner {
         Ok(())
     }
 
+    /// The flag that it follows.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
     /// Locks what engines share as soon as no other one works with it. Fails with
     /// [`Error::Cancelled`] when asked to stop meanwhile.
     pub fn lock<'a, T>(&self, shared: &'a Mutex<T>) -> Result<MutexGuard<'a, T>> {

@@ -94,6 +94,8 @@ pub(super) struct Runs {
     pub(super) encode: Run,
     pub(super) predict: Run,
     pub(super) decode: Run,
+    /// Bytes of the text encoder, with the weights that are loaded for it alone.
+    pub(super) text: u64,
 }
 
 impl Runs {
@@ -104,28 +106,36 @@ impl Runs {
 
     /// Bytes of the run that takes the most.
     pub(super) fn most(&self) -> u64 {
-        self.encode.bytes.max(self.predict.bytes).max(self.decode.bytes)
+        self.encode.bytes.max(self.predict.bytes).max(self.decode.bytes).max(self.text)
     }
 }
 
 /// What runs on a tile take: of the denoiser for `window` frames and a batch of `batch`, and of the
-/// decoder for `decoded` frames.
+/// decoder for `decoded` frames. `text` are the bytes of the text encoder.
 pub(super) fn of_runs(
     path: &FramePath,
     manifest: &Manifest,
     window: usize,
     batch: u64,
     decoded: usize,
+    text: u64,
 ) -> Runs {
     let run = |frames: u64, bytes: u64, limit: u64| {
         let pixels = frames * path.tile_size().area();
         Run { bytes: bytes * pixels, overflows: limit > 0 && pixels > limit }
     };
-    let Manifest { canvas, vae, .. } = manifest;
+    let Manifest { canvas, vae, latent, .. } = manifest;
+    // Such a decoder takes three latents at first, and fewer later.
+    let decoded = if path.cadence().joins_frames() {
+        decoded.min(1 + 2 * latent.temporal_factor)
+    } else {
+        decoded
+    };
     Runs {
         encode: run(path.frames_per_encode() as u64, vae.encode_memory, vae.run_pixels),
         predict: run(batch * window as u64, canvas.tile_memory, canvas.run_pixels),
         decode: run(decoded as u64, vae.decode_memory, vae.run_pixels),
+        text,
     }
 }
 

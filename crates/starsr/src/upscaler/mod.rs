@@ -24,7 +24,7 @@ use crate::diffusion::noise::FrameNoise;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::model::{Conditioning, Embedding, Memory, Model, no_std};
+use crate::model::{Conditioning, Embedded, Embedding, Memory, Model, no_std};
 use crate::names::{Role, Setting};
 use crate::parallel::Threads;
 use crate::text::Prompts;
@@ -181,17 +181,14 @@ impl Upscaler {
             );
             return Err(Error::setting(Setting::NegativePrompt, reason));
         }
-        let is_guided = self.is_guided();
-        let model = &mut self.clip.model;
-        let positive = model.embed(&prompt)?;
-        let mut truncated = TruncatedTokens { prompt: positive.truncated, negative: 0 };
-        let mut conditioning = Conditioning { positive: Some(positive.embedding), negative: None };
-        if is_guided && !zeros {
-            let negative = model.embed(negative)?;
-            truncated.negative = negative.truncated;
-            conditioning.negative = Some(negative.embedding);
-        }
-        self.set_conditioning(conditioning)?;
+        let texts = [&prompt, negative];
+        let count = if self.is_guided() && !zeros { 2 } else { 1 };
+        let mut embedded = self.clip.model.embed(&texts.map(String::as_str)[..count])?.into_iter();
+        let (positive, negative) = (embedded.next(), embedded.next());
+        let cut = |text: &Option<Embedded>| text.as_ref().map_or(0, |text| text.truncated);
+        let truncated = TruncatedTokens { prompt: cut(&positive), negative: cut(&negative) };
+        let [positive, negative] = [positive, negative].map(|text| text.map(|t| t.embedding));
+        self.set_conditioning(Conditioning { positive, negative })?;
         Ok(truncated)
     }
 
@@ -393,8 +390,8 @@ impl Upscaler {
     }
 
     /// The most bytes that a clip is estimated to take while a window is restored: frames, latents,
-    /// and what the graphs need for a tile according to the bundle, where they compute in main
-    /// memory. The graphs' weights come on top.
+    /// and what the graphs need for a tile, or the text encoder while it is loaded, according to the
+    /// bundle, where they compute in main memory. The weights of the other graphs come on top.
     pub fn memory_estimate(&self) -> u64 {
         let main = self.clip.model.memory() == Memory::Main;
         self.memory_of_arrays() + if main { self.runs().most() } else { 0 }
@@ -421,7 +418,8 @@ impl Upscaler {
         let guidance = self.join.sampler().map(Sampler::guidance);
         let is_batched = guidance.is_some_and(|g| g.is_used() && g.batches(model.as_ref()));
         let batch = if is_batched { 2 } else { 1 };
-        memory::of_runs(path, &self.manifest, self.layout.longest(), batch, groups.size())
+        let (window, text) = (self.layout.longest(), model.text_memory());
+        memory::of_runs(path, &self.manifest, window, batch, groups.size(), text)
     }
 
     /// The bytes that [`ReadAhead`] takes besides: the frames of the next window, and the finished
@@ -451,7 +449,7 @@ impl Upscaler {
         };
         let fits = |run: &memory::Run| run.bytes <= available && !run.overflows;
         loop {
-            let memory::Runs { encode, predict, decode } = &self.runs();
+            let memory::Runs { encode, predict, decode, .. } = &self.runs();
             let Clip { model, path, groups, .. } = &mut self.clip;
             let sampler = self.join.sampler_mut();
             let separate = |sampler: &mut Sampler| sampler.separate_guidance(model.as_ref());

@@ -108,9 +108,11 @@ impl Model for StandIn {
         Ok(stand_in::to_pixels(latents).into())
     }
 
-    fn embed(&mut self, text: &str) -> Result<Embedded> {
-        self.notes.lock().unwrap().embedded.push(text.to_owned());
-        Ok(Embedded { embedding: embedding(text), truncated: tokenize(text).truncated })
+    fn embed(&mut self, texts: &[&str]) -> Result<Vec<Embedded>> {
+        self.notes.lock().unwrap().embedded.extend(texts.iter().map(ToString::to_string));
+        let embed =
+            |text| Embedded { embedding: embedding(text), truncated: tokenize(text).truncated };
+        Ok(texts.iter().copied().map(embed).collect())
     }
 }
 

@@ -179,29 +179,35 @@ fn guidance_moves_away_from_zeros() {
     assert_ne!(restored(None, 1.0).unwrap(), guided);
 }
 
+/// Nine frames of a bundle under prompts; `None` where it is missing.
+fn with_prompts(
+    name: &str,
+    prompts: &Prompts,
+    scale: Option<f32>,
+) -> Option<Result<Vec<ndarray::Array3<f32>>>> {
+    let (engine, manifest) = engine(name)?;
+    let settings = Settings {
+        scale: Some(1),
+        steps: Some(3),
+        guidance_scale: scale,
+        threads: 1,
+        ..Settings::default()
+    };
+    let (size, cancel) = (Size::new(48, 32), Cancel::default());
+    let mut upscaler = Upscaler::new(Box::new(engine), &manifest, &settings, size, cancel).unwrap();
+    Some(upscaler.set_prompts(prompts).map(|_| {
+        let frame = |k: u64| {
+            let part = values(k as usize, (1, 3, 32, 48)).mapv(|v| 0.5 + 0.2 * v);
+            part.index_axis_move(ndarray::Axis(0), 0)
+        };
+        run(&mut upscaler, 0..9, frame, 9)
+    }))
+}
+
 /// The prompt that comes with a bundle, and no other.
 #[test]
 fn the_prompt_of_the_bundle_guides() {
-    let restored = |prompts: &Prompts, scale: Option<f32>| {
-        let (engine, manifest) = engine("guided")?;
-        let settings = Settings {
-            scale: Some(1),
-            steps: Some(3),
-            guidance_scale: scale,
-            threads: 1,
-            ..Settings::default()
-        };
-        let (size, cancel) = (Size::new(48, 32), Cancel::default());
-        let mut upscaler =
-            Upscaler::new(Box::new(engine), &manifest, &settings, size, cancel).unwrap();
-        Some(upscaler.set_prompts(prompts).map(|_| {
-            let frame = |k: u64| {
-                let part = values(k as usize, (1, 3, 32, 48)).mapv(|v| 0.5 + 0.2 * v);
-                part.index_axis_move(ndarray::Axis(0), 0)
-            };
-            run(&mut upscaler, 0..9, frame, 9)
-        }))
-    };
+    let restored = |prompts: &Prompts, scale| with_prompts("guided", prompts, scale);
     let none = Prompts::default();
     let Some(wave) = restored(&none, None) else { return };
     let wave = wave.unwrap();
@@ -213,6 +219,73 @@ fn the_prompt_of_the_bundle_guides() {
     assert!(error.to_string().contains("a lake"), "{error}");
     let negative = Prompts { negative: Some("fog".into()), ..Prompts::default() };
     assert!(restored(&negative, None).unwrap().is_err());
+}
+
+/// What the manifest says that runs of the graphs take; the decoder never has a whole window.
+#[test]
+fn memory_of_the_graphs_is_estimated() {
+    let estimate = |change: &dyn Fn(&mut Manifest)| {
+        let (engine, mut manifest) = engine("random")?;
+        assert!(manifest.canvas.tile_memory > 0 && manifest.vae.decode_memory > 0);
+        manifest.canvas.tile_memory = 0;
+        (manifest.vae.encode_memory, manifest.vae.decode_memory) = (0, 0);
+        change(&mut manifest);
+        let settings = Settings { scale: Some(1), ..Settings::default() };
+        let (size, cancel) = (Size::new(48, 32), Cancel::default());
+        let upscaler = Upscaler::new(Box::new(engine), &manifest, &settings, size, cancel).unwrap();
+        Some(upscaler.memory_estimate())
+    };
+    let Some(arrays) = estimate(&|_| ()) else { return };
+    let pixels = 48 * 32;
+    for (change, frames) in [
+        ((|m| m.canvas.tile_memory = 1000) as fn(&mut Manifest), 25),
+        (|m| m.vae.encode_memory = 1000, 25),
+        (|m| m.vae.decode_memory = 1000, 9),
+    ] {
+        assert_eq!(estimate(&change).unwrap(), arrays + 1000 * pixels * frames);
+    }
+}
+
+/// Any prompt, by the text encoder in the bundle.
+#[test]
+fn a_prompt_is_the_same_embedded_here_and_by_the_exporter() {
+    let Some(folder) = fixtures::small_cogvideox("embedded") else { return };
+    let Some((mut engine, _)) = engine("text") else { return };
+    let bundle = Bundle::open(&folder).unwrap();
+    let text = &bundle.manifest().prompts.as_ref().unwrap().default;
+    assert!(!text.trim().is_empty());
+    let expected = &bundle.embeddings().unwrap()[0].1;
+    let embedded = engine.embed(&["", text]).unwrap();
+    assert_eq!(engine.stats().runs(Role::TextEncoder), 1);
+    let worst = |a: &Embedding, b: &Embedding| {
+        a.values().iter().zip(b.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let difference = worst(&embedded[1].embedding, expected);
+    assert!(difference <= 1e-4, "{difference}");
+    assert!(worst(&embedded[0].embedding, expected) > 0.1);
+
+    let restored = |name: &str, prompt: Option<&String>| {
+        let prompts = Prompts { prompt: prompt.cloned(), ..Prompts::default() };
+        with_prompts(name, &prompts, Some(6.0)).unwrap().unwrap()
+    };
+    let (inside, outside) = (restored("text", Some(text)), restored("embedded", None));
+    let pairs = inside.iter().flatten().zip(outside.iter().flatten());
+    let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference <= 1e-4, "{difference}");
+    assert_ne!(restored("text", None), inside);
+}
+
+/// The text encoder is neither loaded nor checked for a prompt that comes with the bundle.
+#[test]
+fn a_prompt_of_the_bundle_needs_no_text_encoder() {
+    let Some(folder) = fixtures::small_cogvideox("text") else { return };
+    let copy = fixtures::copy_of(&folder);
+    fixtures::replace_graph(copy.path(), "text_encoder", b"no graph");
+    let (mut engine, _) = load(copy.path()).unwrap();
+    let embedded = engine.embed(&[""]).unwrap().remove(0).embedding;
+    predict(&mut engine, 700, &[Some(&embedded)]).unwrap();
+    let error = engine.embed(&["a lake"]).unwrap_err();
+    assert!(error.to_string().contains("cannot load this graph"), "{error}");
 }
 
 #[test]

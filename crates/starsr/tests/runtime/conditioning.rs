@@ -9,7 +9,7 @@ use std::path::Path;
 use ndarray::{Array2, Array3, Array4, s};
 use starsr::bundle::{Bundle, Role};
 use starsr::diffusion::guidance::Batching;
-use starsr::model::{Condition, Denoiser, Embedding, Model, Query};
+use starsr::model::{Condition, Denoiser, Embedded, Embedding, Model, Query};
 use starsr::runtime::{Engine, GraphTimes, Options, Provider};
 use starsr::text::{Key, Prompts, SentencePiece};
 use starsr::windows::WindowMode;
@@ -24,6 +24,11 @@ fn load(bundle: &Path) -> Result<Engine> {
         ..Options::default()
     };
     Engine::load(&Bundle::open(bundle)?, &options, &Cancel::default())
+}
+
+/// The embedding of one text.
+fn embed(engine: &mut Engine, text: &str) -> Result<Embedded> {
+    engine.embed(&[text]).map(|mut embedded| embedded.remove(0))
 }
 
 #[track_caller]
@@ -93,7 +98,7 @@ fn for_both_ways(bundle: &Path, check: fn(&Path)) {
 fn together_equals_separate(bundle: &Path) {
     let mut engine = load(bundle).unwrap();
     let texts = ["a panda test", "rock", "something else"];
-    let embeddings = texts.map(|text| engine.embed(text).unwrap().embedding);
+    let embeddings = texts.map(|text| embed(&mut engine, text).unwrap().embedding);
     // Sizes, texts and the size of the batch change in between.
     for (i, (frames, a, b)) in
         [(4, 0, 1), (4, 1, 0), (3, 0, 2), (4, 0, 2), (1, 2, 2)].into_iter().enumerate()
@@ -122,7 +127,7 @@ fn latents_are_bound_once_where_they_are_shared() {
     let x = pattern((3, 48, 4, 6), 1);
     for (bundle, batch_of_two) in [(&repeated, 2.0), (&shared, 1.0)] {
         let mut engine = load(bundle.path()).unwrap();
-        let embeddings = ["rock", "a panda test"].map(|t| engine.embed(t).unwrap().embedding);
+        let embeddings = ["rock", "a panda test"].map(|t| embed(&mut engine, t).unwrap().embedding);
         let [a, b] = &embeddings;
         let pair = both(&mut engine, &x, 7, &x, [Some(a), Some(b)]).unwrap();
         for (found, embedding) in pair.iter().zip(&embeddings) {
@@ -162,7 +167,7 @@ fn half_precision_embeddings_and_bfloat16_controls() {
         ("denoiser", "denoiser_text_half.onnx"),
     ]);
     let mut engine = load(halves.path()).unwrap();
-    let embedding = engine.embed("rock").unwrap().embedding;
+    let embedding = embed(&mut engine, "rock").unwrap().embedding;
     let x = pattern((2, 48, 4, 4), 1);
     let v = velocity(&mut engine, x.view(), 5, x.view(), Some(&embedding)).unwrap();
     assert!(worst(&v, &expected_v(&x, 5, &x, &embedding)) < 5e-3);
@@ -193,15 +198,70 @@ fn known_prompts_need_no_encoder() {
     });
     let mut only_encoder = load(copy.path()).unwrap();
     for text in ["a panda test", "rock"] {
-        let known = with.embed(text).unwrap();
-        assert_eq!(without.embed(text).unwrap(), known);
-        assert_eq!(only_encoder.embed(text).unwrap(), known, "{text}");
+        let known = embed(&mut with, text).unwrap();
+        assert_eq!(embed(&mut without, text).unwrap(), known);
+        assert_eq!(embed(&mut only_encoder, text).unwrap(), known, "{text}");
     }
     assert_eq!(with.stats().runs(Role::TextEncoder), 0);
     assert_eq!(only_encoder.stats().runs(Role::TextEncoder), 2);
-    let error = without.embed("a dog").unwrap_err();
+    let error = embed(&mut without, "a dog").unwrap_err();
     assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }), "{error}");
     assert!(error.to_string().contains("no text encoder"), "{error}");
+}
+
+/// A text encoder may be the largest graph of all.
+#[test]
+fn a_text_encoder_is_loaded_when_a_text_needs_it_and_freed() {
+    let good = fs::read(fixtures::text().join("text_encoder.onnx")).unwrap();
+    let bundle = fixtures::copy_of(&fixtures::text());
+    fixtures::replace_graph(bundle.path(), "text_encoder", b"no graph");
+    let mut engine = load(bundle.path()).unwrap();
+    embed(&mut engine, "a panda test").unwrap();
+    let x = Array4::zeros((1, 48, 2, 2));
+    let known = embed(&mut engine, "rock").unwrap().embedding;
+    velocity(&mut engine, x.view(), 5, x.view(), Some(&known)).unwrap();
+    let refused = |engine: &mut Engine, text| {
+        let error = engine.embed(&["rock", text]).unwrap_err();
+        assert!(error.to_string().contains("cannot load this graph"), "{error}");
+        assert!(matches!(error, Error::Bundle { .. }));
+    };
+    refused(&mut engine, "a dog");
+    // Once the file is mended, a text works that failed before.
+    let path = bundle.path().join("text_encoder.onnx");
+    fs::write(&path, good).unwrap();
+    let dog = embed(&mut engine, "a dog").unwrap();
+    assert_eq!(engine.stats().runs(Role::TextEncoder), 1);
+    // Freed, so that another text needs the file again, and one that is remembered does not.
+    fs::write(&path, b"no graph").unwrap();
+    refused(&mut engine, "a cat");
+    assert_eq!(embed(&mut engine, "a dog").unwrap(), dog);
+    velocity(&mut engine, x.view(), 5, x.view(), Some(&dog.embedding)).unwrap();
+}
+
+#[test]
+fn memory_of_the_text_encoder_is_estimated_once_it_is_needed() {
+    let with = |bytes: u64| {
+        let bundle = fixtures::copy_of(&fixtures::text());
+        let line = format!("[prompts]\nmemory = {bytes}\n");
+        fixtures::edit(bundle.path(), |text| {
+            text.replace("[prompts]\n", &line).replace("format = 1", "format = 2")
+        });
+        bundle
+    };
+    let bundle = with(1 << 30);
+    let (mut upscaler, _) = upscaler(bundle.path(), &Settings::default());
+    upscaler.set_prompts(&Prompts::default()).unwrap();
+    let before = upscaler.memory_estimate();
+    upscaler.set_prompts(&prompt("a dog")).unwrap();
+    let after = upscaler.memory_estimate();
+    assert!(before < 1 << 30 && after >= 1 << 30, "{before} {after}");
+
+    let bundle = with(1 << 47);
+    let error = embed(&mut load(bundle.path()).unwrap(), "a dog").unwrap_err();
+    let said = "the text encoder takes 131072.0 GiB of memory, but there are";
+    assert!(error.to_string().contains(said), "{error}");
+    assert!(matches!(error, Error::Memory { graph: Role::TextEncoder, .. }));
+    embed(&mut load(bundle.path()).unwrap(), "rock").unwrap();
 }
 
 #[test]
@@ -377,16 +437,16 @@ fn tokens_of_t5_reach_the_text_encoder() {
     let tokenizer = SentencePiece::read(&model, 77).unwrap();
     for text in ["a dog", "", "Crème  brûlée"] {
         let tokens = tokenizer.tokenize(text).unwrap().ids;
-        let found = engine.embed(text).unwrap();
+        let found = embed(&mut engine, text).unwrap();
         let first = found.embedding.values().column(0).to_owned();
         assert!(tokens.iter().zip(first).all(|(&t, e)| t as f32 / 65536.0 == e), "{text}");
         assert_eq!(found.truncated, 0);
     }
     assert_eq!(engine.stats().runs(Role::TextEncoder), 3);
     // The same tokens as those of an embedding that comes with the bundle.
-    let (a, b) = (engine.embed("rock").unwrap(), engine.embed(" rock\n").unwrap());
+    let (a, b) = (embed(&mut engine, "rock").unwrap(), embed(&mut engine, " rock\n").unwrap());
     assert_eq!((a.clone(), engine.stats().runs(Role::TextEncoder)), (b, 3));
-    let long = engine.embed(&"rock ".repeat(200)).unwrap();
+    let long = embed(&mut engine, &"rock ".repeat(200)).unwrap();
     assert!(long.truncated >= 124 && long.embedding != a.embedding);
 }
 
@@ -403,9 +463,12 @@ fn without_an_encoder_the_error_names_the_prompts() {
             continue;
         }
         let mut engine = load(bundle.path()).unwrap();
-        assert_eq!(engine.embed("a  panda test ").unwrap(), engine.embed("a panda test").unwrap());
-        assert_ne!(engine.embed("").unwrap(), engine.embed("a panda test").unwrap());
-        let error = engine.embed("a dog").unwrap_err();
+        assert_eq!(
+            embed(&mut engine, "a  panda test ").unwrap(),
+            embed(&mut engine, "a panda test").unwrap()
+        );
+        assert_ne!(embed(&mut engine, "").unwrap(), embed(&mut engine, "a panda test").unwrap());
+        let error = embed(&mut engine, "a dog").unwrap_err();
         let said = "only the prompts that come with it work (\"a panda test\", the empty prompt);";
         assert!(error.to_string().contains(said), "{error}");
         assert!(matches!(error, Error::Setting { setting: Setting::Prompt, .. }));

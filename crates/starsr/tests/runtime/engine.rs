@@ -387,10 +387,10 @@ fn a_text_encoder_is_checked_too() {
             fixtures::sha256(&path)
         );
         fixtures::edit(copy.path(), |text| text + &table);
-        load(copy.path())
+        load(copy.path()).unwrap().embed(&["a dog"])
     };
     with_text("text_encoder.onnx").unwrap();
-    let error = with_text("encoder_name.onnx").map(|_| ()).unwrap_err().to_string();
+    let error = with_text("encoder_name.onnx").unwrap_err().to_string();
     assert!(error.contains("text_encoder") && error.contains("tokens"), "{error}");
 }
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from starsr.export.graphs import FLOAT, INT, Graph
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig, denoiser, modulation
+from starsr.models.cogvideox.text import T5Config, encode_text
 from starsr.models.cogvideox.vae import Caches, VaeConfig, cache_shapes, decode, encode
 from starsr.ops.onnx_graph import Spec
 from starsr.ops.video_onnx_ops import VideoOnnxOps
@@ -51,6 +52,17 @@ def network_graphs(
         ),
         "denoiser": Graph(second, inputs, {"v": latents}, [velocity]),
     }
+
+
+def text_graph(
+    weights: Mapping[str, np.ndarray], config: T5Config, length: int, precision: str
+) -> dict[str, Graph]:
+    """Return the text encoder, which takes `length` tokens. The embedding has 32 bits."""
+    ops = VideoOnnxOps(weights, precision)
+    tokens: Spec = (INT, ["B", length])
+    embedding: Spec = (FLOAT, ["B", length, config.width])
+    results = [encode_text(ops, "tokens", length, config)]
+    return {"text_encoder": Graph(ops, {"tokens": tokens}, {"embedding": embedding}, results)}
 
 
 def vae_graphs(

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Loads the parts of a bundle of STAR on CogVideoX from local files."""
+"""Loads the parts of a bundle of STAR on CogVideoX.
+
+All come from local files, the text encoder also from the hub.
+"""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from starsr.export.cogvideox_manifest import SCALING_FACTORS
+from starsr.export.sources import explained
 from starsr.models import weights
 from starsr.models.cogvideox import text, vae
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
+from starsr.models.cogvideox.text import T5Config
 from starsr.models.cogvideox.vae import VaeConfig
 from starsr.models.cogvideox.weights import CheckpointError, Merged, inner_names, merged
-from starsr.models.weights import Weights, WeightsError, compare_names
+from starsr.models.weights import Floats, Weights, WeightsError, compare_names
+from starsr.ops.video_ops import VideoTorchOps
 
 VAE = "zai-org/CogVideoX-5b"
 #: Widths of the released networks by the name of their size.
@@ -174,22 +181,56 @@ def read_tokenizer(path: Path) -> bytes:
     return data
 
 
-def embed_empty_prompt(path: Path, config: CogVideoXConfig) -> Tensor:
-    """Return the embedding `[1,text_length,text_dim]` of a prompt without text, in 32 bits.
+@dataclass
+class TextEncoder:
+    """The weights of T5's encoder."""
 
-    `path` is a folder in transformers' layout with T5 v1.1 XXL's encoder, or with a subfolder
-    `text_encoder` that has it. Raises `WeightsError`.
+    weights: Weights
+    config: T5Config
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embed tokens `[B,length]` as `[B,length,width]` in 32 bits.
+
+        Reads one parameter at a time.
+        """
+        ops = VideoTorchOps(Floats(self.weights))
+        return text.encode_text(ops, tokens, tokens.shape[1], self.config)
+
+
+def find_text_encoder(source: str) -> Path:
+    """Return the folder of a text encoder, perhaps of its subfolder `text_encoder`.
+
+    `source` is a local folder, or a hub repository with the subfolders `text_encoder` and
+    `tokenizer`. Raises `WeightsError`.
+    """
+    folder = Path(source)
+    if folder.exists():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    parts = ["text_encoder/*", "tokenizer/spiece.model"]
+    includes = " ".join(f'--include "{part}"' for part in parts)
+    with explained(source, "text encoder", f"hf download {VAE} {includes} --local-dir FOLDER"):
+        return Path(snapshot_download(source, allow_patterns=parts))
+
+
+def load_text_encoder(path: Path, config: CogVideoXConfig) -> TextEncoder:
+    """Return T5 v1.1's encoder for a network.
+
+    `path` is a folder in transformers' layout, or with a subfolder `text_encoder` that is one.
+    Raises `WeightsError`.
     """
     place = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     files = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
     if not files:
         raise WeightsError(f"{place} has no weights of a text encoder, *.safetensors")
-    joined = weights.Joined(weights.read(file) for file in files)
-    kept = [name for name in joined if not name.startswith(text.NEEDLESS)]
-    shapes = {name: tuple(joined[name].shape) for name in kept}
+    parts = [weights.read(file) for file in files]
+    found = Weights(weights.Joined(parts, without=text.NEEDLESS), str(place))
     try:
-        encoder = text.config_of(shapes)
-        compare_names(text.shapes(encoder), shapes, "T5 v1.1's encoder")
+        encoder = text.config_of(found.shapes())
+        wanted = {name: p.shape for name, p in text.declared_parameters(encoder).items()}
+        compare_names(wanted, found.shapes(), "T5 v1.1's encoder")
     except ValueError as e:
         raise WeightsError(f"{place}: {e}. Take the text encoder of {VAE}, T5 v1.1 XXL") from e
     if encoder.width != config.text_dim:
@@ -197,4 +238,21 @@ def embed_empty_prompt(path: Path, config: CogVideoXConfig) -> Tensor:
             f"{place} gives embeddings of width {encoder.width}, but the network takes "
             f"{config.text_dim}: take the text encoder of {VAE}, T5 v1.1 XXL"
         )
-    return text.encode(joined, text.empty_prompt(config.text_length), encoder)
+    return TextEncoder(found, encoder)
+
+
+def embed_prompt(
+    prompt: str, encoder: TextEncoder, tokenizer: bytes | None, config: CogVideoXConfig
+) -> Tensor:
+    """Return the embedding `[1,text_length,text_dim]` of a prompt, in 32 bits.
+
+    An empty one needs no `tokenizer`, the content of `spiece.model`. Raises `WeightsError`.
+    """
+    if not prompt:
+        return encoder.embed(text.padded([], config.text_length)[0])
+    if tokenizer is None:
+        raise WeightsError("--prompt needs T5's tokenizer: name its spiece.model with --tokenizer")
+    tokens, cut = text.tokenize(prompt, tokenizer, config.text_length)
+    if cut:
+        raise WeightsError(f"the prompt is too long by {cut} tokens: make it shorter")
+    return encoder.embed(tokens)

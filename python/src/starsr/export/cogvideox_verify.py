@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starsr.export.verify import Difference, Verifier
-from starsr.models.cogvideox import network, positions
+from starsr.export.cogvideox_sources import TextEncoder
+from starsr.export.verify import Case, Difference, Verifier
+from starsr.models.cogvideox import network, positions, text
 from starsr.models.cogvideox.network import ROTARY, CogVideoXConfig
 from starsr.models.cogvideox.vae import VaeConfig, cache_shapes, runs
 from starsr.models.weights import Floats
@@ -54,6 +55,15 @@ class CogVideoXVerifier(Verifier):
             cases.append((shape, {**feeds, **places}, [v]))
         yield from self.compare("modulation", rows)
         yield from self.compare("denoiser", cases)
+
+    def text(self, encoder: TextEncoder, length: int) -> Iterator[Difference]:
+        """Compare the text encoder with PyTorch, on an empty text and on random tokens."""
+        some = torch.randint(encoder.config.vocabulary, (2, length), generator=self.generator)
+        cases: list[Case] = [
+            (tuple(tokens.shape), {"tokens": tokens}, [encoder.embed(tokens)])
+            for tokens in (text.padded([], length)[0], some)
+        ]
+        yield from self.compare("text_encoder", cases)
 
     @torch.no_grad()
     def autoencoder(self, weights: Mapping[str, Tensor], config: VaeConfig) -> Iterator[Difference]:

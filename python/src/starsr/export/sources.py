@@ -67,7 +67,7 @@ def _advice(shapes: Mapping[str, tuple[int, ...]], config: StarConfig) -> str:
 
 
 @contextmanager
-def _explained(source: str, what: str, download: str) -> Iterator[None]:
+def explained(source: str, what: str, download: str) -> Iterator[None]:
     """Turn what diffusers and the hub raise into one sentence, and hide their warnings."""
     try:
         with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def load_vae(source: str) -> tuple[nn.Module, VaeConfig]:
 
     subfolder, variants = _vae_place(source)
     download = f'hf download {VAE} --include "vae/*" --local-dir FOLDER'
-    with _explained(source, "autoencoder", download):
+    with explained(source, "autoencoder", download):
         for variant in variants:
             try:
                 model = AutoencoderKLTemporalDecoder.from_pretrained(
@@ -218,7 +218,7 @@ def load_text_encoder(source: str) -> TextTower:
         place = files[0]
     elif not place.exists():
         download = f"hf download {TEXT_ENCODER} {HF_SAFE_WEIGHTS_NAME} --local-dir FOLDER"
-        with _explained(source, "text encoder", download):
+        with explained(source, "text encoder", download):
             place = Path(download_pretrained_from_hf(source))
     tower = TextConfig(sizes["width"], sizes["heads"], sizes["layers"])
     wanted = {name: p.shape for name, p in text.declared_parameters(tower).items()}

@@ -51,10 +51,17 @@ class Weights(Mapping[str, Tensor]):
 
 
 class Joined(Mapping[str, Tensor]):
-    """The tensors of several files, of which no two have a name in common."""
+    """The tensors of several files, of which no two have a name in common.
 
-    def __init__(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
-        self._parts = {name: part for part in parts for name in part}
+    Those whose name begins with one of `without` are left out.
+    """
+
+    def __init__(
+        self, parts: Iterable[Mapping[str, Tensor]], without: tuple[str, ...] = ()
+    ) -> None:
+        self._parts = {
+            name: part for part in parts for name in part if not name.startswith(without)
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         return self._parts[name][name]

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from starsr.ops.onnx_ops import OnnxOps
 from starsr.ops.primitives import Padding
@@ -78,6 +79,37 @@ class VideoOnnxOps(OnnxOps):
 
     def gelu_tanh(self, x: str) -> str:
         return self.node("Gelu", x, approximate="tanh")
+
+    def rms_norm(self, x: str, name: str, channels: int, eps: float) -> str:
+        # The nodes that ONNX Runtime makes one of.
+        square = self.node("Pow", x, self.array("two", np.array(2, np.float32)))
+        mean = self.node("ReduceMean", square, self.integers(-1), keepdims=1)
+        added = self.add(mean, self.array(f"eps_{eps:g}", np.array(eps, np.float32)))
+        scale = self.weight(f"{name}.weight", (channels,), precise=True)
+        return self.mul(scale, self.div(x, self.node("Sqrt", added)))
+
+    def relative_attention(
+        self, q: str, k: str, v: str, heads: int, name: str, buckets: np.ndarray, count: int
+    ) -> str:
+        added = self.weight(
+            name, (count, heads), lambda w: w[buckets].transpose(2, 0, 1)[None], ".pairs"
+        )
+        return self.node(
+            "MultiHeadAttention",
+            *(q, k, v, "", "", added),
+            domain="com.microsoft",
+            num_heads=heads,
+            scale=1.0,
+        )
+
+    def wide_linear(self, x: str, name: str, cin: int, cout: int) -> str:
+        if self.element != TensorProto.FLOAT16:
+            return self.precise(self.linear(self.compute(x), name, cin, cout, bias=False))
+        # Each token is divided by its largest value, so that nothing overflows in fp16.
+        largest = self.node("ReduceMax", self.node("Abs", x), self.integers(-1), keepdims=1)
+        largest = self.node("Max", largest, self.array("tiny", np.array(1e-6, np.float32)))
+        unit = self.compute(self.div(x, largest))
+        return self.mul(self.precise(self.linear(unit, name, cin, cout, bias=False)), largest)
 
     def volume(self, x: str) -> str:
         return self.node(

@@ -26,6 +26,17 @@ class VideoDeclare(Declare):
     def volume_norm(self, x: None, name: str, channels: int, groups: int, eps: float) -> None:
         self._norm(name, channels)
 
+    def rms_norm(self, x: None, name: str, channels: int, eps: float) -> None:
+        self._declare(f"{name}.weight", Parameter((channels,), constant=1.0))
+
+    def relative_attention(
+        self, q: None, k: None, v: None, heads: int, name: str, buckets: np.ndarray, count: int
+    ) -> None:
+        self._declare(name, Parameter((count, heads)))
+
+    def wide_linear(self, x: None, name: str, cin: int, cout: int) -> None:
+        self.linear(x, name, cin, cout, bias=False)
+
     def volume_conv(
         self,
         x: None,
@@ -116,6 +127,28 @@ class VideoTorchOps(TorchOps):
 
     def gelu_tanh(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
+
+    def rms_norm(self, x: Tensor, name: str, channels: int, eps: float) -> Tensor:
+        return F.rms_norm(x.float(), (channels,), self.parameters[f"{name}.weight"].float(), eps)
+
+    def relative_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        name: str,
+        buckets: np.ndarray,
+        count: int,
+    ) -> Tensor:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        places = torch.from_numpy(buckets).to(q.device)
+        added = self.parameters[name][places].permute(2, 0, 1)[None].to(q.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=1.0)
+        return attended.transpose(1, 2).flatten(2)
+
+    def wide_linear(self, x: Tensor, name: str, cin: int, cout: int) -> Tensor:
+        return self.precise(self.linear(self.compute(x), name, cin, cout, bias=False))
 
     def volume(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1)[None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""What CogVideoX's networks need beyond `Ops`: tokens of whole clips, and volumes."""
+"""What CogVideoX's networks need beyond `Ops`: tokens of whole clips and of texts, and volumes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -81,6 +81,24 @@ class VideoOps(Ops[V], Protocol[V]):
 
     def gelu_tanh(self, x: V) -> V:
         """GELU by the hyperbolic tangent."""
+        ...
+
+    def rms_norm(self, x: V, name: str, channels: int, eps: float) -> V:
+        """Divide the last axis by its root mean square and weigh it, in 32 bits."""
+        ...
+
+    def relative_attention(
+        self, q: V, k: V, v: V, heads: int, name: str, buckets: np.ndarray, count: int
+    ) -> V:
+        """Attention of tokens `[B,T,C]` by products that are not scaled.
+
+        A head adds to them the entry of the parameter `name` `[count,heads]` for the bucket, of
+        `buckets` `[T,T]`, of query and key.
+        """
+        ...
+
+    def wide_linear(self, x: V, name: str, cin: int, cout: int) -> V:
+        """`linear` without bias, from 32 to 32 bits, for values of any size."""
         ...
 
     def volume(self, x: V) -> V:

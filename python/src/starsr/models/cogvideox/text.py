@@ -7,16 +7,23 @@ program does.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from starsr.ops import Parameter
+from starsr.ops.primitives import V
+from starsr.ops.video_ops import VideoDeclare
+from starsr.ops.video_primitives import VideoOps
+
 EPS = 1e-6
-#: Entry of an empty prompt, and what fills the rest.
+#: Token at the end of a text, and what fills the rest.
 END, PAD = 1, 0
+#: Tokens `<extra_id_99>` to `<extra_id_0>`, which follow those of the tokenizer's file.
+SENTINELS = 100
 #: Relative positions of each sign are counted up to half of their buckets, then in logarithmic
 #: steps up to this distance.
 MAX_DISTANCE = 128
@@ -58,33 +65,29 @@ def config_of(found: Mapping[str, tuple[int, ...]]) -> T5Config:
     return T5Config(width, heads, inner // heads, hidden, layers, vocabulary, buckets)
 
 
-def shapes(config: T5Config = XXL) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the encoder's parameters."""
-    width, inner = config.width, config.heads * config.head_dim
-    result: dict[str, tuple[int, ...]] = {
-        "shared.weight": (config.vocabulary, width),
-        "encoder.final_layer_norm.weight": (width,),
-    }
-    for i in range(config.layers):
-        attention, feed = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
-        for part in "qkv":
-            result[f"{attention}.SelfAttention.{part}.weight"] = (inner, width)
-        result[f"{attention}.SelfAttention.o.weight"] = (width, inner)
-        if i == 0:
-            bias = f"{attention}.SelfAttention.relative_attention_bias.weight"
-            result[bias] = (config.buckets, config.heads)
-        for part in ("wi_0", "wi_1"):
-            result[f"{feed}.DenseReluDense.{part}.weight"] = (config.hidden, width)
-        result[f"{feed}.DenseReluDense.wo.weight"] = (width, config.hidden)
-        result |= {f"{layer}.layer_norm.weight": (width,) for layer in (attention, feed)}
-    return result
+def padded(ids: Sequence[int], length: int) -> tuple[Tensor, int]:
+    """Return the tokens `[1,length]` of a text's `ids`, and how many of these do not fit."""
+    kept = [*ids[: length - 1], END]
+    tokens = torch.tensor([kept + [PAD] * (length - len(kept))])
+    return tokens, max(len(ids) + 1 - length, 0)
 
 
-def empty_prompt(length: int) -> Tensor:
-    """Return the tokens `[1,length]` of a prompt without text."""
-    tokens = torch.full((1, length), PAD)
-    tokens[0, 0] = END
-    return tokens
+def tokenize(text: str, model: bytes, length: int) -> tuple[Tensor, int]:
+    """Return the tokens `[1,length]` of a text, and how many tokens at its end do not fit.
+
+    `model` is the content of T5's file `spiece.model`. The tokens are those of transformers' slow
+    tokenizer.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=model)
+    first = processor.get_piece_size() + SENTINELS - 1
+    special = {f"<extra_id_{i}>": first - i for i in range(SENTINELS)}
+    special |= {piece: processor.piece_to_id(piece) for piece in ("<pad>", "</s>", "<unk>")}
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, special))})", text):
+        ids += [special[part]] if part in special else processor.encode(part)
+    return padded(ids, length)
 
 
 def relative_buckets(length: int, buckets: int) -> Tensor:
@@ -99,38 +102,39 @@ def relative_buckets(length: int, buckets: int) -> Tensor:
     return torch.where(distance < exact, distance, far) + (relative > 0) * half
 
 
-@torch.no_grad()
-def encode(parameters: Mapping[str, Tensor], tokens: Tensor, config: T5Config = XXL) -> Tensor:
+def encode_text(ops: VideoOps[V], tokens: V, length: int, config: T5Config = XXL) -> V:
     """Embed tokens `[B,length]` as `[B,length,width]` in 32 bits.
 
-    Looks each parameter up once, so that they need not be in memory together.
+    The stream between layers and the norms have 32 bits. So does the inside of the gated layers,
+    whose values exceed what fp16 can hold.
     """
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        weight = parameters[f"{name}.layer_norm.weight"].float()
-        return F.rms_norm(x, (config.width,), weight, EPS)
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, parameters[f"{name}.weight"].float())
-
-    x = parameters["shared.weight"][tokens].float()
+    width, inner = config.width, config.heads * config.head_dim
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    buckets = relative_buckets(tokens.shape[1], config.buckets)
-    bias = parameters[first].float()[buckets].permute(2, 0, 1)
+    buckets = relative_buckets(length, config.buckets).numpy()
+    x = ops.precise(ops.lookup(tokens, "shared.weight", config.vocabulary, width))
     for i in range(config.layers):
-        name = f"encoder.block.{i}.layer.0"
-        normed = norm(x, name)
-        q, k, v = (
-            linear(normed, f"{name}.SelfAttention.{part}")
-            .unflatten(-1, (config.heads, config.head_dim))
-            .transpose(1, 2)
-            for part in "qkv"
+        layer = f"encoder.block.{i}.layer.0"
+        name = f"{layer}.SelfAttention"
+        normed = ops.compute(ops.rms_norm(x, f"{layer}.layer_norm", width, EPS))
+        q, k, v = (ops.linear(normed, f"{name}.{part}", width, inner, bias=False) for part in "qkv")
+        attended = ops.relative_attention(q, k, v, config.heads, first, buckets, config.buckets)
+        attended = ops.linear(attended, f"{name}.o", inner, width, bias=False)
+        x = ops.add(x, ops.precise(attended))
+        layer = f"encoder.block.{i}.layer.1"
+        name = f"{layer}.DenseReluDense"
+        normed = ops.compute(ops.rms_norm(x, f"{layer}.layer_norm", width, EPS))
+        gate, value = (
+            ops.linear(normed, f"{name}.{part}", width, config.hidden, bias=False)
+            for part in ("wi_0", "wi_1")
         )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
-        x = x + linear(attended.transpose(1, 2).flatten(2), f"{name}.SelfAttention.o")
-        name = f"encoder.block.{i}.layer.1"
-        normed, inner = norm(x, name), f"{name}.DenseReluDense"
-        gate = F.gelu(linear(normed, f"{inner}.wi_0"), approximate="tanh")
-        x = x + linear(gate * linear(normed, f"{inner}.wi_1"), f"{inner}.wo")
-    weight = parameters["encoder.final_layer_norm.weight"].float()
-    return F.rms_norm(x, (config.width,), weight, EPS)
+        gated = ops.mul(ops.precise(ops.gelu_tanh(gate)), ops.precise(value))
+        x = ops.add(x, ops.wide_linear(gated, f"{name}.wo", config.hidden, width))
+    return ops.rms_norm(x, "encoder.final_layer_norm", width, EPS)
+
+
+@cache
+def declared_parameters(config: T5Config = XXL) -> dict[str, Parameter]:
+    """Return the parameters of `encode_text` by name."""
+    ops = VideoDeclare()
+    encode_text(ops, None, 2, config)
+    return ops.parameters
