@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from starsr.data.media import VideoError
-from starsr.evaluation import optional, report, sources, study, upscalers
+from starsr.evaluation import optional, report, rivals, sources, study, upscalers
 from starsr.evaluation.metrics import FIGURES
 from starsr.evaluation.sources import Source, SourceError
 from starsr.evaluation.study import Row
@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="NAME",
         help="an upscaler to compare; may be repeated (default: bicubic, lanczos, starsr)",
+    )
+    add(
+        "--rival",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help=f"further upscalers, which `make rivals` fetches: {', '.join(rivals.RIVALS)}",
     )
     add(
         "--degrade",
@@ -226,6 +233,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     names = [n for n in options.metric or optional.METRICS if n != "none"]
     clips = gather(options)
     chosen = options.upscaler or ["bicubic", "lanczos", "starsr"]
+    chosen = [*chosen, *(f"{name}=rival:{name}" for name in options.rival)]
     runners = [upscalers.make(name, options.program) for name in chosen]
     labels = [runner.label for runner in runners]
     twice = next((label for label in labels if labels.count(label) > 1), None)
