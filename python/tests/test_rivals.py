@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from conftest import MISSING
+from conftest import skip_or_fail
 from starsr.data.media import write_lossless
 from starsr.evaluation import cli, ncnn, rivals, sources
 from starsr.evaluation.upscalers import make
@@ -198,18 +198,18 @@ def test_rivals_enlarge_what_bicubic_enlarges(name):
     try:
         rivals.files(name)
     except rivals.RivalError as e:
-        pytest.skip(MISSING + str(e))
-    photo = data.astronaut()[40:136, 150:278]
-    clip = sources.degrade(np.stack([photo, photo[::-1]]), "clean", np.random.default_rng())[0]
+        skip_or_fail(str(e))
+    photo = data.astronaut()[None, 40:104, 150:246]
+    clip = sources.degrade(photo, "clean", np.random.default_rng())[0]
     plain, result = make("bicubic")(clip), make(f"rival:{name}")(clip)
     # Enlarged and shrunk again, it is the clip: colours, order of channels and position are right.
-    shrunk = result.reshape(2, 24, 4, 32, 4, 3).mean((2, 4))
+    shrunk = result.reshape(1, 16, 4, 24, 4, 3).mean((2, 4))
     near, moved, swapped = (
         np.abs(other - clip[:, :, :-1]).mean()
         for other in (shrunk[:, :, :-1], shrunk[:, :, 1:], shrunk[:, :, :-1, ::-1])
     )
     print(f"{name}: {near:.2f}, moved {moved:.2f}, swapped {swapped:.2f}")
-    assert near < 12 and 2 * near < moved and 2 * near < swapped
+    assert near < 12 and 1.5 * near < min(moved, swapped)
     assert np.abs(result.astype(int) - plain).mean() > 1
     assert np.array_equal(result, make(f"rival:{name}")(clip))
 
