@@ -19,6 +19,7 @@ RUNTIME := $(CACHE)/onnxruntime
 # With NVIDIA's GPUs; where it is there, the plugin takes it.
 GPU := $(CACHE)/onnxruntime-gpu
 OPENVINO := $(CACHE)/openvino
+RIVALS := $(CACHE)/rivals
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 STARSR := $(RELEASE)/starsr
 SAMPLE := $(CACHE)/sample.mp4
@@ -142,6 +143,9 @@ ablations: $(VENV)/requirements ## train the paper's ablations on the media in M
 	$(VENV)/bin/starsr-ablations --media "$(MEDIA)" --folder $(CACHE)/ablations --results docs/ablations.json \
 	  --output docs/ablations.md $(ARGS)
 
+.PHONY: rivals
+rivals: $(RIVALS)/LICENSE ## fetch other projects' networks (100 MB), for starsr-eval's option --rival
+
 .PHONY: eval
 eval: build $(VENV)/requirements ## compare upscalers on clips and write a report, with starsr-eval's options in ARGS
 	$(VENV)/bin/starsr-eval $(ARGS)
@@ -196,6 +200,9 @@ $(GPU)/LICENSE: tools/onnxruntime-gpu.txt tools/fetch-onnxruntime | system
 
 $(OPENVINO)/LICENSE: tools/openvino.txt tools/fetch-onnxruntime | system
 	@tools/fetch-onnxruntime $(OPENVINO) openvino.txt
+
+$(RIVALS)/LICENSE: tools/rivals.txt tools/fetch-rivals | system
+	@tools/fetch-rivals $(RIVALS)
 
 $(VENV)/requirements: python/requirements.lock python/pyproject.toml | system
 	@echo "installing the Python packages of python/requirements.lock: 6 GB, mostly PyTorch for NVIDIA GPUs, as the registry has no other wheel"

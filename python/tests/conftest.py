@@ -3,7 +3,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from browser import Browser, chromium
 from small_star import Networks, read_networks
 from starsr.models.star.network import StarConfig
 from starsr.models.star.vae import VaeConfig
@@ -116,3 +118,12 @@ def photos(tmp_path: Path) -> Path:
         levels = np.clip(np.sum(layers, 0) / 3, 0, 255).astype(np.uint8)
         Image.fromarray(levels).save(target / f"photo{index}.png")
     return target
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that tests pages."""
+    if not shutil.which("chromedriver"):
+        skip_or_fail("chromedriver, which tests pages; run tools/install-system tests")
+    with chromium(tmp_path_factory.mktemp("browser") / "log") as session:
+        yield session

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from starsr.evaluation import optional
 
@@ -171,6 +172,54 @@ def test_stlpips_compares_every_fourth_frame_in_its_range(monkeypatch, clips):
         assert scorers[name](result, target) == pytest.approx(10 / 255, abs=1e-6)
         with pytest.raises(ValueError, match="ground truth"):
             scorers[name](result, None)
+
+
+def test_ssimulacra2_gets_pictures_without_loss(monkeypatch, clips):
+    def compute(original, distorted):
+        a, b = (np.asarray(Image.open(file)).astype(int) for file in (original, distorted))
+        assert a.shape == (34, 41, 3)
+        return 100.0 - (b - a).max()
+
+    package = SimpleNamespace(
+        compute_ssimulacra2=compute, __spec__=SimpleNamespace(name="ssimulacra2")
+    )
+    monkeypatch.setitem(sys.modules, "ssimulacra2", package)
+    scorers, missing = optional.load(["ssimulacra2"])
+    assert not missing
+    result, target = (np.concatenate([clip] * 3) for clip in clips)
+    result[1:4] = 0
+    assert scorers["ssimulacra2"](result, target) == 95
+    assert scorers["ssimulacra2"](target, target) == 100
+    with pytest.raises(ValueError, match="ground truth"):
+        scorers["ssimulacra2"](result, None)
+
+
+def test_brisque_gets_numbers_from_arrays_of_one(monkeypatch, clips):
+    class Brisque:
+        def __init__(self, url):
+            assert not url
+
+        def scale_features(self, features):
+            assert [type(feature) for feature in features] == [np.float64, np.float64]
+            return np.sum(features)
+
+        def score(self, frame):
+            assert frame.shape == (34, 41, 3)
+            return self.scale_features([np.array([frame.mean()]), np.array(1.0)])
+
+    for name in ("libsvm", "cv2"):
+        module = SimpleNamespace(__spec__=SimpleNamespace(name=name))
+        monkeypatch.setitem(sys.modules, name, module)
+    package = SimpleNamespace(BRISQUE=Brisque, __spec__=SimpleNamespace(name="brisque"))
+    monkeypatch.setitem(sys.modules, "brisque", package)
+    scorers, missing = optional.load(["brisque"])
+    assert not missing
+    assert scorers["brisque"](clips[0], None) == pytest.approx(clips[0][0].mean() + 1)
+    monkeypatch.delitem(sys.modules, "libsvm")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libsvm" else package.__spec__
+    )
+    assert "libsvm-official is not installed" in optional.load(["brisque"])[1]["brisque"]
 
 
 def test_figures_are_described():

@@ -1,96 +1,20 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The report in chromium, which chromedriver drives over the WebDriver protocol."""
+"""The report in chromium."""
 
-import contextlib
 import json
 import re
-import shutil
-import subprocess
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import skip_or_fail
 from starsr.data.clips import pan
 from starsr.data.media import read_photo, read_video
 from starsr.data.pairs import write_pair
 from starsr.evaluation import cli, sources
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 RIGHT, HOME, TAB = "\ue014", "\ue011", "\ue004"
-
-
-class Browser:
-    """A session of chromedriver."""
-
-    def __init__(self, port):
-        self.base = f"http://127.0.0.1:{port}"
-        arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--allow-file-access-from-files",
-            "--window-size=1300,1000",
-        ]
-        logs = {"goog:loggingPrefs": {"browser": "ALL"}}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}, **logs}
-        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})[
-            "sessionId"
-        ]
-        self.base += f"/session/{session}"
-
-    def call(self, method, path, body=None):
-        data = json.dumps(body or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(
-            self.base + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            request, timeout=600
-        ) as reply:
-            return json.load(reply)["value"]
-
-    def run(self, script):
-        return self.call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def press(self, selector, keys):
-        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[
-            ELEMENT
-        ]
-        self.call("POST", f"/element/{element}/value", {"text": keys})
-
-    def show(self, dark):
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call(
-            "POST",
-            "/goog/cdp/execute",
-            {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
-        )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not shutil.which("chromedriver"):
-        skip_or_fail("chromedriver, which tests the page; run tools/install-system tests")
-    log = tmp_path_factory.mktemp("browser") / "log"
-    with log.open("w") as file:
-        driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
-        while not (found := re.search(r"started successfully on port (\d+)", log.read_text())):
-            assert driver.poll() is None, log.read_text()
-            time.sleep(0.1)
-        session = Browser(int(found[1]))
-        yield session
-        with contextlib.suppress(urllib.error.URLError):
-            session.call("DELETE", "")
-    finally:
-        driver.terminate()
-        driver.wait()
 
 
 @pytest.fixture
@@ -228,3 +152,15 @@ def test_pictures_are_without_loss(report):
     found = re.search(r"row (\d+) from pixel 0", (report / "index.html").read_text())
     assert found is not None
     assert np.array_equal(piece, result[:, int(found[1])])
+
+
+def test_slices_stand_below_each_other_in_one_picture(report):
+    result, _ = read_video(report / "results" / "bicubic" / "a-set-more-clip.mkv")
+    picture = np.asarray(Image.open(report / "images" / "a-set-more-clip-xt.png"))
+    html = (report / "index.html").read_text()
+    found = re.search(r"row (\d+) from pixel 0", html)
+    assert found is not None and 'href="images/a-set-more-clip-xt.png"' in html
+    # Four frames of twelve rows below a label: the input, two results and the ground truth.
+    assert picture.shape == (4 * (18 + 48), 160, 3)
+    assert np.array_equal(picture[66 + 18 : 132], result[:, int(found[1])].repeat(12, 0))
+    assert (picture[66 : 66 + 18] < 100).any() and (picture[66 : 66 + 18, 80:] == 255).all()

@@ -178,15 +178,21 @@ fn another_size_than_the_trained_one_is_a_warning() {
     }
 }
 
-/// The frames that `gst-launch-1.0` writes of `count` frames that `feed` brings to starsr, or
-/// `None` where the program is missing.
-fn launched(folder: &Path, bundle: &str, count: u64, feed: &str) -> Option<Vec<u8>> {
+/// The frames that `gst-launch-1.0` writes of `count` frames that `feed` brings to starsr with a
+/// bundle and further `settings`, or `None` where the program is missing.
+pub(super) fn launched(
+    folder: &Path,
+    bundle: &str,
+    settings: &str,
+    count: u64,
+    feed: &str,
+) -> Option<Vec<u8>> {
     let out = folder.join("out");
     let description = format!(
         "videotestsrc num-buffers={count} pattern=ball ! \
          video/x-raw,format=I420,width=16,height=8,framerate=25/1 ! {feed} starsr \
          model-path={bundle} ort-library={} execution-provider=cpu threads=1 \
-         steps=2 ! \
+         {settings} ! \
          video/x-raw,format=I420 ! filesink location={}",
         fixtures::onnx_runtime().display(),
         out.display()
@@ -215,7 +221,7 @@ fn gst_launch_gives_the_same_bytes_for_any_feed() {
     let Some(bundle) = bundle() else { return };
     let folder = tempfile::tempdir().unwrap();
     for count in [1, 25, 26, 49, 100] {
-        let launched = |feed| launched(folder.path(), &bundle, count, feed);
+        let launched = |feed| launched(folder.path(), &bundle, "steps=2", count, feed);
         let Some(plain) = launched("") else { return };
         assert_eq!(plain.len() as u64, count * 64 * 32 * 3 / 2, "{count} frames");
         for feed in [

@@ -9,6 +9,7 @@ mod cancelling;
 mod changes;
 mod chroma;
 mod cogvideox;
+mod direct;
 mod documentation;
 mod errors;
 mod events;

@@ -2,12 +2,13 @@
 """`starsr-eval`: compares upscalers on clips and writes a report."""
 
 import argparse
+import contextlib
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from starsr.data.media import VideoError
-from starsr.evaluation import optional, report, sources, study, upscalers
+from starsr.evaluation import blind, optional, report, rivals, sources, study, upscalers
+from starsr.evaluation.blind import BlindError
 from starsr.evaluation.metrics import FIGURES
 from starsr.evaluation.sources import Source, SourceError
 from starsr.evaluation.study import Row
@@ -55,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="NAME",
         help="an upscaler to compare; may be repeated (default: bicubic, lanczos, starsr)",
+    )
+    add(
+        "--rival",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help=f"further upscalers, which `make rivals` fetches: {', '.join(rivals.RIVALS)}",
     )
     add(
         "--degrade",
@@ -112,6 +121,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of the upscaled clips, which are used again (default: results in the report)",
     )
+    add(
+        "--blind",
+        action="store_true",
+        help="measure nothing, but serve a page that shows the first upscaler beside each other "
+        "one without names and keeps votes in the report; without clips it goes on with its pairs",
+    )
+    add("--votes", action="store_true", help="count the votes of --blind by upscaler")
+    add("--port", type=int, default=0, help="port of the page of --blind (default: a free one)")
     add("--title", default="Upscalers compared", help="heading of the report")
     return result
 
@@ -213,11 +230,56 @@ def manifest_of(
     }
 
 
+def upscalers_of(options: argparse.Namespace) -> list[Upscaler]:
+    """Return all upscalers that the options name. Raises `UpscalerError`."""
+    chosen = options.upscaler or ["bicubic", "lanczos", "starsr"]
+    chosen = [*chosen, *(f"{name}=rival:{name}" for name in options.rival)]
+    runners = [upscalers.make(name, options.program) for name in chosen]
+    labels = [runner.label for runner in runners]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise UpscalerError(f"two upscalers are called {twice}; name one LABEL={twice}")
+    return runners
+
+
+def pairs_of(options: argparse.Namespace) -> Iterator[blind.Entry]:
+    """Yield the first upscaler's result of each clip beside that of each other one."""
+    clips, (ours, *others) = gather(options), upscalers_of(options)
+    kept = options.results or options.report / "results"
+    for source in tqdm(clips, unit="clip", disable=None):
+        clip = source.load()
+        first, _ = study.upscale(ours, clip, kept)
+        for other in others:
+            second, _ = study.upscale(other, clip, kept)
+            name = f"{clip.group}: {clip.name}"
+            yield blind.Entry(name, (ours.label, other.label), (first, second), clip.rate)
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Serve the page of --blind until it is interrupted, or count its votes."""
+    folder = options.report / "blind"
+    if options.votes:
+        print(blind.result(blind.read_key(folder), blind.read_votes(folder)))
+        return
+    if options.input or options.degrade:
+        # Nobody is to guess the sides, so there is no seed.
+        blind.prepare(folder, pairs_of(options), np.random.default_rng())
+    with blind.Server(folder, options.port) as server, contextlib.suppress(KeyboardInterrupt):
+        print(f"open {server.url}, and press Ctrl-C when all pairs are judged", flush=True)
+        server.serve_forever()
+    judged = len(blind.read_votes(folder))
+    print(f"{judged} of {server.count} pairs are judged; --votes says for whom")
+
+
 def evaluate(options: argparse.Namespace, command: str) -> None:
     """Do what the options ask for.
 
-    Raises `SourceError`, `UpscalerError`, `VideoError`, `ValueError`, `RuntimeError` and `OSError`.
+    Raises `SourceError`, `UpscalerError`, `BlindError`, `VideoError`, `ValueError`, `RuntimeError`
+    and `OSError`.
     """
+    if options.blind or options.votes:
+        judge(options)
+        return
     if options.frames is not None and options.frames < 2:
         raise SourceError(
             f"{options.frames} frame is not enough to measure change; give --frames 2 or more"
@@ -225,12 +287,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     window = study.Window(*options.window)
     names = [n for n in options.metric or optional.METRICS if n != "none"]
     clips = gather(options)
-    chosen = options.upscaler or ["bicubic", "lanczos", "starsr"]
-    runners = [upscalers.make(name, options.program) for name in chosen]
+    runners = upscalers_of(options)
     labels = [runner.label for runner in runners]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice:
-        raise UpscalerError(f"two upscalers are called {twice}; name one LABEL={twice}")
     scorers, missing = optional.load(names)
     for line in missing.values():
         print(line, file=sys.stderr)
@@ -268,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         evaluate(options, shlex.join(["starsr-eval", *arguments]))
-    except (SourceError, UpscalerError, VideoError, ValueError, RuntimeError) as e:
+    except (SourceError, UpscalerError, BlindError, VideoError, ValueError, RuntimeError) as e:
         return refuse(str(e))
     except OSError as e:
         place = e.filename or options.report

@@ -24,6 +24,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from PIL import Image
 
 from starsr.data.media import from_bytes, write_lossless
 from starsr.degradation.codecs import to_yuv420
@@ -229,6 +230,44 @@ def stlpips_scorer(network: str) -> Scorer:
     return score
 
 
+def ssimulacra2_scorer() -> Scorer:
+    """Return SSIMULACRA2, the mean over every fourth frame."""
+    if importlib.util.find_spec("ssimulacra2") is None:
+        raise MissingError("the package ssimulacra2 is not installed")
+    compute = importlib.import_module("ssimulacra2").compute_ssimulacra2
+
+    def file(frame: np.ndarray) -> io.BytesIO:
+        # The package takes whatever Pillow opens.
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(frame)).save(buffer, "PNG", compress_level=1)
+        buffer.seek(0)
+        return buffer
+
+    def score(result: np.ndarray, target: np.ndarray | None) -> float:
+        if target is None:
+            raise ValueError("SSIMULACRA2 needs a ground truth")
+        pairs = zip(target[::4], result[::4], strict=True)
+        return float(np.mean([compute(file(truth), file(frame)) for truth, frame in pairs]))
+
+    return score
+
+
+def brisque_scorer() -> Scorer:
+    """Return BRISQUE, the mean over every fourth frame, with the model of its package."""
+    for name, package in (("brisque", "brisque"), ("libsvm", "libsvm-official"), ("cv2", "OpenCV")):
+        if importlib.util.find_spec(name) is None:
+            raise MissingError(f"the package {package} is not installed")
+    metric = importlib.import_module("brisque").BRISQUE(url=False)
+    scale = metric.scale_features
+    # Version 0.2.0 calls float() on arrays of one number, which NumPy 2.4 refuses.
+    metric.scale_features = lambda features: scale([np.ravel(feature)[0] for feature in features])
+
+    def score(result: np.ndarray, _target: np.ndarray | None) -> float:
+        return float(np.mean([metric.score(frame) for frame in result[::4]]))
+
+    return score
+
+
 def from_pyiqa(
     name: str, title: str, best: str, digits: int, meaning: str, needs_truth: bool = False
 ) -> Metric:
@@ -249,6 +288,27 @@ def from_stlpips(network: str, title: str) -> Metric:
 METRICS = {
     "stlpips": from_stlpips("vgg", "VGG"),
     "stlpips-alex": from_stlpips("alex", "AlexNet"),
+    "ssimulacra2": Metric(
+        Figure(
+            "SSIMULACRA2",
+            "max",
+            2,
+            "Structural similarity in an opponent colour space, for compression; 100 is equal.",
+        ),
+        ssimulacra2_scorer,
+        "pip install ssimulacra2",
+        needs_truth=True,
+    ),
+    "brisque": Metric(
+        Figure(
+            "BRISQUE",
+            "min",
+            2,
+            "Distance from the statistics of natural pictures, as learned from opinions, 0 to 100.",
+        ),
+        brisque_scorer,
+        "pip install brisque libsvm-official opencv-python-headless",
+    ),
     "lpips": from_pyiqa(
         "lpips",
         "LPIPS",

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from starsr.data.media import SCALE
 from starsr.evaluation import metrics, optional, study
@@ -20,6 +20,8 @@ from starsr.evaluation.study import Row
 INPUT = "input"
 #: Side of the crops, in pixels of the output, and the greatest width of x-t slices.
 CROP, SLICE = 96, 480
+#: Least height of a slice in the picture of all slices, and the height of its labels.
+TALL, LABEL = 48, 18
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Chart:
 class Page:
     """The part of the report about one clip.
 
-    It shows `frame` whole and in crops at `(x, y)`, and x-t slices of `row` from pixel `left`.
-    `width` is that of the output.
+    It shows `frame` whole and in crops at `(x, y)`, and x-t slices of `row` from pixel `left`, of
+    which the file `sheet` shows all. `width` is that of the output.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Page:
     pictures: list[Picture] = field(default_factory=list)
     crops: list[tuple[tuple[int, int], list[Picture]]] = field(default_factory=list)
     slices: list[Picture] = field(default_factory=list)
+    sheet: str = ""
     row: int = 0
     left: int = 0
 
@@ -144,6 +147,23 @@ def save(picture: np.ndarray, folder: Path, name: str) -> str:
     return f"images/{path.name}"
 
 
+def sheet(slices: Mapping[str, np.ndarray]) -> Image.Image:
+    """Return x-t slices `[F,W,3]` uint8 below each other under their labels.
+
+    Each frame is a few rows high. Pixels are not changed otherwise.
+    """
+    frames, width = next(iter(slices.values())).shape[:2]
+    times = max(1, -(-TALL // frames))
+    height = LABEL + times * frames
+    picture = Image.new("RGB", (width, height * len(slices)), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(LABEL - 6)
+    for number, (label, piece) in enumerate(slices.items()):
+        draw.text((4, number * height + 1), label, "black", font)
+        rows = Image.fromarray(np.ascontiguousarray(piece.repeat(times, 0)))
+        picture.paste(rows, (0, number * height + LABEL))
+    return picture
+
+
 def page(
     clip: Clip, results: Mapping[str, np.ndarray], measured: study.Measured, folder: Path
 ) -> Page:
@@ -171,11 +191,14 @@ def page(
     x, y = corners[0]
     made.row = min(y + CROP // 2, height - 1)
     made.left = max(0, min(x + CROP // 2 - SLICE // 2, width - SLICE))
+    pieces = {}
     for label, frames in shown.items():
         name = f"{prefix}-{study.slug(label)}"
         made.pictures.append(Picture(label, save(frames[middle], folder, name)))
-        piece = frames[:, made.row, made.left : made.left + SLICE]
-        made.slices.append(Picture(label, save(piece, folder, f"{name}-xt")))
+        pieces[label] = frames[:, made.row, made.left : made.left + SLICE]
+        made.slices.append(Picture(label, save(pieces[label], folder, f"{name}-xt")))
+    made.sheet = f"images/{prefix}-xt.png"
+    sheet(pieces).save(folder / made.sheet)
     for number, (x, y) in enumerate(corners):
         crops = []
         for label, frames in shown.items():

@@ -19,6 +19,7 @@ from av.video.reformatter import Interpolation
 from starsr.bundle.reader import Bundle
 from starsr.data.media import SCALE, from_bytes, read_video, to_bytes, write_lossless
 from starsr.data.resize import bicubic
+from starsr.evaluation import rivals
 
 #: The program that upscales files, as the user calls it.
 PROGRAM = "starsr"
@@ -40,7 +41,8 @@ HELP = (
     "bicubic: the plain upscale, as the plugin does it before it runs the model; lanczos or "
     "videoscale:METHOD: GStreamer's videoscale; ffmpeg:SCALER: FFmpeg's libswscale, such as "
     "ffmpeg:spline; starsr or 'starsr:OPTIONS': the element, with options of `starsr upscale`; "
-    "bundle:FOLDER: a model bundle in Python, one window and one evaluation; 'command:LINE': a "
+    "bundle:FOLDER: a model bundle in Python, one window and one evaluation; rival:NAME: a network "
+    f"of another project, one of {', '.join(rivals.RIVALS)}; 'command:LINE': a "
     "shell line with {input} and {output}, both .mkv files. LABEL=NAME sets another label"
 )
 
@@ -186,6 +188,23 @@ def bundle(label: str, folder: Path) -> Upscaler:
     return Upscaler(label, f"bundle {folder.name}", run, (manifest,))
 
 
+def rival(label: str, name: str) -> Upscaler:
+    """Return another project's network, which `make rivals` has fetched."""
+    try:
+        files = rivals.files(name)
+    except rivals.RivalError as e:
+        raise UpscalerError(str(e)) from e
+    runners: list[rivals.Runner] = []
+
+    def run(clip: np.ndarray, _rate: Fraction) -> np.ndarray:
+        if not runners:
+            runners.append(rivals.Runner(name))
+        return runners[0](clip)
+
+    package = rivals.RIVALS[name].package
+    return Upscaler(label, f"{name} of {package} in ONNX Runtime", run, files)
+
+
 def shell(label: str, line: str) -> Upscaler:
     """Return a shell line as an upscaler."""
     if "{input}" not in line or "{output}" not in line:
@@ -223,9 +242,11 @@ def make(text: str, program: Path | None = None) -> Upscaler:
             return starsr(label, rest, program)
         case "bundle" if rest:
             return bundle(label, Path(rest))
+        case "rival" if rest:
+            return rival(label, rest)
         case "command":
             return shell(label, rest)
     raise UpscalerError(
         f"there is no upscaler {name}; choose bicubic, lanczos, videoscale:METHOD, ffmpeg:SCALER, "
-        "starsr, bundle:FOLDER or command:LINE"
+        "starsr, bundle:FOLDER, rival:NAME or command:LINE"
     )
