@@ -3,7 +3,6 @@
 //! A small exported bundle of STAR on CogVideoX: latents of four frames, windows of 25 frames that
 //! start every 17, and two tiles.
 
-use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -35,30 +34,12 @@ fn rig(bundle: &str) -> Rig {
     rig
 }
 
-fn push(rig: &Rig, frames: Range<u64>) {
-    for k in frames {
-        rig.push(textured_frame(k)).unwrap_or_else(|e| panic!("{k}: {e:?}, {:?}", rig.errors()));
-    }
-}
-
-/// The bytes of what has left, which are the frames `frames` with their times.
-#[track_caller]
-fn taken(rig: &Rig, frames: Range<u64>) -> Vec<Vec<u8>> {
-    assert_eq!(rig.errors(), Vec::<String>::new());
-    assert_eq!(rig.offsets(), frames.collect::<Vec<_>>());
-    for buffer in rig.buffers() {
-        let time = FRAME * buffer.offset();
-        assert_eq!((buffer.pts(), buffer.duration()), (Some(time), Some(FRAME)));
-    }
-    rig.buffers().iter().map(|buffer| bytes(buffer)).collect()
-}
-
 /// What a whole clip of `frames` frames becomes.
 fn played(bundle: &str, frames: u64) -> Vec<Vec<u8>> {
     let rig = rig(bundle);
-    push(&rig, 0..frames);
+    rig.push_textured(0..frames);
     assert!(rig.eos());
-    taken(&rig, 0..frames)
+    rig.taken(0..frames)
 }
 
 #[test]
@@ -83,7 +64,7 @@ fn frames_leave_within_the_latency() {
     let rig = rig(&bundle);
     assert_eq!(rig.stat("latency-frames"), 24);
     for k in 0..45 {
-        push(&rig, k..k + 1);
+        rig.push_textured([k]);
         let out = rig.buffers().len() as u64;
         assert!(out <= k + 1 && out + 24 > k, "{out} frames out after {} in", k + 1);
     }
@@ -97,14 +78,14 @@ fn after_a_seek_frames_are_those_of_playing_through() {
     let rig = rig(&bundle);
     for from in [1, 16, 17, 30, 51] {
         // In the middle of a window.
-        push(&rig, 0..5);
+        rig.push_textured(0..5);
         rig.event(gst::event::FlushStart::new());
         rig.event(gst::event::FlushStop::builder(true).build());
         rig.forget();
         rig.segment(FRAME * from);
-        push(&rig, from..70);
+        rig.push_textured(from..70);
         rig.eos();
-        let part = taken(&rig, from..70);
+        let part = rig.taken(from..70);
         // Windows lie on a grid, and only the first is cut short.
         let same = from.next_multiple_of(STRIDE) + OVERLAP;
         assert!(part[(same - from) as usize..] == whole[same as usize..], "from {from}");
@@ -119,14 +100,14 @@ fn after_a_seek_frames_are_those_of_playing_through() {
 fn a_flush_forgets_what_is_inside() {
     let Some(bundle) = bundle() else { return };
     let rig = rig(&bundle);
-    push(&rig, 0..20);
+    rig.push_textured(0..20);
     assert!(rig.buffers().is_empty());
     rig.event(gst::event::FlushStart::new());
     rig.event(gst::event::FlushStop::builder(true).build());
     rig.segment(gst::ClockTime::ZERO);
-    push(&rig, 0..3);
+    rig.push_textured(0..3);
     rig.eos();
-    assert!(taken(&rig, 0..3) == played(&bundle, 3));
+    assert!(rig.taken(0..3) == played(&bundle, 3));
 }
 
 #[test]
@@ -154,7 +135,7 @@ fn a_cut_ends_a_window() {
         }
     }
     rig.eos();
-    taken(&rig, 0..30);
+    rig.taken(0..30);
     // 0 to 12; 12 to 25 and 17 to 30 on the grid.
     assert_eq!((rig.stat("scene-cuts"), rig.stat("windows")), (1, 3));
 }

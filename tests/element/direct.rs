@@ -3,8 +3,6 @@
 //! The bundle nano2 in the element: one graph, a blend of two sets of weights, windows of six
 //! frames of which neighbours share one.
 
-use std::ops::Range;
-
 use gst::prelude::*;
 
 use super::cogvideox::launched;
@@ -37,38 +35,20 @@ fn rig() -> Rig {
     rig
 }
 
-fn push(rig: &Rig, frames: Range<u64>) {
-    for k in frames {
-        rig.push(textured_frame(k)).unwrap_or_else(|e| panic!("{k}: {e:?}, {:?}", rig.errors()));
-    }
-}
-
 fn flush(rig: &Rig) {
     rig.event(gst::event::FlushStart::new());
     rig.event(gst::event::FlushStop::builder(true).build());
     rig.forget();
 }
 
-/// The bytes of what has left, which are the frames `frames` with their times.
-#[track_caller]
-fn taken(rig: &Rig, frames: Range<u64>) -> Vec<Vec<u8>> {
-    assert_eq!(rig.errors(), Vec::<String>::new());
-    assert_eq!(rig.offsets(), frames.collect::<Vec<_>>());
-    for buffer in rig.buffers() {
-        let time = FRAME * buffer.offset();
-        assert_eq!((buffer.pts(), buffer.duration()), (Some(time), Some(FRAME)));
-    }
-    rig.buffers().iter().map(|buffer| bytes(buffer)).collect()
-}
-
 /// What a whole clip of `frames` frames becomes.
 fn played(frames: u64) -> Vec<Vec<u8>> {
     let rig = rig();
-    push(&rig, 0..frames);
+    rig.push_textured(0..frames);
     assert!(rig.eos());
     assert_eq!(rig.labels().last().unwrap(), "eos");
     assert_eq!((rig.stat("frames-in"), rig.stat("frames-out")), (frames, frames));
-    taken(&rig, 0..frames)
+    rig.taken(0..frames)
 }
 
 #[test]
@@ -90,7 +70,7 @@ fn frames_leave_with_the_last_of_their_window() {
     let rig = rig();
     assert_eq!(rig.stat("latency-frames"), LENGTH - 1);
     for k in 0..26 {
-        push(&rig, k..k + 1);
+        rig.push_textured([k]);
         let out = rig.buffers().len() as u64;
         // The shared frame waits for its next window.
         let windows = if k + 1 < LENGTH { 0 } else { (k + 1 - LENGTH) / STRIDE + 1 };
@@ -104,12 +84,12 @@ fn after_a_seek_frames_are_those_of_playing_through() {
     let rig = rig();
     for from in [1, 4, 5, 6, 13, 24] {
         // In the middle of a window.
-        push(&rig, 0..3);
+        rig.push_textured(0..3);
         flush(&rig);
         rig.segment(FRAME * from);
-        push(&rig, from..31);
+        rig.push_textured(from..31);
         rig.eos();
-        let part = taken(&rig, from..31);
+        let part = rig.taken(from..31);
         // Windows lie on a grid, and only the first is cut short.
         let same = from.next_multiple_of(STRIDE) + OVERLAP;
         assert!(part[(same - from) as usize..] == whole[same as usize..], "from {from}");
@@ -121,13 +101,13 @@ fn after_a_seek_frames_are_those_of_playing_through() {
 #[test]
 fn a_flush_forgets_what_is_inside() {
     let rig = rig();
-    push(&rig, 0..5);
+    rig.push_textured(0..5);
     assert!(rig.buffers().is_empty());
     flush(&rig);
     rig.segment(gst::ClockTime::ZERO);
-    push(&rig, 0..8);
+    rig.push_textured(0..8);
     rig.eos();
-    assert!(taken(&rig, 0..8) == played(8));
+    assert!(rig.taken(0..8) == played(8));
 }
 
 #[test]
@@ -135,9 +115,9 @@ fn detail_changes_the_picture_and_nothing_else() {
     let run = |detail| {
         let rig = Rig::new(element(detail), None);
         rig.start(CAPS);
-        push(&rig, 0..12);
+        rig.push_textured(0..12);
         rig.eos();
-        taken(&rig, 0..12)
+        rig.taken(0..12)
     };
     let default = run(None);
     assert!(run(Some(0.75)) == default);
@@ -154,9 +134,9 @@ fn reading_ahead_gives_the_same_bytes() {
     element.set_property("read-ahead", true);
     let rig = Rig::new(element, None);
     rig.start(CAPS);
-    push(&rig, 0..23);
+    rig.push_textured(0..23);
     rig.eos();
-    assert!(taken(&rig, 0..23) == played(23));
+    assert!(rig.taken(0..23) == played(23));
 }
 
 #[test]

@@ -255,6 +255,17 @@ impl Rig {
 
     #[track_caller]
     pub fn push_all(&self, frames: impl IntoIterator<Item = u64>) {
+        self.push_each(frames, frame);
+    }
+
+    /// The same with frames that have edges and noise.
+    #[track_caller]
+    pub fn push_textured(&self, frames: impl IntoIterator<Item = u64>) {
+        self.push_each(frames, textured_frame);
+    }
+
+    #[track_caller]
+    fn push_each(&self, frames: impl IntoIterator<Item = u64>, frame: fn(u64) -> gst::Buffer) {
         for k in frames {
             self.push(frame(k)).unwrap_or_else(|e| panic!("frame {k}: {e:?}, {:?}", self.errors()));
         }
@@ -299,6 +310,18 @@ impl Rig {
 
     pub fn offsets(&self) -> Vec<u64> {
         self.buffers().iter().map(|b| b.offset()).collect()
+    }
+
+    /// The bytes of what has left, which are the frames `frames` with their times.
+    #[track_caller]
+    pub fn taken(&self, frames: impl IntoIterator<Item = u64>) -> Vec<Vec<u8>> {
+        assert_eq!(self.errors(), Vec::<String>::new());
+        assert_eq!(self.offsets(), Vec::from_iter(frames));
+        for buffer in self.buffers() {
+            let time = FRAME * buffer.offset();
+            assert_eq!((buffer.pts(), buffer.duration()), (Some(time), Some(FRAME)));
+        }
+        self.buffers().iter().map(|buffer| bytes(buffer)).collect()
     }
 
     /// The caps that were in force when each buffer left.
