@@ -7,6 +7,7 @@ from torch import nn
 
 from starsr.export import operations
 from starsr.models.nano.network import BLOCK, NANO
+from starsr.models.star import network
 from starsr.models.star.network import STAR, StarConfig
 
 
@@ -51,11 +52,11 @@ def test_star_costs_what_is_fitted(size):
 
 
 def prediction(x, config):
-    ops = operations.on_meta(operations.network.declared_parameters(config))
+    ops = operations.on_meta(network.declared_parameters(config))
     t = torch.zeros(1, dtype=torch.long, device="meta")
     text = torch.empty(1, 77, config.context_dim, device="meta")
-    controls = operations.network.controlnet(ops, x, t, x, text, config)
-    return operations.network.denoiser(ops, x, t, text, controls, config)
+    controls = network.controlnet(ops, x, t, x, text, config)
+    return network.denoiser(ops, x, t, text, controls, config)
 
 
 def test_the_whole_network_costs_258_teraflops():

@@ -23,7 +23,7 @@ def on_meta(declared: Mapping[str, Parameter]) -> TorchOps:
 
 
 def count(run: Callable[[], object]) -> int:
-    """Return the floating-point operations of what `run` computes; a product and its sum are two."""
+    """Return the floating-point operations of `run`; a product and its sum are two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
@@ -41,11 +41,13 @@ def fit(
     `run` computes a prediction of noisy latents `[1,channels,frames,h,w]`, of `factor` pixels a
     side each.
     """
-    (p, a), (q, b) = (
-        (pixels, count(lambda s=(h, w): run(latents(channels, frames, *s))) / (frames * pixels))
-        for h, w in sizes
-        for pixels in [h * w * factor**2]
-    )
+
+    def measured(height: int, width: int) -> tuple[int, float]:
+        pixels = height * width * factor**2
+        x = latents(channels, frames, height, width)
+        return pixels, count(lambda: run(x)) / (frames * pixels)
+
+    (p, a), (q, b) = (measured(*size) for size in sizes)
     # Convolutions alone take no more for a pixel of a larger frame.
     slope = max(0.0, (b - a) / (q - p))
     return [float(round(a - slope * p)), float(f"{slope:.4g}")]
