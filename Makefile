@@ -21,6 +21,8 @@ GPU := $(CACHE)/onnxruntime-gpu
 OPENVINO := $(CACHE)/openvino
 RIVALS := $(CACHE)/rivals
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+# The default comes first.
+BUNDLES := models/nano2 models/nano
 STARSR := $(RELEASE)/starsr
 SAMPLE := $(CACHE)/sample.mp4
 FUZZ := $(CACHE)/cargo-fuzz/bin/cargo-fuzz
@@ -66,9 +68,9 @@ small-reference: $(VENV)/requirements ## make what the Rust tests compare a whol
 	@$(PYTHON) python/tests/small_cogvideox.py --output $(CACHE)/small-cogvideox
 
 .PHONY: build
-build: $(RUNTIME)/LICENSE ## build the plugin and the program, with ONNX Runtime and the model bundle nano beside them
+build: $(RUNTIME)/LICENSE ## build the plugin and the program, with ONNX Runtime and the model bundles nano2 and nano beside them
 	@cargo build --release --locked --workspace
-	@tools/stage $(RUNTIME) models/nano $(RELEASE)
+	@tools/stage $(RUNTIME) $(RELEASE) $(BUNDLES)
 
 .PHONY: gpu openvino
 gpu: build $(GPU)/LICENSE ## fetch ONNX Runtime for NVIDIA GPUs (260 MB) and let the plugin in target/release use it
@@ -159,11 +161,12 @@ rehearse: $(VENV)/requirements ## convert and run random weights of STAR's true 
 
 .PHONY: install uninstall
 install: build ## install plugin, program, man pages and completions (below DESTDIR and PREFIX)
-	install -d "$(PLUGIN_DIR)/starsr/nano"
+	install -d "$(PLUGIN_DIR)/starsr/nano2" "$(PLUGIN_DIR)/starsr/nano"
 	install -m 755 $(RELEASE)/libgststarsr.so "$(PLUGIN_DIR)/"
 	install -m 644 $(RUNTIME)/$(LIBRARY) "$(PLUGIN_DIR)/starsr/"
 	install -m 644 $(RUNTIME)/LICENSE "$(PLUGIN_DIR)/starsr/LICENSE.onnxruntime"
 	install -m 644 $(RUNTIME)/ThirdPartyNotices.txt "$(PLUGIN_DIR)/starsr/ThirdPartyNotices.onnxruntime.txt"
+	install -m 644 models/nano2/* "$(PLUGIN_DIR)/starsr/nano2/"
 	install -m 644 models/nano/* "$(PLUGIN_DIR)/starsr/nano/"
 	install -D -m 755 $(STARSR) "$(DESTDIR)$(PREFIX)/bin/starsr"
 	$(STARSR) documentation build/program

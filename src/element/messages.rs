@@ -170,7 +170,9 @@ fn engine_text(error: &Error) -> String {
              with this provider, or set LD_LIBRARY_PATH to what it needs"
         ),
         Error::Bundle { field, .. } if field == "folder" => {
-            format!("{error}. Set model-path to the folder of a bundle, or leave it unset for nano")
+            format!(
+                "{error}. Set model-path to the folder of a bundle, or leave it unset for nano2"
+            )
         }
         Error::Setting { setting, reason } => format!("{}: {reason}", property(*setting)),
         Error::Memory { .. } => format!("{error}: lower window-length, or give it smaller frames"),

@@ -11,7 +11,7 @@
  *
  * Upscales low-quality video with STAR (https://arxiv.org/abs/2501.02976), a text-to-video
  * diffusion model adapted to video super-resolution. The model is a bundle, a folder of ONNX graphs
- * that ONNX Runtime runs. The small bundle `nano`, which is installed with the plugin, runs on any
+ * that ONNX Runtime runs. The small bundle `nano2`, which is installed with the plugin, runs on any
  * CPU.
  *
  * The element accepts and produces every raw video format that GStreamer can convert, so no

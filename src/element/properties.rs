@@ -28,7 +28,7 @@ pub struct Starsr {
     // The settings take effect when the element starts (READY to PAUSED), the prompts at any time.
     #[property(name = "model-path", get, set, nullable, type = Option<PathBuf>, member = model_path,
         mutable_ready, nick = "Model path",
-        blurb = "Folder of the model bundle, with its bundle.toml; unset: the bundle nano \
+        blurb = "Folder of the model bundle, with its bundle.toml; unset: the bundle nano2 \
             installed with the plugin")]
     #[property(name = "execution-provider", get, set, default, type = ExecutionProvider,
         member = execution_provider, mutable_ready, nick = "Execution provider",

@@ -39,13 +39,14 @@ fn file(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn nano() -> Manifest {
-    let name = "models/nano/bundle.toml";
-    Manifest::parse(&file(name), Path::new(name)).unwrap()
+fn manifest(bundle: &str) -> Manifest {
+    let name = format!("models/{bundle}/bundle.toml");
+    Manifest::parse(&file(&name), Path::new(&name)).unwrap()
 }
 
-fn upscaler(settings: &Settings, size: Size) -> Upscaler {
-    Upscaler::new(Box::new(Unused), &nano(), settings, size, Cancel::default()).unwrap()
+fn upscaler(bundle: &str, settings: &Settings, size: Size) -> Upscaler {
+    let manifest = manifest(bundle);
+    Upscaler::new(Box::new(Unused), &manifest, settings, size, Cancel::default()).unwrap()
 }
 
 fn element() -> gst::Element {
@@ -136,7 +137,7 @@ fn latencies() -> String {
             steps: Some(steps),
             ..Settings::default()
         };
-        let frames = upscaler(&settings, Size::new(160, 120)).latency() as u64;
+        let frames = upscaler("nano", &settings, Size::new(160, 120)).latency() as u64;
         let (name, steps) = match mode {
             WindowMode::Blend => ("blend", "any".to_string()),
             WindowMode::Wavefront => ("wavefront", steps.to_string()),
@@ -164,7 +165,8 @@ fn memory() -> String {
             let settings = Settings { tile_size, window_length, ..Settings::default() };
             format!(
                 "{:.1} GB",
-                upscaler(&settings, Size::new(width, height)).memory_estimate() as f64 / 1e9
+                upscaler("nano2", &settings, Size::new(width, height)).memory_estimate() as f64
+                    / 1e9
             )
         };
         writeln!(

@@ -87,19 +87,20 @@ fn a_queue_that_holds_the_latency_does_not_stall() {
     }
 }
 
-/// An encoder that looks ahead counts too: the documented queue holds nano's window and what
+/// An encoder that looks ahead counts too: the documented queue holds the default window and what
 /// x264enc wants.
 #[test]
 fn the_queue_of_the_documentation_holds_what_the_encoder_looks_ahead() {
     let folder = tempfile::tempdir().unwrap();
     make_clip(&folder.path().join("in.mp4"), FRAMES, true);
-    let nano = "window-length=6 window-overlap=1";
-    let (end, pipeline) = play(folder.path(), nano, "x264enc", "");
+    let default = "window-length=6 window-overlap=1";
+    let (end, pipeline) = play(folder.path(), default, "x264enc", "");
     assert_eq!(end, End::Stalled);
     pipeline.set_state(gst::State::Null).unwrap();
     let documented = of_the_documentation("qtdemux").remove(0);
     let (_, queue) = documented.split_once("demux.audio_0 ! queue ").unwrap();
-    let (end, pipeline) = play(folder.path(), nano, "x264enc", queue.split_once(" ! ").unwrap().0);
+    let (end, pipeline) =
+        play(folder.path(), default, "x264enc", queue.split_once(" ! ").unwrap().0);
     assert_eq!(end, End::Complete);
     pipeline.set_state(gst::State::Null).unwrap();
 }

@@ -19,7 +19,7 @@ use crate::values;
 /// Measure a model on this machine: frames a second, the time of each stage, and memory
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Folder of the model bundle [default: the built-in nano]
+    /// Folder of the model bundle [default: the built-in nano2]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// auto, cpu, cuda, tensorrt, openvino, tensorrt-rtx, webgpu, or plugin with --set provider-library=FILE

@@ -51,7 +51,7 @@ fn json_holds_a_line_for_each_size_whose_parts_fit_together() {
 
 #[test]
 fn words_name_the_model_and_each_stage() {
-    // nano.
+    // The built-in bundle.
     let result = bench(&["--size", "32x32", "--windows", "1"]);
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     let text = String::from_utf8(result.stdout).unwrap();

@@ -93,7 +93,7 @@ pub struct Args {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Folder of the model bundle [default: the built-in nano]
+    /// Folder of the model bundle [default: the built-in nano2]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub model: Option<String>,
     /// auto, cpu, cuda, tensorrt, openvino, tensorrt-rtx, webgpu, or plugin with --set provider-library=FILE

@@ -53,15 +53,15 @@ fn without_scene_detection() {
 }
 
 #[test]
-fn nano() {
+fn the_built_in_model() {
     let scene = Scene::new(SHORT, &["--codec=ffv1"]);
-    let nano = |output: &str| {
+    let built_in = |output: &str| {
         let mut command = super::starsr("upscale");
         command.args(["--quiet", "--codec=ffv1"]).arg(&scene.input).arg(scene.path(output));
         command
     };
-    done(&mut nano("whole.mkv"));
-    done(nano("out.mkv").args(["--resume", "--segment-length=7"]));
+    done(&mut built_in("whole.mkv"));
+    done(built_in("out.mkv").args(["--resume", "--segment-length=7"]));
     assert_eq!(frames(&scene.path("out.mkv")), frames(&scene.path("whole.mkv")));
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! `starsr upscale`, run as users run it.
-//! Needs ONNX Runtime and nano beside the program: `make build`.
+//! Needs ONNX Runtime and nano2 beside the program: `make build`.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -184,7 +184,7 @@ fn json_says_what_people_read() {
     assert_eq!((&event("input")["codec"], &event("input")["width"]), (&"H.264".into(), &48.into()));
     assert_eq!(
         (&event("output")["model"], &event("output")["width"]),
-        (&"nano".into(), &192.into())
+        (&"nano2".into(), &192.into())
     );
     assert_eq!((&event("done")["frames"], &event("done")["path"]), (&3.into(), &"out.mp4".into()));
 

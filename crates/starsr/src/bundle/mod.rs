@@ -46,7 +46,7 @@ pub const MANIFEST: &str = "bundle.toml";
 const TOKENIZER: &str = "prompts.tokenizer";
 
 /// The name of the bundle to use unless another is named.
-pub const DEFAULT: &str = "nano";
+pub const DEFAULT: &str = "nano2";
 
 /// A bundle with a valid manifest, whose files exist and are unaltered.
 #[derive(Debug, Clone)]

@@ -340,7 +340,7 @@ fn locates_bundles() {
     }
 
     // Each place goes before the ones put before it.
-    for path in ["a/models/nano", "a/starsr/nano", "a/nano"] {
+    for path in ["a/models/nano2", "a/starsr/nano2", "a/nano2"] {
         let folder = put(path);
         assert_eq!(Bundle::locate(None, &near).unwrap(), folder);
     }

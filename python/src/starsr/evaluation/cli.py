@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
         "--window",
         type=int,
         nargs=2,
-        default=(8, 3),
+        default=(6, 1),
         metavar=("LENGTH", "OVERLAP"),
-        help="windows of the seam index (default: nano's 8 3)",
+        help="windows of the seam index (default: nano2's 6 1)",
     )
     add(
         "--metric",

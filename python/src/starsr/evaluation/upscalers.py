@@ -157,7 +157,7 @@ def starsr(label: str, arguments: str, program: Path | None) -> Upscaler:
         )
     options = ["--quiet", "--encoder", "avenc_ffv1", *shlex.split(arguments)]
     # The model that `make build` puts beside the program.
-    folder = program.parent / "nano"
+    folder = program.parent / "nano2"
     if "--model" in options:
         folder = Path(options[options.index("--model") + 1])
     manifest = folder / "bundle.toml"
