@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MPL-2.0
 """Stands in for the program `starsr`: a job of text parts, which are restored by sleeping.
 
-Its plan has `segments`, their number; `seconds`, how long one takes; and `broken`, those that fail.
-Each part that is made is noted in the file `log` beside the program's plan.
+Its plan has `segments`, their number; `seconds`, how long one takes; `broken`, those that fail; and
+`held`, one that waits for the file `go`, or none. The folder `log` holds that file, and the notes
+of what began and what is done.
 """
 
 import fcntl
@@ -36,6 +37,8 @@ def work(job: Path, plan: dict, options: dict) -> None:
         with (Path(plan["log"]) / "began").open("a") as log:
             log.write(f"{segment} {os.getppid()}\n")
         time.sleep(plan["seconds"])
+        while segment == plan["held"] and not (Path(plan["log"]) / "go").exists():
+            time.sleep(0.01)
         if segment in plan["broken"]:
             fail(f"segment {segment}: it is broken")
         unfinished = part.with_name(f".unfinished-{os.getpid()}")

@@ -168,16 +168,23 @@ def test_the_command_serves_stops_goes_on_and_counts(tmp_path, capsys):
         command = [sys.executable, "-m", "starsr.evaluation.cli", *words, *report, "--blind"]
         environment = {"PYTHONPATH": str(ROOT / "python" / "src"), "PATH": "/usr/bin:/bin"}
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # Shells let background processes, and so these tests, ignore interrupts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as running:
             assert running.stdout is not None
             try:
                 found = re.search(r"http://127\.0\.0\.1:\d+/", running.stdout.readline())
                 assert found is not None
                 judge(type("Address", (), {"url": found[0]}))
-            finally:
                 running.send_signal(signal.SIGINT)
-            output, errors = running.communicate(timeout=120)
+                output, errors = running.communicate(timeout=600)
+            finally:
+                running.kill()
             assert running.returncode == 0, errors
             return output
 

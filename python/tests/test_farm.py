@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def program(tmp_path):
 def make_job(tmp_path):
     """Make a job of the stand-in."""
 
-    def make(segments, seconds=0.0, broken=()):
+    def make(segments, seconds=0.0, broken=(), held=None):
         folder = tmp_path / "job"
         for name in node.FOLDERS:
             (folder / name).mkdir(parents=True)
@@ -74,6 +75,7 @@ def make_job(tmp_path):
             "segments": segments,
             "seconds": seconds,
             "broken": broken,
+            "held": held,
             "log": str(tmp_path),
         }
         (folder / "plan.json").write_text(json.dumps(plan))
@@ -95,12 +97,30 @@ def counts(path):
     return Counter(int(line.split()[0]) for line in path.read_text().splitlines())
 
 
+def kill_its_worker(segment, log):
+    """Kill the worker that restores a held segment, and let go of it once it has begun again."""
+
+    def workers():
+        began = [line.split() for line in (log / "began").read_text().splitlines()]
+        return [int(worker) for number, worker in began if int(number) == segment]
+
+    def wait(times):
+        while not (log / "began").exists() or len(workers()) < times:
+            time.sleep(0.01)
+
+    wait(1)
+    os.kill(workers()[0], signal.SIGKILL)
+    wait(2)
+    (log / "go").touch()
+
+
 def film(segments, source=""):
     return "".join(f"{source}part {segment}\n" for segment in range(segments))
 
 
 def test_nodes_and_workers_may_die_and_come(cluster, program, make_job, tmp_path):
-    job = make_job(30, 0.5)
+    job = make_job(30, 0.5, held=7)
+    threading.Thread(target=kill_its_worker, args=(7, tmp_path), daemon=True).start()
     ray.init(address=cluster.address, log_to_driver=False)
     needs = Needs(cpus=1)
     assert slots(needs) == 3 and Window(needs)() == 6 and slots(Needs(gpus=1)) == 0
@@ -115,21 +135,14 @@ def test_nodes_and_workers_may_die_and_come(cluster, program, make_job, tmp_path
         assert not isinstance(done, str), done
         results.append(segment)
         assert len(submitted) - len(results) < 5, "no more in flight than the window"
-        if len(results) == 5:
-            # A worker that restores a segment at this moment.
-            began = [line.split() for line in (tmp_path / "began").read_text().splitlines()]
-            begun = {int(s): int(p) for s, p in began if int(s) not in results}
-            for worker in list(begun.values())[:1]:
-                with suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
         if len(results) == 10:
             cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
         if len(results) == 15:
             cluster.nodes.append(add_node(cluster))
     ray.shutdown()
     assert sorted(results) == sorted(submitted) == list(range(30))
-    # Something was lost, and was begun again; no part was made twice.
-    assert sum(counts(tmp_path / "began").values()) > 30
+    # What was lost was begun again; no part was made twice.
+    assert counts(tmp_path / "began")[7] >= 2
     assert counts(tmp_path / "done") == dict.fromkeys(range(30), 1)
     output = tmp_path / "film"
     cli.run(options(program, job, output))

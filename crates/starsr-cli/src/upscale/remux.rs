@@ -18,6 +18,7 @@ use crate::media::converter::is_converted;
 use crate::media::counts::Beginning;
 use crate::media::cut::{Cut, NOT_BEFORE};
 use crate::media::ffmpeg::{Words, ffmpeg, file, is_installed, last_line, unwritten, wait};
+use crate::media::input;
 use crate::media::probe::{MATROSKA, QUICKTIME};
 use crate::media::probe::{
     Probe, first_frame, flags, has_flag, index, is_foreign, kind, start_of, tags_of_stream, word,
@@ -171,6 +172,8 @@ impl Remux {
             self.carried = wanted.iter().map(|stream| Carried::new(stream, "copy")).collect();
             return Ok(());
         }
+        // FFmpeg also fails where the input has gone.
+        input::check(&self.input)?;
         for stream in wanted {
             let (index, kind) = (index(stream), kind(stream));
             let text = if self.container == Container::Matroska { "subrip" } else { "mov_text" };
