@@ -75,7 +75,7 @@ fn what_cannot_be_measured_is_said() {
         (&["--size", "0x9"][..], 2, "expected WIDTHxHEIGHT"),
         (&["--set", "strength=2"], 1, "strength"),
         (&["--model", "/nonexistent"], 1, "/nonexistent"),
-        (&["--set", "window-mode=wavefront"], 1, "window-mode=blend"),
+        (&["--model", "nano", "--set", "window-mode=wavefront"], 1, "window-mode=blend"),
     ] {
         let result = bench(arguments);
         let error = String::from_utf8_lossy(&result.stderr);
