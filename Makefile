@@ -161,13 +161,13 @@ rehearse: $(VENV)/requirements ## convert and run random weights of STAR's true 
 
 .PHONY: install uninstall
 install: build ## install plugin, program, man pages and completions (below DESTDIR and PREFIX)
-	install -d "$(PLUGIN_DIR)/starsr/nano2" "$(PLUGIN_DIR)/starsr/nano"
+	install -d "$(PLUGIN_DIR)/starsr"
 	install -m 755 $(RELEASE)/libgststarsr.so "$(PLUGIN_DIR)/"
 	install -m 644 $(RUNTIME)/$(LIBRARY) "$(PLUGIN_DIR)/starsr/"
 	install -m 644 $(RUNTIME)/LICENSE "$(PLUGIN_DIR)/starsr/LICENSE.onnxruntime"
 	install -m 644 $(RUNTIME)/ThirdPartyNotices.txt "$(PLUGIN_DIR)/starsr/ThirdPartyNotices.onnxruntime.txt"
-	install -m 644 models/nano2/* "$(PLUGIN_DIR)/starsr/nano2/"
-	install -m 644 models/nano/* "$(PLUGIN_DIR)/starsr/nano/"
+	for bundle in $(notdir $(BUNDLES)); do \
+	  install -d "$(PLUGIN_DIR)/starsr/$$bundle" && install -m 644 models/$$bundle/* "$(PLUGIN_DIR)/starsr/$$bundle/" || exit; done
 	install -D -m 755 $(STARSR) "$(DESTDIR)$(PREFIX)/bin/starsr"
 	$(STARSR) documentation build/program
 	install -d "$(MAN_DIR)"

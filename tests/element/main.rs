@@ -13,6 +13,7 @@ mod direct;
 mod documentation;
 mod errors;
 mod events;
+mod feeds;
 mod flow;
 mod formats;
 mod fuzz;

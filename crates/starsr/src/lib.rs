@@ -46,6 +46,7 @@ mod buffers;
 pub mod bundle;
 mod cancel;
 mod error;
+mod machine;
 pub mod model;
 mod names;
 pub mod runtime;

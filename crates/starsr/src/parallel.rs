@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use ndarray::{ArrayView2, ArrayView4, s};
 use rayon::iter::{ParallelBridge, ParallelIterator};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -51,6 +52,23 @@ impl Threads {
             work()
         });
         (result, others.expect("the scope ends after what it has spawned"))
+    }
+
+    /// Does `work` with each plane of `from` `[A,B,h,w]` and the next `h * w` of the values `to`; begins
+    /// anew with the first plane where there are more of these.
+    pub fn for_each_plane<T: Send>(
+        &self,
+        from: ArrayView4<f32>,
+        to: &mut [T],
+        work: impl Fn(ArrayView2<f32>, &mut [T]) + Send + Sync,
+    ) {
+        if from.is_empty() {
+            return;
+        }
+        let (a, b, height, width) = from.dim();
+        self.for_each(to.chunks_exact_mut(height * width).enumerate(), |(place, to)| {
+            work(from.slice(s![place / b % a, place % b, .., ..]), to);
+        });
     }
 
     /// What `work` gives for each of `items`, in their order, or the error of the first item that

@@ -21,10 +21,10 @@ use super::text_encoder::TextEncoder;
 use crate::bundle::{Bundle, Latent, Layout, MANIFEST, Manifest};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use crate::machine::memory_of_this_machine;
 use crate::model::{Denoiser, Embedded, Memory, Model, Query, Samples, no_std};
 use crate::names::{Provider, Role};
 use crate::parallel::Threads;
-use crate::upscaler::memory_of_this_machine;
 
 /// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns,
 /// so that together they take the memory of one.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use ndarray::{ArrayView2, ArrayView4, s};
+use ndarray::{ArrayView2, ArrayView4};
 use ort::session::{IoBinding, SessionInputValue};
 use ort::value::{
     DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, TensorValueType,
@@ -79,17 +79,9 @@ impl Input {
 
 /// Stores `samples` in each equal part of `to`.
 fn store<T: Sample>(samples: ArrayView4<f32>, to: &mut [T], threads: &Threads) {
-    let (a, b, height, width) = samples.dim();
-    let plane = height * width;
-    if samples.is_empty() {
-        return;
-    }
-    threads.for_each(to.chunks_exact_mut(plane).enumerate(), |(place, to)| {
-        let from = samples.slice(s![place / b % a, place % b, .., ..]);
-        match from.to_slice() {
-            Some(from) => T::store(from, to),
-            None => store_rows(from, to),
-        }
+    threads.for_each_plane(samples, to, |from, to| match from.to_slice() {
+        Some(from) => T::store(from, to),
+        None => store_rows(from, to),
     });
 }
 

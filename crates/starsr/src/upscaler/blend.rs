@@ -47,10 +47,7 @@ impl BlendWindows {
 
     /// Restores one window on its own and cross-fades it with the one before.
     fn restore(&mut self, window: Window, clip: &mut Clip) -> Result<()> {
-        let results = match self.sampler {
-            Some(_) => self.sample(window, clip)?,
-            None => clip.upscale(window.start..window.end)?,
-        };
+        let results = self.finished(window, clip)?;
         clip.times.windows += 1;
         let clock = Instant::now();
         self.settle(results, false, clip)?;
@@ -58,10 +55,10 @@ impl BlendWindows {
         Ok(())
     }
 
-    /// The finished frames of one window, which the sampler restores on its own.
-    fn sample(&mut self, window: Window, clip: &mut Clip) -> Result<Vec<Array3<f32>>> {
-        let Some(sampler) = &mut self.sampler else { return Ok(Vec::new()) };
+    /// The finished frames of one window.
+    fn finished(&mut self, window: Window, clip: &mut Clip) -> Result<Vec<Array3<f32>>> {
         let places = window.start..window.end;
+        let Some(sampler) = &mut self.sampler else { return clip.upscale(places) };
         let cadence = clip.path.cadence();
         let numbers = cadence.numbers(&clip.numbers(places.clone()));
         let shared = self

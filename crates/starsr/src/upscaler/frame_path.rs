@@ -262,11 +262,20 @@ impl FramePath {
         prepared: ArrayView4<f32>,
         cancel: &Cancel,
     ) -> Result<Samples> {
-        let factor = self.factor;
+        self.in_tiles(prepared, cancel, |tile| model.upscale(tile))
+    }
+
+    /// The frames on the canvas `[F,3,H,W]` that `run` gives for `small` `[T,C,h,w]`, tile by tile.
+    fn in_tiles(
+        &self,
+        small: ArrayView4<f32>,
+        cancel: &Cancel,
+        mut run: impl FnMut(ArrayView4<f32>) -> Result<Samples>,
+    ) -> Result<Samples> {
+        let part = |r: Range<usize>| r.start / self.factor..r.end / self.factor;
         one(self.grid.blend(&self.threads, &self.buffers, |rows, columns| {
             cancel.check()?;
-            let small = |r: Range<usize>| r.start / factor..r.end / factor;
-            Ok(vec![model.upscale(prepared.slice(s![.., .., small(rows), small(columns)]))?])
+            Ok(vec![run(small.slice(s![.., .., part(rows), part(columns)]))?])
         })?)
     }
 
@@ -344,11 +353,8 @@ impl FramePath {
 
     /// Copies the planes `from` to as many values, in standard layout.
     fn copy(&self, from: ArrayView4<f32>, to: &mut [f32]) {
-        let (_, channels, height, width) = from.dim();
-        let planes = to.chunks_exact_mut((height * width).max(1)).enumerate();
-        self.threads.for_each(planes, |(place, to)| {
-            let plane = from.slice(s![place / channels, place % channels, .., ..]);
-            plane.assign_to(ArrayViewMut2::from_shape((height, width), to).expect("one plane"));
+        self.threads.for_each_plane(from, to, |from, to| {
+            from.assign_to(ArrayViewMut2::from_shape(from.raw_dim(), to).expect("one plane"));
         });
     }
 
@@ -360,13 +366,8 @@ impl FramePath {
         decoded: &Range<usize>,
         cancel: &Cancel,
     ) -> Result<Samples> {
-        let factor = self.factor;
-        one(self.grid.blend(&self.threads, &self.buffers, |rows, columns| {
-            cancel.check()?;
-            let small = |r: Range<usize>| r.start / factor..r.end / factor;
-            let tile = latents.slice(s![decoded.clone(), .., small(rows), small(columns)]);
-            Ok(vec![model.decode(tile)?])
-        })?)
+        let latents = latents.slice(s![decoded.clone(), .., .., ..]);
+        self.in_tiles(latents, cancel, |tile| model.decode(tile))
     }
 
     /// The finished frames `[3,H,W]` in `[0,1]` of decoded canvases `[F,3,H,W]` and the frames

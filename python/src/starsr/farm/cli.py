@@ -185,10 +185,12 @@ def run(options: argparse.Namespace) -> None:
     remove_damaged(options, state["damaged"])
     done = set(state["done"])
     rest = [segment for segment in range(state["segments"]) if segment not in done]
-    failed = restore(options, rest, state["segments"]) if rest else {}
-    if options.store:
-        collect(options)
-    state = status(options)
+    failed: dict[int, str] = {}
+    if rest:
+        failed = restore(options, rest, state["segments"])
+        if options.store:
+            collect(options)
+        state = status(options)
     missing = state["segments"] - len(state["done"])
     if missing:
         first, reason = next(iter(failed.items()), (None, ""))
