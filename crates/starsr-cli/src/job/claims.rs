@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::failed;
+use super::store::{self, failed};
 
 /// How long a claim lasts without a sign of life, unless another time is asked for.
 pub const LEASE: Duration = Duration::from_mins(1);
@@ -40,6 +40,13 @@ pub struct Holder {
     pub beat: u64,
     /// Frames that are done.
     pub frames: u64,
+}
+
+impl Holder {
+    /// This process, without a lock.
+    fn here() -> Self {
+        Self { worker: worker(), system: system(), is_locked: false, beat: 0, frames: 0 }
+    }
 }
 
 /// The claims in a folder, as one worker sees them.
@@ -175,24 +182,9 @@ impl Claim {
         done: &Arc<AtomicU64>,
     ) -> Result<Option<Self>, String> {
         let path = path(folder, segment, generation);
-        let file = OpenOptions::new().write(true).read(true).create_new(true).open(&path);
-        let mut file = match file {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            Err(error) => return Err(failed(&path, &error)),
-        };
-        let mut holder = Holder {
-            worker: worker(),
-            system: system(),
-            // Where a file system knows no locks, there are still the signs of life.
-            is_locked: file.try_lock().is_ok(),
-            beat: 0,
-            frames: 0,
-        };
-        if let Err(error) = write(&mut file, &holder) {
-            let _ = fs::remove_file(&path);
-            return Err(failed(&path, &error));
-        }
+        let mut holder = Holder::here();
+        let created = create_whole(&path, &mut holder).map_err(|error| failed(&path, &error))?;
+        let Some(mut file) = created else { return Ok(None) };
         let (is_lost, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let keeper = std::thread::spawn({
             let (folder, lost, ends, done) =
@@ -231,6 +223,41 @@ impl Drop for Claim {
         // One that stays expires.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Creates the claim at `path`, locked where the file system knows locks, and with the `holder` in it;
+/// `None` where there is one already.
+fn create_whole(path: &Path, holder: &mut Holder) -> io::Result<Option<File>> {
+    let mut file = store::unfinished(path)?;
+    fill(file.as_file_mut(), holder)?;
+    // A worker that is killed meanwhile leaves no claim behind that nobody can judge.
+    match file.persist_noclobber(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        // Some network file systems cannot do both in one step.
+        Err(_) => create_empty(path, holder),
+    }
+}
+
+/// The same, except that for a moment the claim is there without its content.
+fn create_empty(path: &Path, holder: &mut Holder) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().write(true).read(true).create_new(true).open(path);
+    let mut file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let filled = fill(&mut file, holder).inspect_err(|_| {
+        let _ = fs::remove_file(path);
+    });
+    filled.map(|()| Some(file))
+}
+
+/// Locks a new claim and writes the `holder` into it.
+fn fill(file: &mut File, holder: &mut Holder) -> io::Result<()> {
+    // Where a file system knows no locks, there are still the signs of life.
+    holder.is_locked = file.try_lock().is_ok();
+    write(file, holder)
 }
 
 /// Replaces the content of a claim, which keeps its length, so that no reader sees less.
@@ -280,6 +307,41 @@ mod tests {
         drop(granted);
         assert!(others.claim(4).unwrap().is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_claim_is_whole_as_soon_as_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let claimed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    claims(folder.path(), 1000).claim(3).unwrap().unwrap();
+                }
+                claimed.store(true, Ordering::SeqCst);
+            });
+            let path = path(folder.path(), 3, 1);
+            let mut seen = 0;
+            while !claimed.load(Ordering::SeqCst) {
+                let Ok(content) = fs::read(&path) else { continue };
+                let holder: Holder = serde_json::from_slice(&content).unwrap();
+                assert!(holder.is_locked);
+                seen += 1;
+            }
+            assert!(seen > 0, "no claim was seen");
+        });
+    }
+
+    #[test]
+    fn a_claim_is_made_where_files_cannot_be_renamed_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 3, 1);
+        let file = create_empty(&path, &mut Holder::here()).unwrap();
+        assert!(claims(folder.path(), 1000).claim(3).unwrap().is_none());
+        assert!(create_empty(&path, &mut Holder::here()).unwrap().is_none());
+        drop(file);
+        let mut others = claims(folder.path(), 1000);
+        assert!(others.claim(3).unwrap().is_some(), "its owner is dead");
     }
 
     #[test]

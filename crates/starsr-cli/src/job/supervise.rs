@@ -122,8 +122,9 @@ pub fn describe(job: &Job, progress: &Progress) {
 
 /// Looks at what is there of a job that goes on, says so, and lets failed segments be tried again.
 fn find(job: &Job, progress: &Progress) -> Result<(), String> {
-    store::remove_unfinished(&job.folder);
-    store::remove_unfinished(&job.folder.join("parts"));
+    for folder in [job.folder.clone(), job.folder.join("parts"), job.claims()] {
+        store::remove_unfinished(&folder);
+    }
     let (mut parts, mut frames, count) = (0, 0, job.plan.segments.len());
     for segment in 0..count {
         match checked(job, segment, true) {
