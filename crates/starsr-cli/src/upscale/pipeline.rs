@@ -114,7 +114,8 @@ impl Pipeline {
             decoded: Encoded::default(),
             starsr: Mutex::default(),
         };
-        this.set_state(gst::State::Paused)?;
+        // Where it fails, the listener finds the reason on the bus.
+        let _ = this.set_state(gst::State::Paused);
         Ok(this)
     }
 

@@ -4,6 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
@@ -30,6 +31,16 @@ fn a_pipe_is_read_to_its_end() {
     assert_done(&convert(&[], &pipe, &output));
     writer.join().unwrap();
     assert_upscaled(&input, &output);
+}
+
+#[test]
+fn an_input_that_cannot_be_opened_is_named() {
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.mkv"), folder.path().join("out.mkv"));
+    // As root opens all files, a socket stands for one that may not be read.
+    let _socket = UnixListener::bind(&input).unwrap();
+    assert_refused(&convert(&[], &input, &output), &["in.mkv: Could not open file"]);
+    assert!(!output.exists());
 }
 
 #[test]
