@@ -243,9 +243,34 @@ def test_a_stopped_run_goes_on_through_both_stages(tmp_path, media, monkeypatch)
         assert torch.equal(state()["student"][name], weight)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "name"), [(("1", "0"), "fidelity"), (("0", "1"), "detail")]
+)
+def test_a_run_starts_from_weights(tmp_path, media, monkeypatch, minutes, name):
+    features, start = tmp_path / "features.safetensors", tmp_path / "start"
+    save_file(perceptual.packed(perceptual.Perceptual().state_dict()), str(features))
+    start.mkdir()
+    student = networks.Student()
+    networks.save(start / f"{name}.safetensors", student)
+
+    def stopped(run, *_):
+        weights = networks.load(start / f"{name}.safetensors").state_dict()
+        assert all(torch.equal(w, weights[part]) for part, w in run.student.state_dict().items())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, f"{name}_step", stopped)
+    words = ["--data", str(media), "--features", str(features), "--start", str(start), *SIZES]
+    words += ["--fidelity", minutes[0], "--detail", minutes[1], "--output", str(tmp_path / "run")]
+    with pytest.raises(KeyboardInterrupt):
+        distill.main(words)
+
+
 def test_missing_media_and_features_are_said(tmp_path, media, capsys):
     words = ["--output", str(tmp_path / "run"), *SIZES]
     assert distill.main(["--data", str(tmp_path / "nowhere"), *words]) == 1
     assert "no photographs below" in capsys.readouterr().err
     assert distill.main(["--data", str(media), *words, "--fidelity", "0.001"]) == 1
     assert "give --features" in capsys.readouterr().err
+    fresh = ["--output", str(tmp_path / "other"), "--start", str(tmp_path)]
+    assert distill.main(["--data", str(media), *words, *fresh]) == 1
+    assert "fidelity.safetensors" in capsys.readouterr().err

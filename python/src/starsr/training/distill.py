@@ -50,6 +50,7 @@ class Options:
     media: Path
     output: Path
     features: Path | None = None
+    start: Path | None = None
     fidelity: float = 4.0
     detail: float = 4.0
     batches: tuple[int, int] = (64, 12)
@@ -295,6 +296,19 @@ def resume(options: Options, device: torch.device) -> Run | None:
     return run
 
 
+def begin(options: Options, device: torch.device) -> Run:
+    """Return a new run. Raises `ValueError`.
+
+    It starts from the weights in `start` where given: from those for fidelity, or from those for
+    detail where the first stage takes no time.
+    """
+    if options.start is None:
+        return new_run(0, Student(), options, device)
+    stage, name = (0, "fidelity") if options.fidelity > 0 else (1, "detail")
+    student = networks.load(options.start / f"{name}.safetensors")
+    return new_run(stage, student, options, device)
+
+
 # The training
 
 
@@ -368,7 +382,7 @@ def train(options: Options, device: torch.device) -> None:
         return fidelity_step(run, batch, options, device)
 
     try:
-        run = resume(options, device) or new_run(0, Student(), options, device)
+        run = resume(options, device) or begin(options, device)
         if run.stage == 0:
             go_on(run, options.fidelity, faithful, supply, options)
             run = new_run(1, averaged(run), options, device)
@@ -412,6 +426,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="perceptual network, as `python -m starsr.training.perceptual` writes it",
     )
+    add(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the weights in this folder: fidelity.safetensors, or, with --fidelity 0, "
+        "detail.safetensors",
+    )
     defaults = Options.__dataclass_fields__
     for name, kind, text in (
         ("fidelity", float, "minutes of the first stage"),
@@ -426,6 +447,7 @@ def parser() -> argparse.ArgumentParser:
         ("realism_share", float, "size of the discriminators' gradient"),
         ("steady_share", float, "size of the gradient of steadiness"),
         ("colour_share", float, "size of the gradient of the colour of large areas"),
+        ("grid_share", float, "size of the gradient of grids"),
         ("save_every", float, "seconds between checkpoints"),
     ):
         option = "--" + name.replace("_", "-")
