@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 mod color;
@@ -101,12 +102,15 @@ pub fn run(args: &Args) -> Result<(), Stop> {
     let output = Output::create(&[&args.a, &args.b], &args.output, args.force)?;
     interrupts.remove_at_once(output.part());
 
-    let a_times = a.times(&interrupts.count)?;
-    let b_times = b.times(&interrupts.count)?;
+    // Shows nothing where standard error is no terminal, and vanishes in the end.
+    let progress = ProgressBar::new_spinner();
+    let a_times = a.times(&progress, &interrupts.count)?;
+    let b_times = b.times(&progress, &interrupts.count)?;
     let matching = matching(&a_times, &b_times, args.frames as usize);
     let notes = notes(&matching);
     let work = Work { args, a: &a, b: &b, a_times: &a_times, b_times: &b_times };
-    let format = work.write(&matching, &notes, output.part(), &interrupts)?;
+    let format = work.write(&matching, &notes, output.part(), &progress, &interrupts)?;
+    progress.finish_and_clear();
 
     let Finished { path, displaced } = output.finish()?;
     if let Some(reason) = displaced {
@@ -162,6 +166,7 @@ impl Work<'_> {
         matching: &Matching,
         notes: &[String],
         file: &Path,
+        progress: &ProgressBar,
         interrupts: &Interrupts,
     ) -> Result<Format, Stop> {
         let pairs = &matching.pairs;
@@ -176,7 +181,8 @@ impl Work<'_> {
         let mut encoders = None;
         let mut last_b: Option<(usize, Frame, String)> = None;
         let mut shapes = None;
-        for pair in pairs {
+        for (number, pair) in pairs.iter().enumerate() {
+            progress.set_message(format!("comparing frame {} of {}", number + 1, pairs.len()));
             let a_frame = a.picture(&interrupts.count)?;
             // Two frames of A may have the same one beside them.
             if let Some(number) = pair.b

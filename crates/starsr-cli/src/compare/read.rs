@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst_app::AppSink;
+use indicatif::ProgressBar;
 
 use super::figures::Frame;
 use crate::interrupts::Stop;
@@ -22,7 +23,7 @@ use crate::media::mending::{ContainerColors, complete_colors};
 use crate::media::probe::Probe;
 use crate::media::reading::Reading;
 use crate::media::stall::Watchdog;
-use crate::values::Rate;
+use crate::values::{Rate, counted};
 
 /// Interval at which the clock and Ctrl-C are checked.
 const TICK: gst::ClockTime = gst::ClockTime::from_mseconds(100);
@@ -60,7 +61,7 @@ impl Source {
     }
 
     /// When the frames are shown, in ns from the first.
-    pub fn times(&self, interrupts: &AtomicU32) -> Result<Vec<u64>, Stop> {
+    pub fn times(&self, progress: &ProgressBar, interrupts: &AtomicU32) -> Result<Vec<u64>, Stop> {
         // FFmpeg writes no file at all for a part without frames.
         let mut reader = match Reader::open(self, None, interrupts) {
             Err(Stop::Failed(_)) if self.is_cut_by_ffmpeg() => return Err(self.no_frame().into()),
@@ -76,6 +77,8 @@ impl Source {
                 .and_then(|(segment, pts)| segment.to_running_time(pts))
                 .map_or(0, |time| time.nseconds());
             times.push(time.max(times.last().copied().unwrap_or(0)));
+            let frames = counted(times.len() as u64, "frame");
+            progress.set_message(format!("{}: {frames} read", self.path.display()));
         }
         let Some(first) = times.first().copied() else {
             return Err(self.no_frame().into());

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use gst::prelude::*;
 use serde_json::Value;
@@ -99,6 +99,20 @@ fn ffmpeg(folder: &TempDir, arguments: &str) {
 fn times(data: &Value) -> Vec<(f64, Option<f64>)> {
     let frames = data["frames"].as_array().unwrap();
     frames.iter().map(|frame| (frame["time"].as_f64().unwrap(), frame["bTime"].as_f64())).collect()
+}
+
+#[test]
+fn a_terminal_shows_how_much_is_read() {
+    let folder = TempDir::new().unwrap();
+    colors(&folder, "a.mkv", (16, 16), 0, &[RED, BLUE]);
+    let line = format!("'{}' compare a.mkv a.mkv", env!("CARGO_BIN_EXE_starsr"));
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    let shown = terminal.current_dir(folder.path()).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("a.mkv: 1 frame read") && shown.contains("compare.html: "), "{shown}");
+    let piped = compare(&folder, &["--force", "a.mkv", "a.mkv"]);
+    assert!(piped.status.success() && piped.stderr.is_empty(), "{piped:?}");
 }
 
 #[test]
