@@ -243,9 +243,7 @@ def test_a_stopped_run_goes_on_through_both_stages(tmp_path, media, monkeypatch)
         assert torch.equal(state()["student"][name], weight)
 
 
-@pytest.mark.parametrize(
-    ("minutes", "name"), [(("1", "0"), "fidelity"), (("0", "1"), "detail")]
-)
+@pytest.mark.parametrize(("minutes", "name"), [(("1", "0"), "fidelity"), (("0", "1"), "detail")])
 def test_a_run_starts_from_weights(tmp_path, media, monkeypatch, minutes, name):
     features, start = tmp_path / "features.safetensors", tmp_path / "start"
     save_file(perceptual.packed(perceptual.Perceptual().state_dict()), str(features))

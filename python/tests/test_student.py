@@ -19,7 +19,7 @@ from starsr.models.nano.student import (
     operations,
     save,
 )
-from starsr.training.pattern import diagonals, without_pattern
+from starsr.training.mending import mended, pattern, tint
 
 SMALL = StudentConfig(widths=(8, 8, 16), blocks=(1, 2, 1))
 
@@ -164,30 +164,43 @@ def test_weights_of_two_networks_make_no_bundle(tmp_path, capsys):
     assert "differ in their configuration" in capsys.readouterr().err and not target.exists()
 
 
-def pattern_of(student, low):
-    """The mean of the diagonals in what the student adds."""
+def flaw_of(student, low, flaw):
+    """The mean over a clip of a component of what the student adds."""
     with torch.no_grad():
         phases = torch.nn.functional.pixel_unshuffle(student.upscale(low), 4)
         added = (phases - student.bicubic_phases(low))[:, :, 4:-4, 4:-4]
-    return (diagonals().float() @ added.mean((0, 2, 3))).norm()
+    return (flaw.colours().float() @ added.mean((0, 2, 3))).norm()
 
 
-def test_the_pattern_goes_and_the_rest_stays():
+def test_patterns_and_tints_go_and_the_rest_stays():
     fidelity, detail = lively(3), lively(3)
+    flaws = [tint(), pattern()]
+    bases = [flaw.colours().float() for flaw in flaws]
+    torch.testing.assert_close(torch.cat(bases) @ torch.cat(bases).T, torch.eye(3 + 27))
     with torch.no_grad():
-        wave = torch.tensor([0.05, -0.05, 0.0, 0.05] * 3)
-        detail.leave.bias += (diagonals().float() * wave[:, None]).sum(0)
+        for basis in bases:
+            detail.leave.bias += 0.05 * basis.T @ torch.randn(len(basis)).sign()
+        fidelity.leave.bias += 0.05
     rng = torch.Generator().manual_seed(0)
     clips = [torch.rand(2, 3, 24, 32, generator=rng) * 0.2 + level for level in (0.1, 0.4, 0.7)]
-    mended = without_pattern(fidelity, detail, clips)
+    faithful, detailed = mended(fidelity, detail, clips)
     for low in clips:
-        assert pattern_of(mended, low) < 0.5 * pattern_of(detail, low)
-    # All but the diagonals of the last layer stays.
-    kept = torch.eye(48) - diagonals().float().T @ diagonals().float()
-    torch.testing.assert_close(
-        kept @ mended.leave.weight.flatten(1),
-        kept @ detail.leave.weight.flatten(1),
-        atol=1e-5,
-        rtol=0,
-    )
-    assert torch.equal(mended.enter.weight, detail.enter.weight)
+        assert flaw_of(faithful, low, flaws[0]) < 0.5 * flaw_of(fidelity, low, flaws[0])
+        for flaw in flaws:
+            assert flaw_of(detailed, low, flaw) < 0.5 * flaw_of(detail, low, flaw)
+    # All else of the last layer stays.
+    for before, after, kinds in ((fidelity, faithful, bases[:1]), (detail, detailed, bases)):
+        kept = torch.eye(48) - sum(basis.T @ basis for basis in kinds)
+        torch.testing.assert_close(
+            kept @ after.leave.weight.flatten(1),
+            kept @ before.leave.weight.flatten(1),
+            atol=1e-5,
+            rtol=0,
+        )
+        assert torch.equal(after.enter.weight, before.enter.weight)
+
+
+def test_a_slope_is_no_pattern():
+    slope = torch.arange(4.0).repeat(4, 1).flatten()
+    for plane in (slope, slope.view(4, 4).T.flatten()):
+        assert (pattern().basis.float() @ plane).abs().max() < 1e-6

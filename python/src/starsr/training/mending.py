@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Takes a fixed diagonal pattern out of a student, in closed form.
+"""Takes flaws of a trained student out of its last layer, in closed form.
 
-Training for ST-LPIPS adds lines at 45 degrees with a period of 4 output pixels, as the pattern of
-the sixteen pixels that come from one: the metric likes them, people do not. A frame cannot tell
-what belongs at this frequency, that of the input's own pixels, so that a local mean of it is
-always invented. The last layer is changed so that this mean vanishes and all else stays.
+The last layer makes the sixteen output pixels of each input pixel. Two parts of what it adds are
+always invented, and training for ST-LPIPS adds both: a pattern that repeats from one such block of
+pixels to the next, since a frame cannot tell what belongs at the frequencies of its own pixels; and
+a tint of the whole frame. The layer is changed so that these means vanish and all else stays.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,22 +17,49 @@ from torch import Tensor
 from starsr.data.media import SCALE
 from starsr.models.nano.student import Student, blend
 
-#: Side in input pixels of the square whose mean is a pattern.
-BOX = 9
-#: Weight of what differs from the mean: more of it changes less, and removes less.
-REST = 0.03
-#: Shares of the detailed student at which there is to be no pattern.
+#: Shares of the detailed student at which there are to be no flaws.
 SHARES = (0.25, 0.5, 0.75, 1.0)
 #: Input pixels at the edges of a frame that are left out.
 EDGE = 2
 
 
-def diagonals() -> Tensor:
-    """Return an orthonormal basis `[12,48]` of both diagonals in the three colours."""
-    y, x = np.mgrid[:SCALE, :SCALE]
-    waves = [wave(np.pi / 2 * place) for place in (x + y, x - y) for wave in (np.cos, np.sin)]
-    rows = torch.tensor(np.array([w.ravel() / np.linalg.norm(w) for w in waves]))
-    return torch.block_diag(*[rows] * 3)
+@dataclass(frozen=True)
+class Flaw:
+    """A component of each block of output pixels whose mean over a place is invented.
+
+    `basis` `[n,16]` is orthonormal. The place is a square of `box` input pixels, or a whole clip.
+    A larger weight `rest` of what differs from the mean changes less, and removes less.
+    """
+
+    basis: Tensor
+    box: int | None
+    rest: float
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean at the place around each input pixel of values `[F,C,h,w]`."""
+        if self.box is None:
+            return values.mean((0, 2, 3), keepdim=True).expand_as(values)
+        padded = F.pad(values, (self.box // 2,) * 4, mode="replicate")
+        return F.avg_pool2d(padded, self.box, 1)
+
+    def colours(self) -> Tensor:
+        """Return the basis `[3*n,48]` in all colours."""
+        return torch.block_diag(*[self.basis] * 3)
+
+
+def tint() -> Flaw:
+    """Return the mean of a block as a flaw where it stays over a whole clip."""
+    return Flaw(torch.full((1, SCALE**2), 1 / SCALE, dtype=torch.float64), None, 0.1)
+
+
+def pattern() -> Flaw:
+    """Return what varies along both sides of a block as a flaw where it repeats.
+
+    What varies along one side alone is none: a slope looks the same in each block.
+    """
+    constant = torch.full((SCALE, SCALE), 1 / SCALE, dtype=torch.float64)
+    along = torch.linalg.svd(torch.eye(SCALE, dtype=torch.float64) - constant).Vh[:-1]
+    return Flaw(torch.kron(along, along), 5, 0.01)
 
 
 def inputs_of_last_layer(student: Student, low: Tensor) -> Tensor:
@@ -55,36 +82,52 @@ def last_layer(student: Student) -> Tensor:
     return torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1).detach().double()
 
 
-def without_pattern(fidelity: Student, detail: Student, clips: Iterable[Tensor]) -> Student:
-    """Return the student `detail` without the diagonal pattern that its blends make of `clips`.
+def moments(values: Tensor) -> Tensor:
+    """Return the sum of the outer products `[C,C]` of values `[F,C,h,w]`."""
+    flat = values.transpose(0, 1).flatten(1)
+    return (flat @ flat.T).double()
 
-    The clips are `[F,3,h,w]`. At a share s the last layer is W, and a change D of the diagonals of
-    `detail` has the effect s D. The result has the D with the least sum over `SHARES` of
-    `|(P W + s D) m|^2 + REST |s D r|^2`, where P are the diagonals, m is the local mean of the
-    layer's inputs and r the rest.
+
+def without(
+    flaws: Sequence[Flaw],
+    fidelity: Student,
+    detail: Student,
+    clips: Iterable[Tensor],
+    shares: Sequence[float] = SHARES,
+) -> Student:
+    """Return the student `detail` without the flaws of its blends with `fidelity` on `clips`.
+
+    The clips are `[F,3,h,w]`; the flaws are orthogonal to each other. At a share s the last layer
+    is W, and a change D of the component P of `detail` has the effect s D. The result has the D
+    with the least sum over `shares` of `|(P W + s D) m|^2 + rest |s D r|^2`, where m is the mean of
+    the layer's inputs at a place and r what differs from it.
     """
-    blends = [(share, blend(fidelity, detail, share)) for share in SHARES]
-    basis = diagonals()
-    size = detail.leave.weight[0].numel() + 1
-    goal = torch.zeros(size, size, dtype=torch.float64)
-    found = torch.zeros(len(basis), size, dtype=torch.float64)
+    blends = [(share, blend(fidelity, detail, share)) for share in shares]
+    bases = [flaw.colours() for flaw in flaws]
+    size = last_layer(detail).shape[1]
+    goals = [torch.zeros(size, size, dtype=torch.float64) for _ in flaws]
+    found = [torch.zeros(len(basis), size, dtype=torch.float64) for basis in bases]
     for low in clips:
         for share, student in blends:
-            # What the convolutions' padding reaches is no pattern.
+            # What the convolutions' padding reaches is no flaw.
             values = inputs_of_last_layer(student, low)[:, :, EDGE:-EDGE, EDGE:-EDGE]
-            padded = F.pad(values, (BOX // 2,) * 4, mode="replicate")
-            mean = F.avg_pool2d(padded, BOX, 1)
-            means, rests = (
-                (flat @ flat.T).double()
-                for flat in (part.transpose(0, 1).flatten(1) for part in (mean, values - mean))
-            )
-            goal += share**2 * (means + REST * rests)
-            found += share * basis @ last_layer(student) @ means
-    goal += 1e-6 * goal.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    change = -torch.linalg.solve(goal, found.T).T
-    changed = (last_layer(detail) + basis.T @ change).float()
+            for index, (flaw, basis) in enumerate(zip(flaws, bases, strict=True)):
+                mean = flaw.mean(values)
+                means, rests = moments(mean), moments(values - mean)
+                goals[index] += share**2 * (means + flaw.rest * rests)
+                found[index] += share * basis @ last_layer(student) @ means
+    changed = last_layer(detail)
+    for basis, goal, toward in zip(bases, goals, found, strict=True):
+        goal += 1e-6 * goal.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        changed -= basis.T @ torch.linalg.solve(goal, toward.T).T
     result = blend(detail, detail, 0.0)
     with torch.no_grad():
         result.leave.weight.copy_(changed[:, :-1].view_as(result.leave.weight))
         result.leave.bias.copy_(changed[:, -1])
     return result
+
+
+def mended(fidelity: Student, detail: Student, clips: Sequence[Tensor]) -> tuple[Student, Student]:
+    """Return `fidelity` without its tint, and `detail` without tint and pattern."""
+    fidelity = without([tint()], fidelity, fidelity, clips, (1.0,))
+    return fidelity, without([tint(), pattern()], fidelity, detail, clips)
