@@ -19,7 +19,7 @@ from starsr.models.nano.student import (
     operations,
     save,
 )
-from starsr.training.mending import mended, pattern, tint
+from starsr.training.mending import mended, moved, pattern, steadied, tint, without
 
 SMALL = StudentConfig(widths=(8, 8, 16), blocks=(1, 2, 1))
 
@@ -183,7 +183,8 @@ def test_patterns_and_tints_go_and_the_rest_stays():
         fidelity.leave.bias += 0.05
     rng = torch.Generator().manual_seed(0)
     clips = [torch.rand(2, 3, 24, 32, generator=rng) * 0.2 + level for level in (0.1, 0.4, 0.7)]
-    faithful, detailed = mended(fidelity, detail, clips)
+    faithful = without(flaws[:1], fidelity, fidelity, clips, (1.0,))
+    detailed = without(flaws, faithful, detail, clips)
     for low in clips:
         assert flaw_of(faithful, low, flaws[0]) < 0.5 * flaw_of(fidelity, low, flaws[0])
         for flaw in flaws:
@@ -204,3 +205,33 @@ def test_a_slope_is_no_pattern():
     slope = torch.arange(4.0).repeat(4, 1).flatten()
     for plane in (slope, slope.view(4, 4).T.flatten()):
         assert (pattern().basis.float() @ plane).abs().max() < 1e-6
+
+
+def test_what_moves_with_the_camera_does_not_change():
+    wide = torch.rand(1, 3, 20, 24)
+    frames = torch.cat([wide[:, :, 2 * f : 2 * f + 12, 4 - f : 20 - f] for f in range(4)])
+    assert moved(frames, (2, -1)).shape == (3, 3, 10, 15)
+    assert float(moved(frames, (2, -1)).abs().max()) == 0 < float(moved(frames, (0, 0)).abs().max())
+
+
+def test_steadied_students_flicker_less():
+    student = lively(5)
+    rng = torch.Generator().manual_seed(1)
+    wide = torch.rand(3, 30, 30, generator=rng)
+    pans = []
+    for down, right in ((0, 0), (1, 0), (1, 1)):
+        frames = [wide[:, down * f :, right * f :][:, :24, :24] for f in range(4)]
+        noise = 0.1 * torch.randn(4, 3, 24, 24, generator=rng)
+        pans.append((torch.stack(frames) + noise, (down, right)))
+
+    def flicker(student):
+        with torch.no_grad():
+            phases = [torch.nn.functional.pixel_unshuffle(student.upscale(x), 4) for x, _ in pans]
+        changes = zip(phases, pans, strict=True)
+        return sum(float(moved(p, move).square().mean()) for p, (_, move) in changes)
+
+    _, mended_student = mended(student, student, [x for x, _ in pans], pans)
+    assert flicker(mended_student) < 0.9 * flicker(student)
+    steadier = steadied(student, student, pans)
+    assert flicker(steadier) < 0.9 * flicker(student)
+    assert torch.equal(steadier.enter.weight, student.enter.weight)

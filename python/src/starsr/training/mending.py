@@ -5,6 +5,9 @@ The last layer makes the sixteen output pixels of each input pixel. Two parts of
 always invented, and training for ST-LPIPS adds both: a pattern that repeats from one such block of
 pixels to the next, since a frame cannot tell what belongs at the frequencies of its own pixels; and
 a tint of the whole frame. The layer is changed so that these means vanish and all else stays.
+
+A third flaw is what changes along the motion of a scene, where only noise does. The layer is
+changed so that less of it remains.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +24,8 @@ from starsr.models.nano.student import Student, blend
 SHARES = (0.25, 0.5, 0.75, 1.0)
 #: Input pixels at the edges of a frame that are left out.
 EDGE = 2
+#: Weight of a change along the motion, where that of a change of the picture is 1.
+STEADINESS = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,29 @@ def last_layer(student: Student) -> Tensor:
     return torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1).detach().double()
 
 
-def moments(values: Tensor) -> Tensor:
-    """Return the sum of the outer products `[C,C]` of values `[F,C,h,w]`."""
+def with_last_layer(student: Student, weights: Tensor) -> Student:
+    """Return the student with these weights `[48,C*9+1]` of its last layer."""
+    result = blend(student, student, 0.0)
+    with torch.no_grad():
+        result.leave.weight.copy_(weights[:, :-1].view_as(result.leave.weight))
+        result.leave.bias.copy_(weights[:, -1])
+    return result
+
+
+def moments(values: Tensor, others: Tensor | None = None) -> Tensor:
+    """Return the sum of the outer products `[C,D]` of values `[F,C,h,w]` and others `[F,D,h,w]`.
+
+    Without others, they are those of the values with themselves.
+    """
     flat = values.transpose(0, 1).flatten(1)
-    return (flat @ flat.T).double()
+    other = flat if others is None else others.transpose(0, 1).flatten(1)
+    return (flat @ other.T).double()
+
+
+def solved(goal: Tensor, found: Tensor) -> Tensor:
+    """Return the X `[n,C]` with `X goal = found`, for a `goal` `[C,C]` that may be singular."""
+    ridge = 1e-6 * goal.diagonal().mean() * torch.eye(len(goal), dtype=torch.float64)
+    return torch.linalg.solve(goal + ridge, found.T).T
 
 
 def without(
@@ -118,16 +142,61 @@ def without(
                 found[index] += share * basis @ last_layer(student) @ means
     changed = last_layer(detail)
     for basis, goal, toward in zip(bases, goals, found, strict=True):
-        goal += 1e-6 * goal.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-        changed -= basis.T @ torch.linalg.solve(goal, toward.T).T
-    result = blend(detail, detail, 0.0)
-    with torch.no_grad():
-        result.leave.weight.copy_(changed[:, :-1].view_as(result.leave.weight))
-        result.leave.bias.copy_(changed[:, -1])
-    return result
+        changed -= basis.T @ solved(goal, toward)
+    return with_last_layer(detail, changed)
 
 
-def mended(fidelity: Student, detail: Student, clips: Sequence[Tensor]) -> tuple[Student, Student]:
-    """Return `fidelity` without its tint, and `detail` without tint and pattern."""
+def moved(values: Tensor, move: tuple[int, int]) -> Tensor:
+    """Return how values `[F,C,h,w]` change from each frame to the next, where both show the same.
+
+    The camera moves down and right by `move` input pixels a frame.
+    """
+
+    def inside(frames: Tensor, down: int, right: int) -> Tensor:
+        height, width = frames.shape[2:]
+        rows = slice(max(down, 0), height + min(down, 0))
+        return frames[:, :, rows, max(right, 0) : width + min(right, 0)]
+
+    down, right = move
+    return inside(values[:-1], down, right) - inside(values[1:], -down, -right)
+
+
+def steadied(
+    fidelity: Student, detail: Student, pans: Iterable[tuple[Tensor, tuple[int, int]]]
+) -> Student:
+    """Return the student `detail` so that its blends with `fidelity` flicker less on `pans`.
+
+    A pan is a clip `[F,3,h,w]` and the move of its camera, see `moved`. The last layer is W and its
+    inputs are x, of which d is the change along the motion, and b that of the bicubic upscale. The
+    result has the change D of W with the least sum over `SHARES` s of
+    `STEADINESS |(W + s D) d + b|^2 + |s D x|^2`, each the mean of a clip.
+    """
+    blends = [(share, blend(fidelity, detail, share)) for share in SHARES]
+    size = last_layer(detail).shape[1]
+    goal = torch.zeros(size, size, dtype=torch.float64)
+    found = torch.zeros(len(last_layer(detail)), size, dtype=torch.float64)
+    for low, move in pans:
+        for share, student in blends:
+            values, plain = (
+                whole[:, :, EDGE:-EDGE, EDGE:-EDGE]
+                for whole in (inputs_of_last_layer(student, low), student.bicubic_phases(low))
+            )
+            change, plain_change = moved(values, move), moved(plain, move)
+            places = change[:, 0].numel() / STEADINESS
+            still = moments(change) / places
+            goal += share**2 * (still + moments(values) / values[:, 0].numel())
+            total = last_layer(student) @ still + moments(plain_change, change) / places
+            found += share * total
+    return with_last_layer(detail, last_layer(detail) - solved(goal, found))
+
+
+def mended(
+    fidelity: Student,
+    detail: Student,
+    clips: Sequence[Tensor],
+    pans: Iterable[tuple[Tensor, tuple[int, int]]],
+) -> tuple[Student, Student]:
+    """Return `fidelity` without its tint, and `detail` steadier and without tint and pattern."""
     fidelity = without([tint()], fidelity, fidelity, clips, (1.0,))
+    detail = steadied(fidelity, detail, pans)
     return fidelity, without([tint(), pattern()], fidelity, detail, clips)
