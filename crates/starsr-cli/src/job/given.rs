@@ -109,7 +109,8 @@ impl Given {
         words
     }
 
-    /// The first difference from the options of a `plan`, as a phrase.
+    /// The first difference from the options of a `plan`, as a phrase. Bundles are compared by what is
+    /// in them, wherever they are.
     pub fn difference(&self, plan: &Self) -> Option<String> {
         let names: std::collections::BTreeSet<_> = self.0.keys().chain(plan.0.keys()).collect();
         let words = |values: Option<&Vec<String>>| match values {
@@ -119,7 +120,7 @@ impl Given {
         };
         names.into_iter().find_map(|name| {
             let (here, there) = (self.0.get(name), plan.0.get(name));
-            let differs = here != there;
+            let differs = here != there && name != "model";
             differs
                 .then(|| format!("--{name} {}, and in the plan it {}", words(here), words(there)))
         })

@@ -87,8 +87,9 @@ impl Machine {
     /// That of the options of `starsr upscale`.
     pub fn of(options: &Options) -> Self {
         let set = options.set.iter().filter(|(name, _)| is_of_machine(name)).cloned().collect();
-        let (provider, threads) = (options.provider.clone(), options.threads.clone());
-        Self { input: None, model: None, provider, threads, set }
+        let Options { model, provider, threads, .. } = options;
+        let (model, provider, threads) = (model.clone(), provider.clone(), threads.clone());
+        Self { input: None, model, provider, threads, set }
     }
 
     /// The options of the job's plan on this machine.
@@ -107,7 +108,9 @@ impl Machine {
     /// The words of a command line with these options.
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
-        for (name, value) in [("provider", &self.provider), ("threads", &self.threads)] {
+        let named =
+            [("model", &self.model), ("provider", &self.provider), ("threads", &self.threads)];
+        for (name, value) in named {
             words.extend(value.iter().map(|value| format!("--{name}={value}")));
         }
         words.extend(self.set.iter().map(|(name, value)| format!("--set={name}={value}")));
@@ -417,13 +420,12 @@ pub fn check_model(plan: &Plan, outline: &Outline) -> Result<(), String> {
         return Ok(());
     }
     let (here, there) = (&outline.model, &plan.model.name);
-    Err(if here == there {
-        format!(
-            "the model bundle {here} is not the one of the plan: its files differ; name that one with --model, or plan again"
-        )
+    let difference = if here == there {
+        format!("the model bundle {here} is not the one of the plan: its files differ")
     } else {
         format!("the model bundle is {here}, and in the plan it is {there}")
-    })
+    };
+    Err(format!("{difference}; name that one with --model, or plan again"))
 }
 
 /// What the part of a segment says of itself, if there is one. Fails where that is of another plan,

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use starsr_testkit::fixtures::{copy_of_tiny, edit};
+use starsr_testkit::fixtures::{copy_of_tiny, edit, repository};
 
 use super::{SHORT, Scene, done, refused, starsr};
 
@@ -58,6 +58,14 @@ fn another_bundle_is_refused() {
     let elsewhere = copy_of_tiny();
     fs::write(elsewhere.path().join("bundle.toml"), before).unwrap();
     done(scene.on("job", "work").arg("--quiet").arg("--model").arg(elsewhere.path()));
+    scene.options = vec![format!("--model={}", elsewhere.path().display())];
+    fs::remove_dir_all(scene.path("job/parts")).unwrap();
+    fs::create_dir(scene.path("job/parts")).unwrap();
+    let mut job = scene.upscale("out.mkv");
+    done(job.arg("--workers=2").arg("--job").arg(scene.path("job")));
+    let other = repository("models/nano2");
+    let mut work = scene.on("job", "work");
+    refused(work.arg("--model").arg(other), &["is nano2", "it is tiny", "--model"]);
 }
 
 #[test]
