@@ -181,8 +181,8 @@ impl Work<'_> {
         let mut encoders = None;
         let mut last_b: Option<(usize, Frame, String)> = None;
         let mut shapes = None;
-        for (number, pair) in pairs.iter().enumerate() {
-            progress.set_message(format!("comparing frame {} of {}", number + 1, pairs.len()));
+        for (index, pair) in pairs.iter().enumerate() {
+            progress.set_message(format!("comparing frame {} of {}", index + 1, pairs.len()));
             let a_frame = a.picture(&interrupts.count)?;
             // Two frames of A may have the same one beside them.
             if let Some(number) = pair.b

@@ -146,6 +146,14 @@ impl Job {
         Args::of(self.plan.options.words()).map_err(failed)
     }
 
+    /// Removes what killed workers have left.
+    pub fn remove_unfinished(&self) {
+        store::remove_unfinished(&self.folder);
+        for name in FOLDERS {
+            store::remove_unfinished(&self.folder.join(name));
+        }
+    }
+
     /// Where the part of a segment is.
     pub fn part(&self, segment: usize) -> PathBuf {
         self.folder.join("parts").join(format!("{segment:06}.part"))

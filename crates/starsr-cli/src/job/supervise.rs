@@ -72,7 +72,7 @@ pub fn run(options: &Options, files: &batch::Job, interrupts: &Interrupts) -> Re
     if options.resume {
         fs::remove_dir_all(&folder).map_err(|error| store::failed(&folder, &error))?;
     } else {
-        store::remove_unfinished(&folder.join("parts"));
+        job.remove_unfinished();
     }
     Ok(())
 }
@@ -122,9 +122,7 @@ pub fn describe(job: &Job, progress: &Progress) {
 
 /// Looks at what is there of a job that goes on, says so, and lets failed segments be tried again.
 fn find(job: &Job, progress: &Progress) -> Result<(), String> {
-    for folder in [job.folder.clone(), job.folder.join("parts"), job.claims()] {
-        store::remove_unfinished(&folder);
-    }
+    job.remove_unfinished();
     let (mut parts, mut frames, count) = (0, 0, job.plan.segments.len());
     for segment in 0..count {
         match checked(job, segment, true) {

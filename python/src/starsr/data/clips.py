@@ -16,6 +16,20 @@ def is_held_out(path: Path) -> bool:
     return bool(digits) and int(digits) >= HELD_OUT.get(path.parent.name, 1 << 30)
 
 
+def moving_crop(
+    picture: np.ndarray, velocity: np.ndarray, frames: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Move a crop over a picture `[H,W,3]` by `velocity`, (down, right) pixels a frame.
+
+    It begins at the top and left, or as far from there as it moves back. Returns frames
+    `[F,h,w,3]` of `size` (height, width).
+    """
+    height, width = size
+    start = np.maximum(-velocity * (frames - 1), 0)
+    corners = start + velocity * np.arange(frames)[:, None]
+    return np.stack([picture[y : y + height, x : x + width] for y, x in corners])
+
+
 def pan(
     photo: np.ndarray,
     frames: int,
@@ -41,7 +55,4 @@ def pan(
     )
     region = Image.fromarray(photo[top : top + crop[0], left : left + crop[1]])
     region = region.resize((int(need[1]), int(need[0])), Image.Resampling.LANCZOS)
-    picture = np.asarray(region)
-    start = np.where(velocity < 0, travel, 0)
-    corners = start + velocity * np.arange(frames)[:, None]
-    return np.stack([picture[y : y + height, x : x + width] for y, x in corners])
+    return moving_crop(np.asarray(region), velocity, frames, size)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from starsr.data.clips import moving_crop
 from starsr.data.media import SCALE, from_bytes, to_bytes
 from starsr.degradation import first_order, kernels, second_order
 from starsr.degradation.codecs import transcode
@@ -140,10 +141,9 @@ def panned(photo: np.ndarray, frames: int, size: int, rng: np.random.Generator) 
     travel = np.abs(velocity) * (frames - 1)
     width, height = (int(n) for n in size + travel)
     region = np.asarray(piece(photo, (width, height), rng, rng.uniform(*SHRINK)))
-    starts = np.where(velocity < 0, travel, 0) + velocity * np.arange(frames)[:, None]
     move = np.eye(3)
     move[:2, 2] = -velocity
-    pictures = np.stack([region[y : y + size, x : x + size] for x, y in starts])
+    pictures = moving_crop(region, velocity[::-1], frames, (size, size))
     return Film(pictures, np.repeat(move[None], frames - 1, 0))
 
 
