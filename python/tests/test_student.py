@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: MPL-2.0
 
+from collections import Counter
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from starsr.bundle.reader import Bundle
 from starsr.data.resize import bicubic
+from starsr.evaluation.upscalers import plain
+from starsr.export import student_integer
 from starsr.export.cli import main
-from starsr.export.student import export
+from starsr.export.student import INTEGERS
+from starsr.export.student_graph import export
 from starsr.models.nano import student as networks
 from starsr.models.nano.student import (
     Student,
@@ -153,6 +160,51 @@ def test_the_bundle_blends_its_weights(tmp_path, capsys):
             student = blend(*ends, 0.25 if share is None else share)
             expected = student(padded[None])[0, :, :, :40, :52].clamp(0, 1)
             np.testing.assert_allclose(made, expected.permute(0, 2, 3, 1), atol=2e-3)
+
+
+def photographs(folder):
+    """Photographs of soft blobs, as many as give clips for ranges and for the cost."""
+    rng, folder = np.random.default_rng(1), folder / "photos"
+    folder.mkdir()
+    for index in range(8):
+        small = Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8))
+        small.resize((420, 300), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+def test_integers_take_any_blend_and_cost_little(tmp_path, capsys):
+    ends = lively(1), lively(2)
+    weights(tmp_path / "weights", *ends)
+    target = tmp_path / "bundle"
+    given = ["--weights", str(tmp_path / "weights"), "--output", str(target)]
+    assert main(["student", *given, "--calibrate", str(photographs(tmp_path))]) == 0
+    assert "8-bit integers cost" in capsys.readouterr().out
+    operators = Counter(node.op_type for node in onnx.load(target / INTEGERS).graph.node)
+    # All convolutions but the bicubic one have weights and biases of their own in integers.
+    layers = operators["Conv"] - 1
+    assert layers == sum(isinstance(m, torch.nn.Conv2d) for m in ends[0].modules())
+    assert operators["Round"] == operators["ReduceMax"] == layers
+    clip = np.asarray(Image.open(tmp_path / "photos" / "3.png"))[None, :30, :40].repeat(3, 0)
+    for share in (0.0, 0.3, 1.0):
+        floats, integers = (
+            Bundle(target, share, integer).upscale(clip) for integer in (False, True)
+        )
+        error = np.sqrt(np.square(floats - integers).mean())
+        added = np.sqrt(np.square(floats - plain(clip) / 255).mean())
+        assert 0 < error < 0.1 * added
+
+
+def test_integers_that_cost_much_make_no_bundle(tmp_path, capsys, monkeypatch):
+    weights(tmp_path / "weights", lively(1), lively(2))
+    target = tmp_path / "bundle"
+    given = ["student", "--weights", str(tmp_path / "weights"), "--output", str(target)]
+    given += ["--calibrate", str(photographs(tmp_path))]
+    # Weights without training are no better in floats.
+    monkeypatch.setattr(student_integer, "MOST_LOSS", -100.0)
+    assert main(given) == 1
+    assert "integers cost" in capsys.readouterr().err and not target.exists()
+    assert main([*given[:-1], str(tmp_path / "weights")]) == 1
+    assert "no photographs below" in capsys.readouterr().err and not target.exists()
 
 
 def test_weights_of_two_networks_make_no_bundle(tmp_path, capsys):

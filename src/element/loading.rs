@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     pub(super) provider: String,
     /// The device that the provider computes on.
     pub(super) device: String,
+    /// Nick of the precision of the graphs.
+    pub(super) precision: String,
     /// Version of ONNX Runtime.
     pub(super) runtime: String,
 }
@@ -76,10 +78,11 @@ fn load_from(settings: &Settings, folders: Vec<PathBuf>, cancel: &Cancel) -> Res
     Ok(Loaded {
         provider: engine.provider().to_string(),
         device: engine.device(),
+        precision: engine.precision().to_string(),
         runtime: engine.runtime_version().to_string(),
         times: Some(engine.stats()),
+        manifest: engine.manifest().clone(),
         model: Box::new(engine),
-        manifest: bundle.manifest().clone(),
     })
 }
 

@@ -135,8 +135,8 @@ mod settings;
 mod stats;
 
 use settings::{
-    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix,
-    SamplerMode, WindowMode,
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, Precision,
+    PromptSuffix, SamplerMode, WindowMode,
 };
 
 glib::wrapper! {
@@ -154,6 +154,7 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         ColorFix::static_type(),
         PromptSuffix::static_type(),
         GuidanceBatching::static_type(),
+        Precision::static_type(),
         Posterior::static_type(),
         Overload::static_type(),
         OnError::static_type(),

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::interrupt::Interrupt;
 use super::session::Session;
 use super::settings::{
-    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, PromptSuffix,
-    SamplerMode, Settings, WindowMode,
+    ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, Precision,
+    PromptSuffix, SamplerMode, Settings, WindowMode,
 };
 use super::stats::ElementStats;
 
@@ -122,6 +122,10 @@ pub struct Starsr {
     #[property(name = "detail", get, set, type = f32, member = detail, minimum = -1.0,
         maximum = 1.0, default = -1.0, mutable_ready, nick = "Detail",
         blurb = "Blend of a bundle's weights for fidelity (0) and for detail (1); -1: the bundle's")]
+    #[property(name = "precision", get, set, default, type = Precision, member = precision,
+        mutable_ready, nick = "Precision",
+        blurb = "What the model computes in; auto: 8-bit integers on processors that are faster \
+            with them, where the bundle has them")]
     #[property(name = "tile-size", get, set, type = u32, member = tile_size, maximum = 32768,
         mutable_ready, nick = "Tile size",
         blurb = "Largest side in output pixels that is processed at once, to save memory; 0: the \

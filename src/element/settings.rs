@@ -238,6 +238,40 @@ impl From<GuidanceBatching> for guidance::Batching {
     }
 }
 
+/// GstStarsrPrecision:
+///
+/// What the model computes in.
+///
+/// Since: 0.2
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstStarsrPrecision")]
+#[repr(i32)]
+pub enum Precision {
+    /// By bundle and processor.
+    #[default]
+    #[enum_value(
+        name = "Auto: 8-bit integers where the bundle has them and the processor is faster with them",
+        nick = "auto"
+    )]
+    Auto = 0,
+    /// Floats.
+    #[enum_value(name = "Float", nick = "float")]
+    Float = 1,
+    /// 8-bit integers.
+    #[enum_value(name = "Int8: 8-bit integers", nick = "int8")]
+    Int8 = 2,
+}
+
+impl From<Precision> for runtime::Precision {
+    fn from(value: Precision) -> Self {
+        match value {
+            Precision::Auto => Self::Auto,
+            Precision::Float => Self::Float,
+            Precision::Int8 => Self::Int8,
+        }
+    }
+}
+
 /// GstStarsrPosterior:
 ///
 /// Which latents of the encoder's posterior are used.
@@ -339,6 +373,7 @@ pub(super) struct Settings {
     pub(super) color_fix: ColorFix,
     pub(super) strength: f32,
     pub(super) detail: f32,
+    pub(super) precision: Precision,
     pub(super) tile_size: u32,
     pub(super) tile_overlap: i32,
     pub(super) scene_detection: bool,
@@ -381,6 +416,7 @@ impl Default for Settings {
             color_fix: ColorFix::default(),
             strength: -1.0,
             detail: -1.0,
+            precision: Precision::default(),
             tile_size: 0,
             tile_overlap: -1,
             scene_detection: true,
@@ -475,6 +511,7 @@ impl Settings {
             cache_dir: self.model_cache_dir.clone(),
             device_memory: nonzero(self.device_memory).map(|mebibytes| u64::from(mebibytes) << 20),
             detail: nonnegative(self.detail),
+            precision: self.precision.into(),
             threads: self.threads as usize,
         }
     }

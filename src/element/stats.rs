@@ -50,6 +50,7 @@ pub(super) struct ElementStats {
     model: String,
     provider: String,
     device: String,
+    precision: String,
     runtime: String,
 }
 
@@ -61,6 +62,7 @@ impl ElementStats {
             model: loaded.manifest.name.clone(),
             provider: loaded.provider.clone(),
             device: loaded.device.clone(),
+            precision: loaded.precision.clone(),
             runtime: loaded.runtime.clone(),
             ..Self::default()
         }
@@ -86,7 +88,7 @@ impl ElementStats {
                  floating-point operations in predictions, where the bundle says how many they take) (guint64); \
                  time-convert-in, time-upscale and, within it, time-prepare, time-encode, \
                  time-sample, time-decode and time-finish, then time-convert-out, time-onnxruntime and, within it, \
-                 time-predict (guint64, ns); model, provider, device, onnxruntime-version (string)",
+                 time-predict (guint64, ns); model, provider, device, precision, onnxruntime-version (string)",
             )
             .read_only()
             .build()
@@ -123,6 +125,7 @@ impl ElementStats {
             .field("model", &self.model)
             .field("provider", &self.provider)
             .field("device", &self.device)
+            .field("precision", &self.precision)
             .field("onnxruntime-version", &self.runtime)
             .build()
     }

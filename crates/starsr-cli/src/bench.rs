@@ -238,9 +238,9 @@ impl Measured {
     }
 
     fn title(&self) -> String {
-        let [model, device, runtime] =
-            ["model", "device", "onnxruntime-version"].map(|f| self.text(f));
-        format!("{model}, {device}, ONNX Runtime {runtime}")
+        let [model, precision, device, runtime] =
+            ["model", "precision", "device", "onnxruntime-version"].map(|f| self.text(f));
+        format!("{model} in {precision}, {device}, ONNX Runtime {runtime}")
     }
 
     fn lines(&self) -> String {
@@ -284,6 +284,7 @@ impl Measured {
             "model": self.text("model"),
             "provider": self.text("provider"),
             "device": self.text("device"),
+            "precision": self.text("precision"),
             "onnxruntime": self.text("onnxruntime-version"),
             "input": [self.input.0, self.input.1],
             "output": [self.output.0, self.output.1],

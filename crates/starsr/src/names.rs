@@ -93,6 +93,20 @@ impl Provider {
 }
 
 named! {
+    /// What the graphs compute in.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub enum Precision {
+        /// 8-bit integers where the bundle has graphs for them and the processor gains by them.
+        #[default]
+        Auto = "auto",
+        /// Floats.
+        Float = "float",
+        /// 8-bit integers.
+        Int8 = "int8",
+    }
+}
+
+named! {
     /// The setting that an error is about: a field of [`Settings`], [`Prompts`] or [`Options`].
     ///
     /// [`Settings`]: crate::Settings
@@ -153,6 +167,8 @@ named! {
         Device = "device",
         /// Folder of TensorRT's engines.
         CacheDir = "cache_dir",
+        /// Floats or integers.
+        Precision = "precision",
         /// CPU threads.
         Threads = "threads",
     }

@@ -115,6 +115,7 @@ impl Bench {
             manifest: stand_in::manifest(),
             provider: "cpu".into(),
             device: "CPU".into(),
+            precision: "float".into(),
             runtime: String::new(),
         };
         let (cancel, stats) = (Cancel::default(), Arc::new(Mutex::new(ElementStats::new(&loaded))));

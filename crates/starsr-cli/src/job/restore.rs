@@ -118,7 +118,7 @@ impl Restorer<'_> {
             packets: writer.packets,
             caps: encoded,
             encoded: line.encoded.lock().as_ref().map(ToString::to_string).unwrap_or_default(),
-            machine: format!("{} on {}", word("provider"), word("device")),
+            machine: format!("{} on {} in {}", word("provider"), word("device"), word("precision")),
             evaluations: stats.get("window-evaluations").unwrap_or(0),
             bypassed: stats.get("bypassed").unwrap_or(0),
             milliseconds: started.elapsed().as_millis() as u64,

@@ -319,7 +319,7 @@ fn describe_output(
     progress: &Progress,
 ) {
     let word = |name| stats.get::<String>(name).unwrap_or_default();
-    let (model, device) = (word("model"), word("device"));
+    let (model, device, precision) = (word("model"), word("device"), word("precision"));
     let memory = stats.get::<u64>("memory-estimate").unwrap_or_default();
     let output = job.output.display();
     progress.announce(
@@ -334,6 +334,7 @@ fn describe_output(
             "height": height,
             "model": model,
             "device": device,
+            "precision": precision,
             "memory": memory,
         }),
     );

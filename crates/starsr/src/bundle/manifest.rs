@@ -13,7 +13,7 @@ use super::process::{ConditionSpec, Kind, SamplerSpec, ScheduleSpec};
 use super::video::{PositionsSpec, WindowSpec};
 use crate::error::{Error, Result};
 use crate::geometry::{Interpolation, LegalSizes, Padding, Size};
-use crate::names::Role;
+use crate::names::{Precision, Role};
 use crate::text::{CONTEXT, T5_LENGTH};
 
 /// The newest version of the bundle format that this crate reads. It reads all older ones, too.
@@ -259,6 +259,21 @@ pub struct GraphFile {
     /// External data files that the ONNX file refers to.
     #[serde(default)]
     pub data: Vec<DataFile>,
+    /// The same graph in 8-bit integers, over the same data.
+    pub int8: Option<IntegerGraph>,
+}
+
+/// A graph in 8-bit integers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IntegerGraph {
+    /// ONNX file, relative to the bundle's folder.
+    pub file: String,
+    /// SHA-256 of the file in hexadecimal.
+    pub sha256: String,
+    /// In place of [`CanvasSpec::tile_memory`] where it is known, at most 2^32; 0 otherwise.
+    #[serde(default)]
+    pub tile_memory: u64,
 }
 
 /// A further file of the bundle.
@@ -284,9 +299,26 @@ impl GraphsSpec {
             Role::Upscaler => self.upscaler.as_ref(),
         }
     }
+
+    /// Whether a graph has a form in 8-bit integers.
+    pub fn have_integers(&self) -> bool {
+        Role::ALL.iter().any(|&role| self.get(role).is_some_and(|graph| graph.int8.is_some()))
+    }
 }
 
 impl Manifest {
+    /// The manifest of graphs in the given precision, which differs in the memory that they need.
+    pub(crate) fn in_precision(&self, precision: Precision) -> Self {
+        let mut manifest = self.clone();
+        let integers = [Role::Upscaler, Role::Denoiser].into_iter().find_map(|role| {
+            self.graphs.get(role)?.int8.as_ref().filter(|graph| graph.tile_memory > 0)
+        });
+        if let (Precision::Int8, Some(graph)) = (precision, integers) {
+            manifest.canvas.tile_memory = graph.tile_memory;
+        }
+        manifest
+    }
+
     /// Reads the text of a manifest; errors name `file`.
     ///
     /// # Errors

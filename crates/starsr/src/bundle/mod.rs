@@ -30,8 +30,8 @@ pub use crate::geometry::{Interpolation, LegalSizes, Padding};
 pub use crate::names::Role;
 pub use direct::DetailSpec;
 pub use manifest::{
-    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, Latent, Layout, Manifest, PromptsSpec,
-    Scale, Vae,
+    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, IntegerGraph, Latent, Layout, Manifest,
+    PromptsSpec, Scale, Vae,
 };
 pub use process::{
     ConditionKind, ConditionSpec, Kind, Prediction, SamplerSpec, ScheduleSpec, SolverKind,
@@ -101,6 +101,10 @@ impl Bundle {
                 let field = format!("graphs.{role}.data[{i}]");
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
+            if let Some(data) = &graph.int8 {
+                let field = format!("graphs.{role}.int8");
+                verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
+            }
         }
         if let Some(prompts) = &manifest.prompts {
             let files =
@@ -161,6 +165,12 @@ impl Bundle {
     /// The ONNX file of a role; `None` for one that the bundle does not have.
     pub fn graph(&self, role: Role) -> Option<PathBuf> {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
+    }
+
+    /// The ONNX file of a role in 8-bit integers; `None` where the bundle has none.
+    pub fn graph_in_integers(&self, role: Role) -> Option<PathBuf> {
+        let integers = self.manifest.graphs.get(role)?.int8.as_ref();
+        integers.map(|data| self.root.join(&data.file))
     }
 
     /// The prompts whose embeddings `[N,D]` come with the bundle, all of one `N` and `D`; empty

@@ -36,6 +36,9 @@ const SINCE_FORMAT_2: [(&str, &str); 19] = [
     ("prompts", "memory"),
 ];
 
+/// What is wrong with such a key.
+const NEWER: &str = "is unknown to format 1; the manifest must begin with format = 2";
+
 impl Manifest {
     /// Checks that a manifest of format 1 has no newer keys, and that no key is left out that only
     /// some manifests may lack.
@@ -47,8 +50,7 @@ impl Manifest {
         let newer = SINCE_FORMAT_2.into_iter().find(|&key| self.format == 1 && has(key));
         if let Some((place, key)) = newer {
             let dot = if place.is_empty() { "" } else { "." };
-            let reason = "is unknown to format 1; the manifest must begin with format = 2";
-            return Err(Fault::new(format!("{place}{dot}{key}"), reason));
+            return Err(Fault::new(format!("{place}{dot}{key}"), NEWER));
         }
         let prompts = self.format == 1 && self.prompts.is_some();
         let vae = !self.is_direct() && self.latent.temporal_factor == 1;
@@ -184,6 +186,13 @@ impl Manifest {
             for (i, data) in graph.data.iter().enumerate() {
                 check_file(&format!("graphs.{role}.data[{i}]"), &data.file, &data.sha256)?;
             }
+            let Some(data) = &graph.int8 else { continue };
+            let field = format!("graphs.{role}.int8");
+            if self.format == 1 {
+                return Err(Fault::new(field, NEWER));
+            }
+            check_file(&field, &data.file, &data.sha256)?;
+            within(&format!("{field}.tile_memory"), data.tile_memory, 0, 1 << 32)?;
         }
         Ok(())
     }

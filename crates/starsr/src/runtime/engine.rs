@@ -14,6 +14,7 @@ use super::direct::{self, Direct};
 use super::graph::Loader;
 use super::library;
 use super::options::Options;
+use super::precision;
 use super::predictor::{self, Predict};
 use super::provider::{Chosen, ProviderKey};
 use super::runner::{GraphTimes, Runner};
@@ -23,7 +24,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::machine::memory_of_this_machine;
 use crate::model::{Denoiser, Embedded, Memory, Model, Query, Samples, no_std};
-use crate::names::{Provider, Role};
+use crate::names::{Precision, Provider, Role};
 use crate::parallel::Threads;
 
 /// A bundle ready to run. Engines that run one bundle in one way share its graphs and take turns,
@@ -31,6 +32,8 @@ use crate::parallel::Threads;
 pub struct Engine {
     shared: Arc<Shared>,
     chosen: Arc<Chosen>,
+    precision: Precision,
+    manifest: Manifest,
     version: &'static str,
     runner: Runner,
     /// See [`Options::device_memory`].
@@ -99,7 +102,7 @@ struct Shared {
 
 /// What engines that share graphs have in common: the bundle's folder and manifest, with the hashes
 /// of all files, and how it is run.
-type BundleKey = (PathBuf, Manifest, ProviderKey, f32);
+type BundleKey = (PathBuf, Manifest, ProviderKey, Precision, f32);
 
 static SHARED: Mutex<Vec<(BundleKey, Weak<Shared>)>> = Mutex::new(Vec::new());
 
@@ -141,10 +144,11 @@ impl Engine {
         let root = bundle.root();
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_path_buf());
         let detail = direct::detail(bundle.manifest(), options.detail)?;
-        let key = (root, bundle.manifest().clone(), chosen.key(), detail);
+        let precision = precision::choose(bundle, &chosen, options.precision)?;
+        let key = (root, bundle.manifest().clone(), chosen.key(), precision, detail);
         let shared = shared(key, || {
             let before = chosen.free_device_memory();
-            let loader = Loader { bundle, library, chosen: &chosen, cancel };
+            let loader = Loader { bundle, library, chosen: &chosen, precision, cancel };
             let graphs = Graphs::load(&loader, detail)?;
             let (has_std, threads) = (graphs.has_std(), Threads::new(chosen.threads));
             let graphs = Mutex::new(graphs);
@@ -157,7 +161,18 @@ impl Engine {
         let runner = Runner::new(cancel, shared.threads.clone(), GraphTimes::default())?;
         let device_memory = options.device_memory;
         let version = &library.version;
-        Ok(Self { shared, chosen, version, runner, device_memory, text_memory: 0 })
+        let manifest = bundle.manifest().in_precision(precision);
+        let text_memory = 0;
+        Ok(Self {
+            shared,
+            chosen,
+            precision,
+            manifest,
+            version,
+            runner,
+            device_memory,
+            text_memory,
+        })
     }
 
     /// The provider that runs the graphs, never [`Provider::Auto`].
@@ -168,6 +183,16 @@ impl Engine {
     /// What the provider computes on, for instance `CPU`, `GPU 0` or `CPU (Intel)`.
     pub fn device(&self) -> String {
         self.chosen.device_name()
+    }
+
+    /// What the graphs compute in, never [`Precision::Auto`].
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The bundle's manifest; the memory in it is that of graphs in [`Self::precision`].
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
     /// The providers that [`Provider::Auto`] would have preferred, and why each does not work.

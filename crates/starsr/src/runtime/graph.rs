@@ -15,7 +15,7 @@ use super::runner::one_line;
 use crate::bundle::Bundle;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::names::Role;
+use crate::names::{Precision, Role};
 
 /// What one dimension of a declared tensor must be.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +37,8 @@ pub(super) struct Loader<'a> {
     pub bundle: &'a Bundle,
     pub library: &'static Library,
     pub chosen: &'a Arc<Chosen>,
+    /// Never [`Precision::Auto`].
+    pub precision: Precision,
     pub cancel: &'a Cancel,
 }
 
@@ -45,13 +47,14 @@ pub(super) struct Reload {
     bundle: Bundle,
     library: &'static Library,
     chosen: Arc<Chosen>,
+    precision: Precision,
 }
 
 impl Reload {
     /// The graph of a role that the bundle has; `cancel` is checked before and after.
     pub fn graph(&self, role: Role, cancel: &Cancel) -> Result<Graph> {
-        let Self { bundle, library, chosen } = self;
-        Loader { bundle, library, chosen, cancel }.required(role)
+        let Self { bundle, library, chosen, precision } = self;
+        Loader { bundle, library, chosen, precision: *precision, cancel }.required(role)
     }
 }
 
@@ -59,7 +62,7 @@ impl Loader<'_> {
     /// What loads graphs again when this loader is gone.
     pub fn reload(&self) -> Reload {
         let (bundle, chosen) = (self.bundle.clone(), self.chosen.clone());
-        Reload { bundle, library: self.library, chosen }
+        Reload { bundle, library: self.library, chosen, precision: self.precision }
     }
 
     /// The graph of a role that the bundle must have.
@@ -74,7 +77,11 @@ impl Loader<'_> {
         adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
     ) -> Result<Graph> {
         self.cancel.check()?;
-        let path = self.bundle.graph(role).ok_or_else(|| {
+        let integers = match self.precision {
+            Precision::Int8 => self.bundle.graph_in_integers(role),
+            Precision::Auto | Precision::Float => None,
+        };
+        let path = integers.or_else(|| self.bundle.graph(role)).ok_or_else(|| {
             Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing")
         })?;
         let load = || adjust(self.chosen.builder(self.library)?)?.commit_from_file(&path);

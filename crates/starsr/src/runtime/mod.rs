@@ -14,14 +14,16 @@ mod graph;
 mod library;
 mod modulation;
 mod options;
+mod precision;
 mod predictor;
 mod provider;
 mod runner;
 mod tensor;
 mod text_encoder;
 
-pub use crate::names::Provider;
+pub use crate::names::{Precision, Provider};
 pub use engine::Engine;
 pub use library::{Level, Logger, set_logger};
 pub use options::Options;
+pub use precision::has_fast_integers;
 pub use runner::GraphTimes;

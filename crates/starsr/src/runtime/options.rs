@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::names::Provider;
+use crate::names::{Precision, Provider};
 
 /// How the graphs are run.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,6 +33,9 @@ pub struct Options {
     /// Share of the weights that were trained for detail, 0..=1, in a bundle that has them; `None`
     /// is the bundle's default.
     pub detail: Option<f32>,
+    /// What the graphs compute in. A named precision must be possible; only [`Precision::Auto`]
+    /// chooses.
+    pub precision: Precision,
     /// Threads on the CPU; 0 is one for each core.
     pub threads: usize,
 }

@@ -3,6 +3,7 @@
 //! Bundles that restore in one evaluation of one graph: their manifest, and what they make of
 //! frames, with a stand-in for the graph.
 
+use std::fs;
 use std::path::Path;
 
 use ndarray::{Array3, ArrayView4};
@@ -11,6 +12,7 @@ use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::upscaler::Received;
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
+use starsr_testkit::fixtures;
 
 /// A manifest of such a bundle.
 fn manifest() -> String {
@@ -41,6 +43,7 @@ weights = {{ file = "detail.safetensors", sha256 = "{hash}" }}
 file = "upscaler.onnx"
 sha256 = "{hash}"
 data = [{{ file = "fidelity.safetensors", sha256 = "{hash}" }}]
+int8 = {{ file = "integers.onnx", sha256 = "{hash}", tile_memory = 4 }}
 "#
     )
 }
@@ -113,6 +116,19 @@ fn everything_is_read() {
     assert_eq!(manifest.detail.as_ref().unwrap().default, 0.5);
     assert_eq!((manifest.latent.channels, manifest.latent.spatial_factor), (3, 4));
     assert!(manifest.graphs.denoiser.is_none());
+    assert!(manifest.graphs.have_integers());
+    let format_1 = fs::read_to_string(fixtures::repository("models/nano/bundle.toml")).unwrap();
+    let int8 = format!("int8 = {{ file = \"a\", sha256 = \"{}\" }}", "0".repeat(64));
+    for text in [
+        format_1.clone(),
+        format_1.replace("[graphs.denoiser]", &format!("[graphs.denoiser]\n{int8}")),
+    ] {
+        let is_new = text != format_1;
+        match parse(&text) {
+            Ok(manifest) => assert!(!is_new && !manifest.graphs.have_integers()),
+            Err(e) => assert!(is_new && e.to_string().contains("graphs.denoiser.int8"), "{e}"),
+        }
+    }
 }
 
 #[test]
@@ -125,6 +141,13 @@ fn mistakes() {
         ("\"edge\"", "\"official\"", "canvas.padding", "edge"),
         ("\"blend\"", "\"wavefront\"", "window.mode", "blend"),
         ("default = 0.5", "default = 1.5", "detail.default", "is 1.5"),
+        ("\"integers", "\"../integers", "graphs.upscaler.int8.file", "plain path"),
+        (
+            "tile_memory = 4 ",
+            "tile_memory = 8000000000 ",
+            "graphs.upscaler.int8.tile_memory",
+            "is 8000000000",
+        ),
         ("\"detail.safe", "\"/detail.safe", "detail.weights.file", "plain path"),
         ("[graphs.upscaler]", &graph, "graphs.denoiser", "no use"),
         (

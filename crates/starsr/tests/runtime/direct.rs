@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Array4};
 use starsr::bundle::{Bundle, Role};
 use starsr::model::Model;
-use starsr::runtime::{Engine, Options, Provider};
+use starsr::runtime::{Engine, Options, Precision, Provider, has_fast_integers};
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
 use starsr_testkit::{fixtures, stand_in};
 
@@ -16,14 +16,18 @@ fn nano2() -> PathBuf {
     fixtures::repository("models/nano2")
 }
 
-fn load(bundle: &Path, detail: Option<f32>) -> Result<Engine> {
-    let options = Options {
+fn options() -> Options {
+    Options {
         library: Some(fixtures::onnx_runtime()),
         provider: Provider::Cpu,
-        detail,
+        precision: Precision::Float,
         threads: 2,
         ..Options::default()
-    };
+    }
+}
+
+fn load(bundle: &Path, detail: Option<f32>) -> Result<Engine> {
+    let options = Options { detail, ..options() };
     Engine::load(&Bundle::open(bundle)?, &options, &Cancel::default())
 }
 
@@ -129,4 +133,49 @@ fn clips_are_the_same_however_they_are_split() {
     assert_eq!(whole, run(0..2 * manifest.length));
     let later = run(stride..2 * manifest.length);
     assert_eq!(whole[stride + manifest.overlap..], later[manifest.overlap..]);
+}
+
+#[test]
+fn integers_are_taken_where_the_processor_gains_and_are_close_to_floats() {
+    let load = |precision, threads, detail| {
+        let options = Options { precision, threads, detail, ..options() };
+        Engine::load(&Bundle::open(&nano2()).unwrap(), &options, &Cancel::default())
+    };
+    let low = frames(6, 40, 52);
+    let run = |precision, threads, detail| {
+        let mut engine = load(precision, threads, detail).unwrap();
+        let high = engine.upscale(low.view()).unwrap().view().to_owned();
+        (engine.precision(), high)
+    };
+    let (precision, chosen) = run(Precision::Auto, 2, None);
+    if !has_fast_integers() {
+        assert_eq!((precision, chosen), run(Precision::Float, 2, None));
+        match load(Precision::Int8, 2, None).map(drop) {
+            Err(Error::Setting { setting: Setting::Precision, reason }) => {
+                assert!(reason.contains("VNNI"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        return;
+    }
+    assert_eq!(precision, Precision::Int8);
+    for threads in [1, 2, 3] {
+        assert_eq!(run(Precision::Int8, threads, None).1, chosen, "{threads} threads");
+    }
+    for detail in [0.0, 0.75, 1.0] {
+        let [floats, integers] = [Precision::Float, Precision::Int8].map(|precision| {
+            let (found, high) = run(precision, 2, Some(detail));
+            assert_eq!(found, precision);
+            high
+        });
+        let error = (&floats - &integers).mapv(|d| 255.0 * d);
+        let rms = error.mapv(|d| d * d).mean().unwrap().sqrt();
+        assert!(rms > 0.01 && rms < 2.0, "detail {detail}: {rms} of 255");
+    }
+    let memory = |precision| load(precision, 2, None).unwrap().manifest().canvas.tile_memory;
+    assert!(memory(Precision::Int8) < memory(Precision::Float));
+    // Both are loaded, not one in the place of the other.
+    let [floats, integers] =
+        [Precision::Float, Precision::Int8].map(|precision| load(precision, 2, None).unwrap());
+    assert!(!floats.shares_graphs_with(&integers));
 }

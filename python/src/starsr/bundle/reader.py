@@ -19,15 +19,18 @@ from starsr.models.schedule import alphas_sigmas
 class Bundle:
     """The graphs of a bundle without a text encoder, on the CPU.
 
-    `detail` is the share of the weights for detail, or that of the manifest.
+    `detail` is the share of the weights for detail, or that of the manifest. `integer` takes graphs
+    in 8-bit integers where the bundle has them, and computes them by floats: integer kernels of
+    processors without VNNI overflow.
     """
 
-    def __init__(self, folder: Path, detail: float | None = None) -> None:
+    def __init__(self, folder: Path, detail: float | None = None, integer: bool = False) -> None:
         text = (folder / "bundle.toml").read_text(encoding="utf-8")
         self.manifest = tomllib.loads(text)
+        self.integer = integer
         self.sessions = {
             role: onnxruntime.InferenceSession(
-                str(folder / entry["file"]),
+                str(folder / (entry.get("int8", entry) if integer else entry)["file"]),
                 self._options(folder, entry, detail),
                 providers=["CPUExecutionProvider"],
             )
@@ -45,6 +48,10 @@ class Bundle:
     ) -> onnxruntime.SessionOptions:
         """Return options of a session, with blended weights where the bundle has two sets."""
         options = onnxruntime.SessionOptions()
+        if self.integer:
+            # Higher levels fuse layers with the conversions around them.
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.graph_optimization_level = level
         table = self.manifest.get("detail")
         if table is None:
             return options

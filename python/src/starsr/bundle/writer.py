@@ -68,11 +68,15 @@ def _empty(work: Path) -> None:
 
 
 def write_manifest(
-    work: Path, manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, str]]
+    work: Path,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, str]],
+    integers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the manifest.
 
-    `files` are those of each role with their SHA-256, the graph first and then its data.
+    `files` are those of each role with their SHA-256, the graph first and then its data. `integers`
+    are the tables `int8` of roles whose graphs have a form in 8-bit integers.
     """
     graphs: dict[str, dict[str, Any]] = {}
     for role, entries in files.items():
@@ -80,6 +84,8 @@ def write_manifest(
         graphs[role] = {"file": graph, "sha256": sha256}
         if data:
             graphs[role]["data"] = [{"file": name, "sha256": sha256} for name, sha256 in data]
+    for role, table in (integers or {}).items():
+        graphs[role]["int8"] = dict(table)
     text = tomli_w.dumps({**manifest, "graphs": graphs})
     (work / MANIFEST).write_text(text, encoding="utf-8")
 

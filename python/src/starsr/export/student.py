@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
-"""The student of nano as an ONNX graph, and as the bundle nano2 (`starsr-export student`)."""
+"""The student of nano as the bundle nano2 (`starsr-export student`)."""
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,150 +12,28 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto
-from torch import nn
 
 from starsr.bundle.reader import Bundle
 from starsr.bundle.writer import BundleError, staged, write_manifest
 from starsr.data.media import SCALE
+from starsr.export import student_integer
 from starsr.export.nano import OURS
-from starsr.models.nano.student import (
-    MULTIPLE,
-    SLOPE,
-    Stage,
-    Student,
-    StudentConfig,
-    blend,
-    load,
-    operations,
-)
-from starsr.ops.onnx_graph import OnnxGraph, Spec
+from starsr.export.student_graph import graph
+from starsr.models.nano.student import MULTIPLE, Student, StudentConfig, blend, load, operations
 
-#: The end of any axis.
-FAR = (1 << 63) - 1
-LOW: Spec = (onnx.TensorProto.FLOAT, ["F", 3, "h", "w"])
-HIGH: Spec = (onnx.TensorProto.FLOAT, ["F", 3, "H", "W"])
 #: The weights of the bundle's graph and those that `detail` blends them with.
 FIDELITY, DETAIL = "fidelity.safetensors", "detail.safetensors"
+#: The graphs in floats and in integers.
+FLOATS, INTEGERS = "upscaler.onnx", "upscaler-int8.onnx"
 #: Share of the weights for detail unless the user sets another.
 DEFAULT_DETAIL = 0.75
 #: Side of a tile in output pixels, and the overlap that hides the seams of tiles.
 TILE, TILE_OVERLAP = 2048, 128
-#: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU.
-TILE_MEMORY = 96
+#: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU:
+#: those of floats and of integers.
+TILE_MEMORY, INTEGER_TILE_MEMORY = 96, 32
 #: Largest absolute difference between ONNX Runtime and PyTorch, whose blend is not rounded to fp16.
 LIMIT = 2e-3
-
-
-class _Writer(OnnxGraph):
-    """Adds the layers of a student to a graph."""
-
-    def __init__(self, student: Student, precision: str = "fp32") -> None:
-        weights = {name: w.detach().cpu().numpy() for name, w in student.named_parameters()}
-        super().__init__(weights, precision)
-        self.modules = {n: m for n, m in student.named_modules() if isinstance(m, nn.Conv2d)}
-
-    def conv(self, x: str, name: str) -> str:
-        module = self.modules[name]
-        weight = self.single(f"{name}.weight", tuple(module.weight.shape))
-        bias = self.single(f"{name}.bias", (module.out_channels,))
-        pads, strides = list(module.padding) * 2, list(module.stride)
-        kernel = list(module.kernel_size)
-        return self.node("Conv", x, weight, bias, kernel_shape=kernel, pads=pads, strides=strides)
-
-    def single(self, name: str, shape: tuple[int, ...]) -> str:
-        """Return a weight in 32 bits; ONNX Runtime converts constants when it loads the graph."""
-        weight = self.weight(name, shape)
-        return weight if self.element == TensorProto.FLOAT else self.cast(weight, TensorProto.FLOAT)
-
-    def relu(self, x: str) -> str:
-        return self.node("LeakyRelu", x, alpha=SLOPE)
-
-    def part(self, x: str, start: int, end: int) -> str:
-        return self.node("Slice", x, self.integers(start), self.integers(end), self.integers(0))
-
-    def neighbourhood(self, x: str, reach: int) -> str:
-        for _ in range(reach):
-            x = self.node("Concat", self.part(x, 0, 1), x, self.part(x, -1, FAR), axis=0)
-        shifts = [self.part(x, start, (start - 2 * reach) or FAR) for start in range(2 * reach + 1)]
-        return self.node("Concat", *shifts, axis=1)
-
-    def block(self, x: str, name: str) -> str:
-        inner = self.relu(self.conv(x, f"{name}.first"))
-        return self.relu(self.node("Add", x, self.conv(inner, f"{name}.second")))
-
-    def stage(self, x: str, name: str, stage: Stage) -> str:
-        for index in range(len(stage.blocks)):
-            around = self.neighbourhood(x, 1)
-            x = self.node("Add", x, self.conv(around, f"{name}.mixes.{index}.project"))
-            x = self.block(x, f"{name}.blocks.{index}")
-        return x
-
-    def joined(self, fine: str, coarse: str, name: str) -> str:
-        scales = self.array("twice", np.array([1, 1, 2, 2], np.float32))
-        enlarged = self.node(
-            "Resize",
-            self.conv(coarse, name),
-            "",
-            scales,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-        return self.node("Add", fine, enlarged)
-
-
-def graph(student: Student, weights: Path | None = None) -> onnx.ModelProto:
-    """Return the network as an ONNX graph of standard operators.
-
-    It maps `low` `[F,3,h,w]` in [0,1], the frames of a window, to `high` `[F,3,4h,4w]` in [0,1].
-    F, h and w are free; h and w are multiples of `student.MULTIPLE`. The graph refers to the
-    tensors in the file `weights`, which `student.save` wrote, or holds its own.
-    """
-    writer = _Writer(student, "fp16" if weights else "fp32")
-    entered = writer.conv(writer.neighbourhood("low", student.config.reach), "enter")
-    fine = writer.relu(writer.conv(writer.relu(entered), "widen"))
-    half = writer.stage(writer.relu(writer.conv(fine, "down1")), "before", student.before)
-    quarter = writer.stage(writer.relu(writer.conv(half, "down2")), "middle", student.middle)
-    half = writer.stage(writer.joined(half, quarter, "up2"), "after", student.after)
-    fine = writer.joined(fine, half, "up1")
-    for index in range(len(student.finish)):
-        fine = writer.block(fine, f"finish.{index}")
-    padded = writer.node("Pad", "low", writer.integers(0, 0, 2, 2, 0, 0, 2, 2), mode="edge")
-    kernel = writer.array("enlarge", student.enlarge.cpu().numpy())
-    plain = writer.node("Conv", padded, kernel, kernel_shape=[5, 5])
-    phases = writer.node("Add", plain, writer.conv(fine, "leave"))
-    shuffled = writer.node("DepthToSpace", phases, blocksize=SCALE, mode="CRD")
-    zero = writer.array("zero", np.array(0, np.float32))
-    one = writer.array("one", np.array(1, np.float32))
-    result = writer.node("Clip", shuffled, zero, one)
-    model = writer.model({"low": LOW}, {"high": HIGH}, [result])
-    if weights:
-        refer(model, weights)
-    return model
-
-
-def refer(model: onnx.ModelProto, weights: Path) -> None:
-    """Make the initialisers of `model` that are tensors of a safetensors file refer to it."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    for tensor in model.graph.initializer:
-        if tensor.name not in header:
-            continue
-        start, end = header[tensor.name]["data_offsets"]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        place = {"location": weights.name, "offset": 8 + length + start, "length": end - start}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-
-
-def export(student: Student, path: Path) -> None:
-    """Write `graph`, with its weights, to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(graph(student).SerializeToString(deterministic=True))
-    onnx.checker.check_model(path)
 
 
 def manifest(name: str, version: str, detail: float) -> dict[str, Any]:
@@ -198,11 +75,39 @@ def verify(folder: Path, ends: tuple[Student, Student]) -> float:
     return worst
 
 
-def write(folder: Path, source: Path, details: dict[str, Any]) -> float:
-    """Write the bundle with the weights in `source`; return what `verify` does.
+def write_integers(work: Path, ends: tuple[Student, Student], media: Path) -> str:
+    """Write the graph in integers and return its SHA-256."""
+    clips = [pair.low for pair in student_integer.pairs(media, student_integer.RANGES)]
+    if not clips:
+        raise BundleError(f"no photographs below {media}: name a folder that has some")
+    limits = student_integer.ranges(ends, clips)
+    model = student_integer.graph(ends[0], limits, work / FIDELITY)
+    data = model.SerializeToString(deterministic=True)
+    (work / INTEGERS).write_bytes(data)
+    onnx.checker.check_model(work / INTEGERS)
+    return hashlib.sha256(data).hexdigest()
 
-    Texts that `folder` has stay. Raises `ValueError` for weights that do not belong together, and
-    `BundleError` if the graph is not exact.
+
+def check_integers(work: Path, media: Path) -> float:
+    """Return how many dB the integers cost. Raises `BundleError` if that is too much."""
+    judged = list(student_integer.pairs(media, student_integer.COST))
+    cost = student_integer.loss(work, judged)
+    if not cost <= student_integer.MOST_LOSS:
+        raise BundleError(
+            f"integers cost {cost:.2f} dB of PSNR, more than {student_integer.MOST_LOSS} dB: the "
+            "bundle is not written; write it without --calibrate"
+        )
+    return cost
+
+
+def write(
+    folder: Path, source: Path, details: dict[str, Any], media: Path | None = None
+) -> dict[str, float]:
+    """Write the bundle with the weights in `source`; return the figures of its checks.
+
+    With photographs in `media` the bundle gets a graph in integers, too. Texts that `folder` has
+    stay. Raises `ValueError` for weights that do not belong together, and `BundleError` if a graph
+    is not exact enough.
     """
     ends = load(source / FIDELITY), load(source / DETAIL)
     blend(*ends, 0.0)
@@ -210,24 +115,31 @@ def write(folder: Path, source: Path, details: dict[str, Any]) -> float:
     with staged(folder) as work:
         for name in (FIDELITY, DETAIL):
             shutil.copyfile(source / name, work / name)
-        (work / "upscaler.onnx").write_bytes(
+        (work / FLOATS).write_bytes(
             graph(ends[0], work / FIDELITY).SerializeToString(deterministic=True)
         )
-        onnx.checker.check_model(work / "upscaler.onnx")
-        names = ("upscaler.onnx", FIDELITY, DETAIL)
+        onnx.checker.check_model(work / FLOATS)
+        names = (FLOATS, FIDELITY, DETAIL)
         hashes = {n: hashlib.sha256((work / n).read_bytes()).hexdigest() for n in names}
         weights = {"file": DETAIL, "sha256": hashes.pop(DETAIL)}
         details = {**details, "detail": {**details["detail"], "weights": weights}}
-        write_manifest(work, details, {"upscaler": hashes})
+        integers = {}
+        if media is not None:
+            sha256 = write_integers(work, ends, media)
+            table = {"file": INTEGERS, "sha256": sha256, "tile_memory": INTEGER_TILE_MEMORY}
+            integers["upscaler"] = table
+        write_manifest(work, details, {"upscaler": hashes}, integers)
         for name, text in texts.items():
             (work / name).write_bytes(text)
-        difference = verify(work, ends)
-        if not difference <= LIMIT:
+        figures = {"difference": verify(work, ends)}
+        if not figures["difference"] <= LIMIT:
             raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} differs from PyTorch by {difference:.1e}, "
-                f"more than {LIMIT:.0e}: the bundle is not written"
+                f"ONNX Runtime {onnxruntime.__version__} differs from PyTorch by "
+                f"{figures['difference']:.1e}, more than {LIMIT:.0e}: the bundle is not written"
             )
-    return difference
+        if media is not None:
+            figures["cost"] = check_integers(work, media)
+    return figures
 
 
 def parser() -> argparse.ArgumentParser:
@@ -240,8 +152,14 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, required=True, help=f"folder with {FIDELITY} and {DETAIL}")
     add("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     add("--name", default="nano2", help="name in the manifest (%(default)s)")
-    add("--version", default="2.1.0", help="version in the manifest (%(default)s)")
+    add("--version", default="2.2.0", help="version in the manifest (%(default)s)")
     add("--detail", type=float, default=DEFAULT_DETAIL, help="default detail (%(default)s)")
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="MEDIA",
+        help="folder of photographs; measures on them the ranges for a graph in 8-bit integers",
+    )
     return result
 
 
@@ -250,9 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     details = manifest(options.name, options.version, options.detail)
     try:
-        difference = write(options.output, options.weights, details)
+        figures = write(options.output, options.weights, details, options.calibrate)
     except (ValueError, OSError, BundleError) as e:
         print(f"starsr-export student: {e}", file=sys.stderr)
         return 1
-    print(f"wrote {options.output}, which differs from PyTorch by {difference:.1e}")
+    print(f"wrote {options.output}, which differs from PyTorch by {figures['difference']:.1e}")
+    if "cost" in figures:
+        print(f"8-bit integers cost {figures['cost']:.3f} dB of PSNR")
     return 0
