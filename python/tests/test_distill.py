@@ -10,10 +10,21 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from starsr.data.resize import bicubic
 from starsr.models.nano import student as networks
 from starsr.training import distill, perceptual
 from starsr.training.critic import Critic, changes, critic_loss, realism_loss, slices
-from starsr.training.moving import MovingClips, Reel, crop_frame, free_film, panned, shrink, warped
+from starsr.training.moving import (
+    MIX,
+    MovingClips,
+    Reel,
+    crop_frame,
+    free_film,
+    mix_with,
+    panned,
+    shrink,
+    warped,
+)
 from starsr.training.nano import taken
 from starsr.training.student_losses import (
     Balance,
@@ -22,6 +33,7 @@ from starsr.training.student_losses import (
     plain_losses,
     unsteadiness,
 )
+from starsr.training.supply import Supply
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +110,42 @@ def test_clean_shrinks_are_whole_levels(media):
     assert low.shape == (5, 2, 3, 8, 8)
     torch.testing.assert_close(low * 255, (low * 255).round())
     assert (low.mean((2, 3, 4)) - high.mean((2, 3, 4))).abs().max() < 0.05
+
+
+def test_clips_may_be_few_and_of_a_given_mix(media):
+    assert mix_with(MIX["heavy"]) == pytest.approx(MIX)
+    mix = mix_with(0.6)
+    assert mix["heavy"] == 0.6 and sum(mix.values()) == pytest.approx(1)
+    assert mix["light"] / mix["video"] == pytest.approx(MIX["light"] / MIX["video"])
+    with pytest.raises(ValueError, match="no share"):
+        mix_with(1.0)
+    clips = MovingClips(media, 3, frames=3, side=16, mix=mix)
+    supply = Supply(clips, torch.device("cpu"), pool=5, frames=2, workers=0, clean=0.1)
+    try:
+        # More are asked for than there are.
+        counts = [len(supply.batch(8, 8)[0]) for _ in range(3)]
+    finally:
+        supply.close()
+    assert counts == [8, 8, 8] and supply.reel.made == 3
+
+
+def test_severity_is_what_clips_lost_beside_pixels():
+    torch.manual_seed(0)
+    high = torch.rand(1, 2, 3, 64, 64).repeat(3, 1, 1, 1, 1)
+    small = torch.nn.functional.avg_pool2d(high.flatten(0, 1), 4).unflatten(0, high.shape[:2])
+    noise = torch.randn_like(small) * torch.tensor([0.0, 0.25, 1.0]).reshape(3, 1, 1, 1, 1)
+    lost = distill.severity(bicubic(small + noise), high)
+    assert lost[0] == 0 and 0.05 < lost[1] < 0.95 and lost[2] == 1
+
+
+def test_precision_is_what_was_asked_for():
+    device = torch.device("cpu")
+    for precision in ("bf16", "fp32", "auto"):
+        with distill.autocast(device, precision):
+            made = torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+        has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+        fast = precision == "bf16" or (precision == "auto" and has_amx)
+        assert made == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_errors_that_move_with_the_picture_are_steady():

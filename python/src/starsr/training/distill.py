@@ -7,7 +7,6 @@ a number of minutes rather than of iterations. A run that was stopped goes on fr
 checkpoint for the time that is left.
 """
 
-import argparse
 import csv
 import math
 import sys
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from starsr.data.media import SCALE
 from starsr.data.resize import bicubic
 from starsr.models.nano import student as networks
 from starsr.models.nano.student import Student
@@ -27,50 +28,18 @@ from starsr.models.weights import MISFITS, reason
 from starsr.training import checkpoint, perceptual
 from starsr.training.checkpoint import Average, trained
 from starsr.training.critic import Critic, critic_loss, realism_loss
-from starsr.training.moving import MovingClips
+from starsr.training.distill_options import Options, options_of
+from starsr.training.moving import MovingClips, mix_with
 from starsr.training.muon import Muon
 from starsr.training.perceptual import Perceptual
 from starsr.training.student_losses import Balance, fidelity_loss, plain_losses
 from starsr.training.supply import Supply
 
+#: Offsets in pixels at which the perceptual network sees crops.
+PHASES = 8
+
 #: Low frames, high frames and moves.
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a run.
-
-    `fidelity` and `detail` are the minutes of the two stages; `batches`, `sides` and `rates` have a
-    value for each stage: clips of a batch, the side of a crop in low-resolution pixels, and the
-    learning rate. A share of the second stage is the size of a loss's gradient at the output, in
-    units of that of the absolute error.
-    """
-
-    media: Path
-    output: Path
-    features: Path | None = None
-    start: Path | None = None
-    fidelity: float = 4.0
-    detail: float = 4.0
-    batches: tuple[int, int] = (64, 12)
-    sides: tuple[int, int] = (48, 40)
-    frames: int = 6
-    clip_side: int = 64
-    clip_frames: int = 8
-    pool: int = 2500
-    workers: int = 14
-    rates: tuple[float, float] = (1.5e-3, 3e-4)
-    seed: int = 1
-    frequency_weight: float = 4.0
-    steady_weight: float = 0.1
-    grid_weight: float = 10.0
-    perceptual_share: float = 1.2
-    realism_share: float = 0.5
-    steady_share: float = 0.6
-    colour_share: float = 0.5
-    grid_share: float = 0.1
-    save_every: float = 60.0
 
 
 @dataclass
@@ -124,9 +93,23 @@ def new_run(stage: int, student: Student, options: Options, device: torch.device
     return Run(1, 0.0, 0, student, average, optimizer, Adversary(critic, opponent))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 on a GPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Compute in bfloat16, by default on GPUs and on processors with instructions for it."""
+    fast = device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    enabled = fast if precision == "auto" else precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def severity(plain: Tensor, high: Tensor) -> Tensor:
+    """Return how much clips `[N,F,3,H,W]` lost beside pixels, `[N]` from 0 to 1.
+
+    It compares the error of `plain`, the bicubic upscale of the low frames, with that of a clean
+    shrink's: 1 dB more counts as nothing, 6 dB more as 1.
+    """
+    small = F.avg_pool2d(high.flatten(0, 1), SCALE).unflatten(0, high.shape[:2])
+    errors = [(frames - high).square().mean((1, 2, 3, 4)) for frames in (plain, bicubic(small))]
+    ratio = (errors[0] + 1e-5) / (errors[1] + 1e-5)
+    return ((10 * ratio.log10() - 1) / 5).clamp(0, 1)
 
 
 def finish(run: Run) -> None:
@@ -146,7 +129,7 @@ def fidelity_step(
 ) -> dict[str, Tensor]:
     """Take a step of the first stage and return figures for the log."""
     low, high, moves = batch
-    with autocast(device):
+    with autocast(device, options.precision):
         predicted = run.student(low)
     loss, figures = fidelity_loss(
         predicted,
@@ -179,12 +162,13 @@ def detail_step(
     critic = adversary.critic
     with torch.no_grad():
         plain = bicubic(low)
-    with autocast(device):
+        lost = severity(plain, high)
+    with autocast(device, options.precision):
         predicted = run.student(low)
     leaf = predicted.detach().requires_grad_()
     side = high.shape[-1]
     rows, columns = (torch.randint(side, (6,), device=device) for _ in range(2))
-    with autocast(device):
+    with autocast(device, options.precision):
         real, fake = (critic(clips, plain, rows, columns) for clips in (high, leaf.detach()))
         judged = critic_loss(real, fake)
     adversary.optimizer.zero_grad(set_to_none=True)
@@ -193,15 +177,28 @@ def detail_step(
     adversary.optimizer.step()
 
     losses = plain_losses(leaf, high, moves)
-    chosen = torch.randperm(low.shape[1], device=device)[:4]
-    with autocast(device):
+    chosen = torch.randperm(low.shape[1], device=device)[: options.judged_frames]
+    # Crops begin at multiples of the scale. Seen always from there, the perceptual network rewards
+    # a pattern with that period.
+    top, left = torch.randint(PHASES, (2,)).tolist()
+    end = side - PHASES
+    with autocast(device, options.precision):
         ours, theirs = (
-            clips[:, chosen].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            clips[:, chosen, :, top : top + end, left : left + end]
+            .flatten(0, 1)
+            .contiguous(memory_format=torch.channels_last)
             for clips in (leaf, high)
         )
         losses["perceptual"] = features(ours, theirs).mean()
         losses["realism"] = realism_loss(critic(leaf, plain, rows, columns))
     gradients = {name: torch.autograd.grad(loss, leaf)[0] for name, loss in losses.items()}
+    factors = {
+        "perceptual": options.judged_by_loss,
+        "realism": options.judged_by_loss,
+        "steady": options.steady_by_loss,
+    }
+    for name, (nothing, most) in factors.items():
+        gradients[name] *= (nothing + (most - nothing) * lost)[:, None, None, None, None]
     # New discriminators are no guide, so their share begins at 0.
     start = min(1.0, max(0.0, (progress - 0.05) / 0.15))
     shares = {
@@ -333,7 +330,8 @@ class Figures:
 def go_on(run: Run, minutes: float, step: Step, supply: Supply, options: Options) -> None:
     """Take steps until the stage has lasted its time."""
     limit, log = 60 * minutes, Figures(options.output / "log.csv")
-    supply.take(min(options.pool, 200 if options.workers else 8))
+    first = options.clips or (200 if options.workers else 8)
+    supply.take(min(options.pool, first))
     begun, before = time.monotonic(), run.seconds
     saved = shown = before
     while run.seconds < limit:
@@ -370,13 +368,19 @@ def train(options: Options, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = True
     # The bicubic upscale must be exact; all else runs in 16 bits.
     torch.backends.cudnn.allow_tf32 = False
-    if options.workers:
+    if options.workers and device.type != "cpu":
         # The other processors make clips.
         torch.set_num_threads(1)
+    count = options.clips or 1 << 40
     clips = MovingClips(
-        options.media, 1 << 40, options.clip_frames, options.clip_side, options.seed
+        options.media,
+        count,
+        options.clip_frames,
+        options.clip_side,
+        options.seed,
+        mix_with(options.heavy),
     )
-    supply = Supply(clips, device, options.pool, options.frames, options.workers)
+    supply = Supply(clips, device, options.pool, options.frames, options.workers, options.clean)
 
     def faithful(run: Run, batch: Batch, _progress: float) -> dict[str, Tensor]:
         return fidelity_step(run, batch, options, device)
@@ -391,6 +395,8 @@ def train(options: Options, device: torch.device) -> None:
         if options.features is None:
             raise ValueError("the second stage needs the perceptual network: give --features")
         adversary, features = run.adversary, perceptual.load(options.features, device)
+        if options.compile:
+            features.compile()
 
         def detailed(run: Run, batch: Batch, progress: float) -> dict[str, Tensor]:
             return detail_step(run, adversary, batch, options, device, features, progress)
@@ -400,83 +406,11 @@ def train(options: Options, device: torch.device) -> None:
         supply.close()
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command's options."""
-    result = argparse.ArgumentParser(
-        prog="starsr-distill",
-        description="Trains the student of nano on photographs and video, first for fidelity and "
-        "then for detail, each for some minutes.",
-    )
-    add = result.add_argument
-    add(
-        "--data",
-        dest="media",
-        type=Path,
-        required=True,
-        help="folder with photographs, and perhaps video",
-    )
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        help="folder of checkpoints, weights and figures; a run that is in it goes on",
-    )
-    add(
-        "--features",
-        type=Path,
-        help="perceptual network, as `python -m starsr.training.perceptual` writes it",
-    )
-    add(
-        "--start",
-        type=Path,
-        metavar="FOLDER",
-        help="begin with the weights in this folder: fidelity.safetensors, or, with --fidelity 0, "
-        "detail.safetensors",
-    )
-    defaults = Options.__dataclass_fields__
-    for name, kind, text in (
-        ("fidelity", float, "minutes of the first stage"),
-        ("detail", float, "minutes of the second stage"),
-        ("frames", int, "frames of a crop"),
-        ("clip_side", int, "side of a clip in low-resolution pixels"),
-        ("pool", int, "clips kept for crops"),
-        ("workers", int, "processes that make clips"),
-        ("seed", int, "seed"),
-        ("steady_weight", float, "weight of steadiness in the first stage"),
-        ("perceptual_share", float, "size of the perceptual gradient in the second stage"),
-        ("realism_share", float, "size of the discriminators' gradient"),
-        ("steady_share", float, "size of the gradient of steadiness"),
-        ("colour_share", float, "size of the gradient of the colour of large areas"),
-        ("grid_share", float, "size of the gradient of grids"),
-        ("save_every", float, "seconds between checkpoints"),
-    ):
-        option = "--" + name.replace("_", "-")
-        add(option, type=kind, default=defaults[name].default, help=f"{text} (%(default)s)")
-    for name, kind, text in (
-        ("batches", int, "clips of a batch"),
-        ("sides", int, "side of a crop in low-resolution pixels, a multiple of 8"),
-        ("rates", float, "learning rates"),
-    ):
-        add(
-            f"--{name}",
-            type=kind,
-            nargs=2,
-            default=defaults[name].default,
-            metavar=("ONE", "TWO"),
-            help=f"{text} (%(default)s)",
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="cpu or cuda (%(default)s)")
-    return result
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    values = vars(parser().parse_args(arguments))
-    device = torch.device(values.pop("device"))
-    values |= {name: tuple(values[name]) for name in ("batches", "sides", "rates")}
+    options, device = options_of(arguments)
     try:
-        train(Options(**values), device)
+        train(options, device)
     except (OSError, ValueError) as e:
         print(f"starsr-distill: {e}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ They are photographs under a moving camera, crossed by pieces of other photograp
 video.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,14 @@ MOTIONS = {"still": 0.12, "pan": 0.38, "free": 0.5}
 CRF = (18.0, 34.0)
 #: Shares of the filters `MODES` of a clean shrink.
 MODE_SHARES = (0.25, 0.15, 0.6)
+
+
+def mix_with(heavy: float) -> dict[str, float]:
+    """Return `MIX` with another share of heavy degradation. Raises `ValueError` outside 0 to 1."""
+    if not 0 <= heavy < 1:
+        raise ValueError(f"{heavy} is no share of clips: it must be from 0 to below 1")
+    rest = (1 - heavy) / (1 - MIX["heavy"])
+    return {kind: heavy if kind == "heavy" else rest * share for kind, share in MIX.items()}
 
 
 def camera(rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
@@ -176,9 +185,15 @@ class MovingClips(Clips):
     """
 
     def __init__(
-        self, media: Path, length: int, frames: int = 8, side: int = 64, seed: int = 0
+        self,
+        media: Path,
+        length: int,
+        frames: int = 8,
+        side: int = 64,
+        seed: int = 0,
+        mix: Mapping[str, float] = MIX,
     ) -> None:
-        super().__init__(media, length, frames, side, seed, MIX)
+        super().__init__(media, length, frames, side, seed, mix)
 
     def __getitem__(  # type: ignore[override]
         self, index: int

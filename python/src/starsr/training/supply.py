@@ -17,29 +17,34 @@ CLEAN, NOISY = 0.25, 0.2
 
 
 class Counting(Sampler[int]):
-    """The indices 0, 1, 2 and so on."""
+    """The indices below `length` in their order, however large it is."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, length: int) -> None:
+        self.length = length
 
     def __iter__(self) -> Iterator[int]:
-        index = 0
-        while True:
-            yield index
-            index += 1
+        yield from range(self.length)
 
 
 class Supply:
     """Fills a reel of `pool` clips and draws batches of crops from it.
 
-    `workers` processes make the clips. A crop has `frames` frames.
+    `workers` processes make the clips. A crop has `frames` frames. The low frames of a share of
+    `clean` of them are a clean shrink.
     """
 
     def __init__(
-        self, clips: MovingClips, device: torch.device, pool: int, frames: int, workers: int
+        self,
+        clips: MovingClips,
+        device: torch.device,
+        pool: int,
+        frames: int,
+        workers: int,
+        clean: float = CLEAN,
     ) -> None:
         clips.load()
-        self.device, self.frames = device, frames
+        self.device, self.frames, self.clean = device, frames, clean
+        self.length = clips.length
         self.generator = torch.Generator().manual_seed(clips.seed)
         self.waiting: queue.Queue[tuple[Tensor, Tensor, Tensor]] = queue.Queue(64)
         self.stop = threading.Event()
@@ -47,7 +52,7 @@ class Supply:
         loader = DataLoader(
             clips,
             batch_size=None,
-            sampler=Counting(),
+            sampler=Counting(clips.length),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=device.type == "cuda",
@@ -79,6 +84,7 @@ class Supply:
 
         Raises `ValueError` if the clips can no longer be made.
         """
+        least = min(least, self.length)
         while self.reel.made < least or not self.waiting.empty():
             try:
                 self.reel.put(*self.waiting.get(timeout=1))
@@ -96,7 +102,8 @@ class Supply:
         """
         self.take(min(count, 64))
         low, high, moves = self.reel.draw(count, self.frames, side, self.generator)
-        clean = round(CLEAN * count)
+        chance = torch.rand((), generator=self.generator)
+        clean = int(self.clean * count + chance)
         if clean:
             small = shrink(high[:clean], self.generator)
             noisy = round(NOISY * clean)
