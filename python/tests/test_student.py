@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from starsr.data.resize import bicubic
 from starsr.evaluation.upscalers import plain
 from starsr.export import student_integer
 from starsr.export.cli import main
-from starsr.export.student import INTEGERS
+from starsr.export.student import HALVES, INTEGERS
 from starsr.export.student_graph import export
 from starsr.models.nano import student as networks
 from starsr.models.nano.student import (
@@ -154,12 +155,15 @@ def test_the_bundle_blends_its_weights(tmp_path, capsys):
         # The sides become multiples of 4.
         low = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
         padded = torch.nn.functional.pad(low, (0, 3, 0, 2), mode="replicate")
-        for share in (None, 0.0, 1.0):
-            made = Bundle(target, share).upscale(clip)
+        for share, precision in product((None, 0.0, 1.0), ("float", "fp16")):
+            made = Bundle(target, share, precision).upscale(clip)
             assert made.shape == (3, 40, 52, 3)
             student = blend(*ends, 0.25 if share is None else share)
             expected = student(padded[None])[0, :, :, :40, :52].clamp(0, 1)
             np.testing.assert_allclose(made, expected.permute(0, 2, 3, 1), atol=2e-3)
+    # Nothing but the bicubic upscale computes in 32 bits.
+    half = onnx.load(target / HALVES, load_external_data=False).graph.node
+    assert sum(node.op_type == "Cast" for node in half) == 2
 
 
 def photographs(folder):
@@ -187,7 +191,7 @@ def test_integers_take_any_blend_and_cost_little(tmp_path, capsys):
     clip = np.asarray(Image.open(tmp_path / "photos" / "3.png"))[None, :30, :40].repeat(3, 0)
     for share in (0.0, 0.3, 1.0):
         floats, integers = (
-            Bundle(target, share, integer).upscale(clip) for integer in (False, True)
+            Bundle(target, share, precision).upscale(clip) for precision in ("float", "int8")
         )
         error = np.sqrt(np.square(floats - integers).mean())
         added = np.sqrt(np.square(floats - plain(clip) / 255).mean())

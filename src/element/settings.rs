@@ -254,12 +254,15 @@ pub enum Precision {
         nick = "auto"
     )]
     Auto = 0,
-    /// Floats.
-    #[enum_value(name = "Float", nick = "float")]
+    /// The bundle's floats.
+    #[enum_value(name = "Float: as the bundle has them", nick = "float")]
     Float = 1,
+    /// 16-bit floats.
+    #[enum_value(name = "Fp16: 16-bit floats, for GPUs", nick = "fp16")]
+    Fp16 = 2,
     /// 8-bit integers.
     #[enum_value(name = "Int8: 8-bit integers", nick = "int8")]
-    Int8 = 2,
+    Int8 = 3,
 }
 
 impl From<Precision> for runtime::Precision {
@@ -267,6 +270,7 @@ impl From<Precision> for runtime::Precision {
         match value {
             Precision::Auto => Self::Auto,
             Precision::Float => Self::Float,
+            Precision::Fp16 => Self::Fp16,
             Precision::Int8 => Self::Int8,
         }
     }

@@ -99,8 +99,10 @@ named! {
         /// 8-bit integers where the bundle has graphs for them and the processor gains by them.
         #[default]
         Auto = "auto",
-        /// Floats.
+        /// Floats, as the bundle's graphs have them.
         Float = "float",
+        /// 16-bit floats.
+        Fp16 = "fp16",
         /// 8-bit integers.
         Int8 = "int8",
     }

@@ -259,14 +259,16 @@ pub struct GraphFile {
     /// External data files that the ONNX file refers to.
     #[serde(default)]
     pub data: Vec<DataFile>,
+    /// The same graph in 16-bit floats, over the same data.
+    pub fp16: Option<GraphForm>,
     /// The same graph in 8-bit integers, over the same data.
-    pub int8: Option<IntegerGraph>,
+    pub int8: Option<GraphForm>,
 }
 
-/// A graph in 8-bit integers.
+/// A graph in another precision.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct IntegerGraph {
+pub struct GraphForm {
     /// ONNX file, relative to the bundle's folder.
     pub file: String,
     /// SHA-256 of the file in hexadecimal.
@@ -300,9 +302,19 @@ impl GraphsSpec {
         }
     }
 
-    /// Whether a graph has a form in 8-bit integers.
-    pub fn have_integers(&self) -> bool {
-        Role::ALL.iter().any(|&role| self.get(role).is_some_and(|graph| graph.int8.is_some()))
+    /// The form of a role's graph in a precision that is not its own, where the bundle has it.
+    pub fn form(&self, role: Role, precision: Precision) -> Option<&GraphForm> {
+        let graph = self.get(role)?;
+        match precision {
+            Precision::Auto | Precision::Float => None,
+            Precision::Fp16 => graph.fp16.as_ref(),
+            Precision::Int8 => graph.int8.as_ref(),
+        }
+    }
+
+    /// Whether a graph has a form in this precision.
+    pub fn have(&self, precision: Precision) -> bool {
+        Role::ALL.iter().any(|&role| self.form(role, precision).is_some())
     }
 }
 
@@ -310,11 +322,10 @@ impl Manifest {
     /// The manifest of graphs in the given precision, which differs in the memory that they need.
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         let mut manifest = self.clone();
-        let integers = [Role::Upscaler, Role::Denoiser].into_iter().find_map(|role| {
-            self.graphs.get(role)?.int8.as_ref().filter(|graph| graph.tile_memory > 0)
-        });
-        if let (Precision::Int8, Some(graph)) = (precision, integers) {
-            manifest.canvas.tile_memory = graph.tile_memory;
+        let roles = [Role::Upscaler, Role::Denoiser];
+        let forms = roles.into_iter().filter_map(|role| self.graphs.form(role, precision));
+        if let Some(memory) = forms.map(|form| form.tile_memory).find(|&bytes| bytes > 0) {
+            manifest.canvas.tile_memory = memory;
         }
         manifest
     }

@@ -27,10 +27,10 @@ pub use crate::diffusion::guidance_scale::GuidanceScale;
 pub use crate::diffusion::scaled_linear::ScaledLinearConfig;
 pub use crate::diffusion::schedule::ScheduleConfig;
 pub use crate::geometry::{Interpolation, LegalSizes, Padding};
-pub use crate::names::Role;
+pub use crate::names::{Precision, Role};
 pub use direct::DetailSpec;
 pub use manifest::{
-    CanvasSpec, DataFile, FORMAT, GraphFile, GraphsSpec, IntegerGraph, Latent, Layout, Manifest,
+    CanvasSpec, DataFile, FORMAT, GraphFile, GraphForm, GraphsSpec, Latent, Layout, Manifest,
     PromptsSpec, Scale, Vae,
 };
 pub use process::{
@@ -101,9 +101,10 @@ impl Bundle {
                 let field = format!("graphs.{role}.data[{i}]");
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
-            if let Some(data) = &graph.int8 {
-                let field = format!("graphs.{role}.int8");
-                verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
+            for precision in [Precision::Fp16, Precision::Int8] {
+                let Some(form) = manifest.graphs.form(role, precision) else { continue };
+                let field = format!("graphs.{role}.{precision}");
+                verify(&root.join(&form.file), &field, &form.sha256, cancel)?;
             }
         }
         if let Some(prompts) = &manifest.prompts {
@@ -167,10 +168,10 @@ impl Bundle {
         self.manifest.graphs.get(role).map(|graph| self.root.join(&graph.file))
     }
 
-    /// The ONNX file of a role in 8-bit integers; `None` where the bundle has none.
-    pub fn graph_in_integers(&self, role: Role) -> Option<PathBuf> {
-        let integers = self.manifest.graphs.get(role)?.int8.as_ref();
-        integers.map(|data| self.root.join(&data.file))
+    /// The ONNX file of a role in a precision, or [`Self::graph`] where the bundle has none in it.
+    pub fn graph_in(&self, role: Role, precision: Precision) -> Option<PathBuf> {
+        let form = self.manifest.graphs.form(role, precision);
+        form.map(|form| self.root.join(&form.file)).or_else(|| self.graph(role))
     }
 
     /// The prompts whose embeddings `[N,D]` come with the bundle, all of one `N` and `D`; empty

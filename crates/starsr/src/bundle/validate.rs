@@ -10,7 +10,7 @@ use crate::diffusion::guidance_scale::GuidanceScale;
 use crate::diffusion::schedule::SamplerMode;
 use crate::error::Error;
 use crate::geometry::Size;
-use crate::names::Role;
+use crate::names::{Precision, Role};
 use crate::text::CONTEXT;
 
 /// The keys, with their table, that format 1 does not have.
@@ -186,13 +186,15 @@ impl Manifest {
             for (i, data) in graph.data.iter().enumerate() {
                 check_file(&format!("graphs.{role}.data[{i}]"), &data.file, &data.sha256)?;
             }
-            let Some(data) = &graph.int8 else { continue };
-            let field = format!("graphs.{role}.int8");
-            if self.format == 1 {
-                return Err(Fault::new(field, NEWER));
+            for precision in [Precision::Fp16, Precision::Int8] {
+                let Some(form) = self.graphs.form(role, precision) else { continue };
+                let field = format!("graphs.{role}.{precision}");
+                if self.format == 1 {
+                    return Err(Fault::new(field, NEWER));
+                }
+                check_file(&field, &form.file, &form.sha256)?;
+                within(&format!("{field}.tile_memory"), form.tile_memory, 0, 1 << 32)?;
             }
-            check_file(&field, &data.file, &data.sha256)?;
-            within(&format!("{field}.tile_memory"), data.tile_memory, 0, 1 << 32)?;
         }
         Ok(())
     }

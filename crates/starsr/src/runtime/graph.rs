@@ -77,11 +77,7 @@ impl Loader<'_> {
         adjust: impl FnOnce(SessionBuilder) -> ort::Result<SessionBuilder>,
     ) -> Result<Graph> {
         self.cancel.check()?;
-        let integers = match self.precision {
-            Precision::Int8 => self.bundle.graph_in_integers(role),
-            Precision::Auto | Precision::Float => None,
-        };
-        let path = integers.or_else(|| self.bundle.graph(role)).ok_or_else(|| {
+        let path = self.bundle.graph_in(role, self.precision).ok_or_else(|| {
             Error::bundle(self.bundle.root(), format!("graphs.{role}"), "is missing")
         })?;
         let load = || adjust(self.chosen.builder(self.library)?)?.commit_from_file(&path);

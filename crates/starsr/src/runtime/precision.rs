@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether the graphs compute in floats or in 8-bit integers.
+//! Whether the graphs compute in floats, in 16-bit floats or in 8-bit integers.
 
 use super::provider::Chosen;
 use crate::bundle::{Bundle, Manifest};
@@ -10,7 +10,7 @@ use crate::names::{Precision, Provider, Setting};
 /// The precision of a bundle's graphs on a provider, never [`Precision::Auto`].
 ///
 /// # Errors
-/// [`Error::Setting`] for integers that the bundle, the provider or the processor does not have.
+/// [`Error::Setting`] for one that the bundle, the provider or the processor does not have.
 pub(super) fn choose(bundle: &Bundle, chosen: &Chosen, wanted: Precision) -> Result<Precision> {
     of(bundle.manifest(), chosen.provider, has_fast_integers(), wanted)
 }
@@ -21,20 +21,31 @@ fn of(
     is_fast: bool,
     wanted: Precision,
 ) -> Result<Precision> {
-    match (wanted, obstacle(manifest, provider, is_fast)) {
-        (Precision::Float, _) | (Precision::Auto, Some(_)) => Ok(Precision::Float),
-        (Precision::Auto | Precision::Int8, None) => Ok(Precision::Int8),
-        (Precision::Int8, Some(reason)) => {
-            let reason = format!("int8 needs {reason}; use float, or leave it at auto");
-            Err(Error::setting(Setting::Precision, reason))
-        }
+    let obstacle = |precision| obstacle(manifest, provider, is_fast, precision);
+    if wanted == Precision::Auto {
+        let integers = obstacle(Precision::Int8).is_none();
+        return Ok(if integers { Precision::Int8 } else { Precision::Float });
     }
+    let Some(reason) = obstacle(wanted) else { return Ok(wanted) };
+    let reason = format!("{wanted} needs {reason}; use float, or leave it at auto");
+    Err(Error::setting(Setting::Precision, reason))
 }
 
-/// What integers need and do not find.
-fn obstacle(manifest: &Manifest, provider: Provider, is_fast: bool) -> Option<String> {
-    if !manifest.graphs.have_integers() {
+/// What a precision needs and does not find.
+fn obstacle(
+    manifest: &Manifest,
+    provider: Provider,
+    is_fast: bool,
+    precision: Precision,
+) -> Option<String> {
+    if precision == Precision::Float {
+        return None;
+    }
+    if !manifest.graphs.have(precision) {
         return Some(format!("graphs for it, which the bundle {} does not have", manifest.name));
+    }
+    if precision == Precision::Fp16 {
+        return None;
     }
     if provider != Provider::Cpu {
         return Some(format!("provider cpu, not {provider}"));
@@ -67,7 +78,7 @@ mod tests {
 
     #[test]
     fn integers_are_taken_where_all_is_there() {
-        use Precision::{Auto, Float, Int8};
+        use Precision::{Auto, Float, Fp16, Int8};
         let (with, without) = (manifest("nano2"), manifest("nano"));
         let cases = [
             (&with, Provider::Cpu, true, None),
@@ -78,6 +89,7 @@ mod tests {
         for (manifest, provider, is_fast, obstacle) in cases {
             let of = |wanted| of(manifest, provider, is_fast, wanted);
             assert_eq!(of(Float).unwrap(), Float);
+            assert_eq!(of(Fp16).is_ok(), manifest.name == "nano2");
             let chosen = if obstacle.is_some() { Float } else { Int8 };
             assert_eq!(of(Auto).unwrap(), chosen);
             match (of(Int8), obstacle) {

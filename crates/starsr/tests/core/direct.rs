@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use ndarray::{Array3, ArrayView4};
-use starsr::bundle::Manifest;
+use starsr::bundle::{Manifest, Precision};
 use starsr::model::{Denoiser, Model, Query, Samples};
 use starsr::upscaler::Received;
 use starsr::windows::WindowMode;
@@ -116,7 +116,7 @@ fn everything_is_read() {
     assert_eq!(manifest.detail.as_ref().unwrap().default, 0.5);
     assert_eq!((manifest.latent.channels, manifest.latent.spatial_factor), (3, 4));
     assert!(manifest.graphs.denoiser.is_none());
-    assert!(manifest.graphs.have_integers());
+    assert!(manifest.graphs.have(Precision::Int8) && !manifest.graphs.have(Precision::Fp16));
     let format_1 = fs::read_to_string(fixtures::repository("models/nano/bundle.toml")).unwrap();
     let int8 = format!("int8 = {{ file = \"a\", sha256 = \"{}\" }}", "0".repeat(64));
     for text in [
@@ -125,7 +125,7 @@ fn everything_is_read() {
     ] {
         let is_new = text != format_1;
         match parse(&text) {
-            Ok(manifest) => assert!(!is_new && !manifest.graphs.have_integers()),
+            Ok(manifest) => assert!(!is_new && !manifest.graphs.have(Precision::Int8)),
             Err(e) => assert!(is_new && e.to_string().contains("graphs.denoiser.int8"), "{e}"),
         }
     }

@@ -179,3 +179,17 @@ fn integers_are_taken_where_the_processor_gains_and_are_close_to_floats() {
         [Precision::Float, Precision::Int8].map(|precision| load(precision, 2, None).unwrap());
     assert!(!floats.shares_graphs_with(&integers));
 }
+
+#[test]
+fn halves_are_close_to_floats() {
+    let low = frames(3, 20, 24);
+    let [floats, halves] = [Precision::Float, Precision::Fp16].map(|precision| {
+        let options = Options { precision, ..options() };
+        let bundle = Bundle::open(&nano2()).unwrap();
+        let mut engine = Engine::load(&bundle, &options, &Cancel::default()).unwrap();
+        assert_eq!(engine.precision(), precision);
+        engine.upscale(low.view()).unwrap().view().to_owned()
+    });
+    let most = difference(&floats, &halves);
+    assert!(most > 0.0 && most < 0.01, "{most}");
+}

@@ -19,18 +19,18 @@ from starsr.models.schedule import alphas_sigmas
 class Bundle:
     """The graphs of a bundle without a text encoder, on the CPU.
 
-    `detail` is the share of the weights for detail, or that of the manifest. `integer` takes graphs
-    in 8-bit integers where the bundle has them, and computes them by floats: integer kernels of
-    processors without VNNI overflow.
+    `detail` is the share of the weights for detail, or that of the manifest. `precision` is
+    "float", "fp16" or "int8"; graphs that the bundle does not have in it compute in floats. 8-bit
+    integers are computed by floats, as integer kernels of processors without VNNI overflow.
     """
 
-    def __init__(self, folder: Path, detail: float | None = None, integer: bool = False) -> None:
+    def __init__(self, folder: Path, detail: float | None = None, precision: str = "float") -> None:
         text = (folder / "bundle.toml").read_text(encoding="utf-8")
         self.manifest = tomllib.loads(text)
-        self.integer = integer
+        self.precision = precision
         self.sessions = {
             role: onnxruntime.InferenceSession(
-                str(folder / (entry.get("int8", entry) if integer else entry)["file"]),
+                str(folder / entry.get(precision, entry)["file"]),
                 self._options(folder, entry, detail),
                 providers=["CPUExecutionProvider"],
             )
@@ -48,7 +48,7 @@ class Bundle:
     ) -> onnxruntime.SessionOptions:
         """Return options of a session, with blended weights where the bundle has two sets."""
         options = onnxruntime.SessionOptions()
-        if self.integer:
+        if self.precision == "int8":
             # Higher levels fuse layers with the conversions around them.
             level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.graph_optimization_level = level

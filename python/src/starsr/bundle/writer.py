@@ -71,12 +71,12 @@ def write_manifest(
     work: Path,
     manifest: Mapping[str, Any],
     files: Mapping[str, Mapping[str, str]],
-    integers: Mapping[str, Mapping[str, Any]] | None = None,
+    forms: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> None:
     """Write the manifest.
 
-    `files` are those of each role with their SHA-256, the graph first and then its data. `integers`
-    are the tables `int8` of roles whose graphs have a form in 8-bit integers.
+    `files` are those of each role with their SHA-256, the graph first and then its data. `forms`
+    are the tables of the other precisions of each role's graph.
     """
     graphs: dict[str, dict[str, Any]] = {}
     for role, entries in files.items():
@@ -84,8 +84,8 @@ def write_manifest(
         graphs[role] = {"file": graph, "sha256": sha256}
         if data:
             graphs[role]["data"] = [{"file": name, "sha256": sha256} for name, sha256 in data]
-    for role, table in (integers or {}).items():
-        graphs[role]["int8"] = dict(table)
+    for role, tables in (forms or {}).items():
+        graphs[role] |= {precision: dict(table) for precision, table in tables.items()}
     text = tomli_w.dumps({**manifest, "graphs": graphs})
     (work / MANIFEST).write_text(text, encoding="utf-8")
 

@@ -46,6 +46,10 @@ class Writer(OnnxGraph):
             self.kept.append(name)
         return name
 
+    def residual(self, x: str) -> str:
+        """Return the network's result as it is added to the bicubic upscale."""
+        return x
+
     def conv(self, x: str, name: str) -> str:
         """Add a convolution of the student."""
         module = self.modules[name]
@@ -111,6 +115,26 @@ class Writer(OnnxGraph):
         return self.feature("Add", fine, enlarged)
 
 
+class HalfWriter(Writer):
+    """Adds the layers of a student in 16-bit floats."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__(student, "fp16")
+
+    def source(self) -> str:
+        """Return the frames in 16 bits."""
+        return self.cast("low", TensorProto.FLOAT16)
+
+    def kernel(self, x: str, name: str, module: nn.Conv2d) -> tuple[str, str]:
+        """Return weight and bias as they are stored."""
+        weight = self.weight(f"{name}.weight", tuple(module.weight.shape))
+        return weight, self.weight(f"{name}.bias", (module.out_channels,))
+
+    def residual(self, x: str) -> str:
+        """Return the residual in 32 bits, in which it is added to the bicubic upscale."""
+        return self.cast(x, TensorProto.FLOAT)
+
+
 def graph(student: Student, weights: Path | None = None) -> onnx.ModelProto:
     """Return the network as an ONNX graph of standard operators.
 
@@ -121,6 +145,13 @@ def graph(student: Student, weights: Path | None = None) -> onnx.ModelProto:
     model = written(Writer(student, "fp16" if weights else "fp32"), student)
     if weights:
         refer(model, weights)
+    return model
+
+
+def half_graph(student: Student, weights: Path) -> onnx.ModelProto:
+    """Return `graph` with features in 16-bit floats."""
+    model = written(HalfWriter(student), student)
+    refer(model, weights)
     return model
 
 
@@ -137,7 +168,7 @@ def written(writer: Writer, student: Student) -> onnx.ModelProto:
     padded = writer.node("Pad", "low", writer.integers(0, 0, 2, 2, 0, 0, 2, 2), mode="edge")
     kernel = writer.array("enlarge", student.enlarge.cpu().numpy())
     plain = writer.node("Conv", padded, kernel, kernel_shape=[5, 5])
-    phases = writer.node("Add", plain, writer.conv(fine, "leave"))
+    phases = writer.node("Add", plain, writer.residual(writer.conv(fine, "leave")))
     shuffled = writer.node("DepthToSpace", phases, blocksize=SCALE, mode="CRD")
     zero = writer.array("zero", np.array(0, np.float32))
     one = writer.array("one", np.array(1, np.float32))

@@ -149,8 +149,8 @@ def graph(student: Student, limits: Sequence[Range], weights: Path) -> onnx.Mode
 def loss(folder: Path, clips: Sequence[Pair]) -> float:
     """Return by how many dB the PSNR of a bundle is lower with integers, averaged over clips."""
     figures = []
-    for integer in (False, True):
-        bundle = Bundle(folder, integer=integer)
+    for precision in ("float", "int8"):
+        bundle = Bundle(folder, precision=precision)
         errors = [
             np.square(bundle.run("upscaler", low=clip.low.numpy())[0] - clip.high.numpy()).mean()
             for clip in clips
