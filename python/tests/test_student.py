@@ -208,7 +208,7 @@ def test_integers_that_cost_much_make_no_bundle(tmp_path, capsys, monkeypatch):
     assert main(given) == 1
     assert "integers cost" in capsys.readouterr().err and not target.exists()
     assert main([*given[:-1], str(tmp_path / "weights")]) == 1
-    assert "no photographs below" in capsys.readouterr().err and not target.exists()
+    assert "too few photographs below" in capsys.readouterr().err and not target.exists()
 
 
 def test_weights_of_two_networks_make_no_bundle(tmp_path, capsys):

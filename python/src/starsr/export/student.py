@@ -83,18 +83,26 @@ def write_graph(path: Path, model: onnx.ModelProto) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def clips_for(purpose: int, media: Path) -> list[student_integer.Pair]:
+    """Return clips for `RANGES` or `COST` of integers. Raises `BundleError` if there are none."""
+    pairs = list(student_integer.pairs(media, purpose))
+    if not pairs:
+        raise BundleError(
+            f"there are too few photographs below {media}: name a folder with at least "
+            f"{student_integer.COST + 1}"
+        )
+    return pairs
+
+
 def integers(ends: tuple[Student, Student], weights: Path, media: Path) -> onnx.ModelProto:
     """Return the graph in 8-bit integers, with ranges of clips over photographs in `media`."""
-    clips = [pair.low for pair in student_integer.pairs(media, student_integer.RANGES)]
-    if not clips:
-        raise BundleError(f"no photographs below {media}: name a folder that has some")
+    clips = [pair.low for pair in clips_for(student_integer.RANGES, media)]
     return student_integer.graph(ends[0], student_integer.ranges(ends, clips), weights)
 
 
 def check_integers(work: Path, media: Path) -> float:
     """Return how many dB the integers cost. Raises `BundleError` if that is too much."""
-    judged = list(student_integer.pairs(media, student_integer.COST))
-    cost = student_integer.loss(work, judged)
+    cost = student_integer.loss(work, clips_for(student_integer.COST, media))
     if not cost <= student_integer.MOST_LOSS:
         raise BundleError(
             f"integers cost {cost:.2f} dB of PSNR, more than {student_integer.MOST_LOSS} dB: the "
