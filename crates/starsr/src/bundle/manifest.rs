@@ -288,6 +288,14 @@ pub struct DataFile {
     pub sha256: String,
 }
 
+impl GraphFile {
+    /// The graph's forms in other precisions.
+    pub fn forms(&self) -> impl Iterator<Item = (Precision, &GraphForm)> {
+        let forms = [(Precision::Fp16, &self.fp16), (Precision::Int8, &self.int8)];
+        forms.into_iter().filter_map(|(precision, form)| Some((precision, form.as_ref()?)))
+    }
+}
+
 impl GraphsSpec {
     /// The graph of a role, where the bundle has it.
     pub fn get(&self, role: Role) -> Option<&GraphFile> {
@@ -304,12 +312,7 @@ impl GraphsSpec {
 
     /// The form of a role's graph in a precision that is not its own, where the bundle has it.
     pub fn form(&self, role: Role, precision: Precision) -> Option<&GraphForm> {
-        let graph = self.get(role)?;
-        match precision {
-            Precision::Auto | Precision::Float => None,
-            Precision::Fp16 => graph.fp16.as_ref(),
-            Precision::Int8 => graph.int8.as_ref(),
-        }
+        self.get(role)?.forms().find_map(|(own, form)| (own == precision).then_some(form))
     }
 
     /// Whether a graph has a form in this precision.

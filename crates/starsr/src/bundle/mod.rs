@@ -101,8 +101,7 @@ impl Bundle {
                 let field = format!("graphs.{role}.data[{i}]");
                 verify(&root.join(&data.file), &field, &data.sha256, cancel)?;
             }
-            for precision in [Precision::Fp16, Precision::Int8] {
-                let Some(form) = manifest.graphs.form(role, precision) else { continue };
+            for (precision, form) in graph.forms() {
                 let field = format!("graphs.{role}.{precision}");
                 verify(&root.join(&form.file), &field, &form.sha256, cancel)?;
             }

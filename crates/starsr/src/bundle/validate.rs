@@ -10,7 +10,7 @@ use crate::diffusion::guidance_scale::GuidanceScale;
 use crate::diffusion::schedule::SamplerMode;
 use crate::error::Error;
 use crate::geometry::Size;
-use crate::names::{Precision, Role};
+use crate::names::Role;
 use crate::text::CONTEXT;
 
 /// The keys, with their table, that format 1 does not have.
@@ -186,8 +186,7 @@ impl Manifest {
             for (i, data) in graph.data.iter().enumerate() {
                 check_file(&format!("graphs.{role}.data[{i}]"), &data.file, &data.sha256)?;
             }
-            for precision in [Precision::Fp16, Precision::Int8] {
-                let Some(form) = self.graphs.form(role, precision) else { continue };
+            for (precision, form) in graph.forms() {
                 let field = format!("graphs.{role}.{precision}");
                 if self.format == 1 {
                     return Err(Fault::new(field, NEWER));

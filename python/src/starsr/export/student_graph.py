@@ -125,10 +125,9 @@ class HalfWriter(Writer):
         """Return the frames in 16 bits."""
         return self.cast("low", TensorProto.FLOAT16)
 
-    def kernel(self, x: str, name: str, module: nn.Conv2d) -> tuple[str, str]:
-        """Return weight and bias as they are stored."""
-        weight = self.weight(f"{name}.weight", tuple(module.weight.shape))
-        return weight, self.weight(f"{name}.bias", (module.out_channels,))
+    def single(self, name: str, shape: tuple[int, ...]) -> str:
+        """Return a weight as it is stored."""
+        return self.weight(name, shape)
 
     def residual(self, x: str) -> str:
         """Return the residual in 32 bits, in which it is added to the bicubic upscale."""
@@ -142,21 +141,16 @@ def graph(student: Student, weights: Path | None = None) -> onnx.ModelProto:
     F, h and w are free; h and w are multiples of `student.MULTIPLE`. The graph refers to the
     tensors in the file `weights`, which `student.save` wrote, or holds its own.
     """
-    model = written(Writer(student, "fp16" if weights else "fp32"), student)
-    if weights:
-        refer(model, weights)
-    return model
+    return written(Writer(student, "fp16" if weights else "fp32"), student, weights)
 
 
 def half_graph(student: Student, weights: Path) -> onnx.ModelProto:
     """Return `graph` with features in 16-bit floats."""
-    model = written(HalfWriter(student), student)
-    refer(model, weights)
-    return model
+    return written(HalfWriter(student), student, weights)
 
 
-def written(writer: Writer, student: Student) -> onnx.ModelProto:
-    """Return the graph that a writer makes of a student."""
+def written(writer: Writer, student: Student, weights: Path | None = None) -> onnx.ModelProto:
+    """Return the graph that a writer makes of a student, see `graph`."""
     entered = writer.conv(writer.neighbourhood(writer.source(), student.config.reach), "enter")
     fine = writer.relu(writer.conv(writer.relu(entered), "widen"))
     half = writer.stage(writer.relu(writer.conv(fine, "down1")), "before", student.before)
@@ -173,7 +167,10 @@ def written(writer: Writer, student: Student) -> onnx.ModelProto:
     zero = writer.array("zero", np.array(0, np.float32))
     one = writer.array("one", np.array(1, np.float32))
     result = writer.node("Clip", shuffled, zero, one)
-    return writer.model({"low": LOW}, {"high": HIGH}, [result])
+    model = writer.model({"low": LOW}, {"high": HIGH}, [result])
+    if weights:
+        refer(model, weights)
+    return model
 
 
 def refer(model: onnx.ModelProto, weights: Path) -> None:

@@ -23,7 +23,7 @@ from starsr.data.clips import is_held_out, pan
 from starsr.data.media import PHOTO_SUFFIXES, SCALE, find, from_bytes, read_photo, to_bytes
 from starsr.degradation.codecs import transcode
 from starsr.degradation.second_order import PRESETS, degrade, resize
-from starsr.export.student_graph import Writer, refer, written
+from starsr.export.student_graph import Writer, written
 from starsr.models.nano.student import Student, blend
 
 #: Of how many photographs one is used, and the first of those whose clips give the ranges, and of
@@ -72,8 +72,8 @@ class IntegerWriter(Writer):
     ONNX Runtime fuses each layer with the conversions around it into one of integers.
     """
 
-    def __init__(self, student: Student, ranges: Sequence[Range], precision: str = "fp32") -> None:
-        super().__init__(student, precision)
+    def __init__(self, student: Student, ranges: Sequence[Range]) -> None:
+        super().__init__(student, "fp16")
         self.ranges = iter(ranges)
         #: Scale and zero point of features.
         self.codes: dict[str, tuple[str, str]] = {}
@@ -140,10 +140,7 @@ def ranges(ends: tuple[Student, Student], clips: Sequence[Tensor]) -> list[Range
 
 def graph(student: Student, limits: Sequence[Range], weights: Path) -> onnx.ModelProto:
     """Return the network in integers, as `starsr.export.student_graph.graph` does in floats."""
-    writer = IntegerWriter(student, limits, "fp16")
-    model = written(writer, student)
-    refer(model, weights)
-    return model
+    return written(IntegerWriter(student, limits), student, weights)
 
 
 def loss(folder: Path, clips: Sequence[Pair]) -> float:

@@ -93,9 +93,11 @@ def new_run(stage: int, student: Student, options: Options, device: torch.device
     return Run(1, 0.0, 0, student, average, optimizer, Adversary(critic, opponent))
 
 
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Compute in bfloat16, by default on GPUs and on processors with instructions for it."""
-    fast = device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    # Older versions of PyTorch do not tell what the processor has.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = device.type == "cuda" or capabilities.get("amx_bf16", False)
     enabled = fast if precision == "auto" else precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

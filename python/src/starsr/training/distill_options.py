@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         ("frames", int, "frames of a crop"),
         ("clip_side", int, "side of a clip in low-resolution pixels"),
         ("pool", int, "clips kept for crops"),
-        ("clips", int, "most clips that are made, all before the first step; 0: no limit"),
+        ("clips", int, "clips that are made in all; 0: no limit"),
         ("heavy", float, "share of clips with heavy degradation"),
         ("clean", float, "share of crops whose low frames are a clean shrink"),
         ("workers", int, "processes that make clips"),
