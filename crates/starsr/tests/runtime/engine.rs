@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ndarray::{Array4, ArrayView4, s};
@@ -228,20 +230,25 @@ fn a_running_graph_is_cancelled_and_the_engine_works_on() {
     for round in 0..3 {
         let (cancel, stats) = (cancel.clone(), engine.stats());
         let runs = [Role::ControlNet, Role::Denoiser].map(|role| stats.runs(role));
+        let ended = Arc::new(AtomicBool::new(false));
         let canceller = std::thread::spawn({
-            let cancel = cancel.clone();
+            let (cancel, ended) = (cancel.clone(), ended.clone());
             move || {
                 // After the ControlNet comes the endless part.
                 wait_until(|| stats.runs(Role::ControlNet) > runs[0]);
                 cancel.set(true);
-                // The second time the request is taken back as soon as the run has ended.
+                // The second time the request is taken back as soon as the run has ended; a request
+                // between both graphs keeps the denoiser from running at all.
                 if round == 1 {
-                    wait_until(|| stats.runs(Role::Denoiser) > runs[1]);
+                    wait_until(|| {
+                        stats.runs(Role::Denoiser) > runs[1] || ended.load(Ordering::SeqCst)
+                    });
                     cancel.set(false);
                 }
             }
         });
         let result = run_endlessly(&mut engine, x.view());
+        ended.store(true, Ordering::SeqCst);
         assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
         canceller.join().unwrap();
         // While the request stands nothing runs.
