@@ -3,11 +3,12 @@
 //! Windows that are restored one by one, and cross-faded with their neighbours.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Instant;
 
 use ndarray::Array3;
 
-use super::clip::{Clip, WindowJoin, lap};
+use super::clip::{Canvases, Clip, WindowJoin, lap};
 use super::decode_groups::DecodeGroups;
 use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub(super) struct BlendWindows {
     /// Low-quality latents of frames that the next window shares with the last, and the place of
     /// the first of them in the clip.
     shared: Option<(usize, Samples)>,
+    /// What a model without sampler made of the next window while the last was finished.
+    ahead: Option<Canvases>,
 }
 
 impl BlendWindows {
@@ -42,6 +45,7 @@ impl BlendWindows {
             tail: VecDeque::new(),
             plain_tail: false,
             shared: None,
+            ahead: None,
         }
     }
 
@@ -58,7 +62,7 @@ impl BlendWindows {
     /// The finished frames of one window.
     fn finished(&mut self, window: Window, clip: &mut Clip) -> Result<Vec<Array3<f32>>> {
         let places = window.start..window.end;
-        let Some(sampler) = &mut self.sampler else { return clip.upscale(places) };
+        let Some(sampler) = &mut self.sampler else { return self.upscaled(places, clip) };
         let cadence = clip.path.cadence();
         let numbers = cadence.numbers(&clip.numbers(places.clone()));
         let shared = self
@@ -84,6 +88,21 @@ impl BlendWindows {
                 results => return results,
             }
         }
+    }
+
+    /// The finished frames at `places` of the clip, the first closed window, which the model restores
+    /// without a sampler. If it leaves the processor to other work, it restores the next window while
+    /// this one is finished.
+    fn upscaled(&mut self, places: Range<usize>, clip: &mut Clip) -> Result<Vec<Array3<f32>>> {
+        let canvases = match self.ahead.take() {
+            Some(canvases) if canvases.places == places => canvases,
+            _ => clip.upscale(places)?,
+        };
+        let next = self.closed.get(1).filter(|_| clip.computes_elsewhere());
+        let (finished, ahead) = clip.finish(canvases, next.map(|window| window.start..window.end));
+        // What fails now is tried again when that window's turn comes.
+        self.ahead = ahead.and_then(Result::ok);
+        finished
     }
 
     /// Cross-fades the `results` of the first closed window with the window before, and lets out
@@ -151,6 +170,7 @@ impl WindowJoin for BlendWindows {
         self.next = 0;
         self.tail.clear();
         self.shared = None;
+        self.ahead = None;
         if let Some(sampler) = &mut self.sampler {
             sampler.free_memory();
         }

@@ -15,7 +15,7 @@ use crate::diffusion::noise::Noise;
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::tiled::Tiled;
 use crate::error::Result;
-use crate::model::{Conditioning, Model, Samples};
+use crate::model::{Conditioning, Memory, Model, Samples};
 
 /// Counts and times since the upscaler was made. Times are wall-clock.
 #[derive(Debug, Clone, Copy, Default)]
@@ -205,20 +205,39 @@ impl Clip {
         Ok(restored)
     }
 
-    /// The finished frames at `places` of the clip, which the model restores as one window without a
-    /// sampler.
-    pub(super) fn upscale(&mut self, places: Range<usize>) -> Result<Vec<Array3<f32>>> {
-        let frames = self.queued.range(places.start - self.first..places.end - self.first);
-        let low: Vec<_> = frames.map(|frame| &frame.low).collect();
-        let (path, cancel, times) = (&self.path, &self.cancel, &mut self.times);
-        let mut clock = Instant::now();
-        let prepared = path.prepare_low(&low, cancel)?;
-        clock = lap(&mut times.prepare, clock);
-        let canvases = path.upscale(self.model.as_mut(), prepared.view(), cancel)?;
-        clock = lap(&mut times.sample, clock);
-        let results = path.finish(canvases.view(), &low, cancel)?;
-        lap(&mut times.finish, clock);
-        Ok(results)
+    /// Whether the model leaves the processor to other work.
+    pub(super) fn computes_elsewhere(&self) -> bool {
+        self.model.memory() != Memory::Main
+    }
+
+    /// What the model makes of the frames at `places` of the clip as one window, without a sampler.
+    pub(super) fn upscale(&mut self, places: Range<usize>) -> Result<Canvases> {
+        let Self { model, path, cancel, times, queued, first, .. } = self;
+        let low = low_frames(queued, &places, *first);
+        let samples = upscale(path, model.as_mut(), &low, cancel, times)?;
+        Ok(Canvases { places, samples })
+    }
+
+    /// The finished frames of `canvases`, and the canvases of the frames at `next`, which the model
+    /// makes meanwhile.
+    pub(super) fn finish(
+        &mut self,
+        canvases: Canvases,
+        next: Option<Range<usize>>,
+    ) -> (Result<Vec<Array3<f32>>>, Option<Result<Canvases>>) {
+        let Self { model, path, cancel, times, queued, first, .. } = self;
+        let low = low_frames(queued, &canvases.places, *first);
+        let finish = || path.finish(canvases.samples.view(), &low, cancel);
+        let clock = Instant::now();
+        let Some(places) = next else {
+            let finished = finish();
+            lap(&mut times.finish, clock);
+            return (finished, None);
+        };
+        let following = low_frames(queued, &places, *first);
+        let work = || upscale(path, model.as_mut(), &following, cancel, times);
+        let (samples, finished) = path.threads().beside(work, finish);
+        (finished, Some(samples.map(|samples| Canvases { places, samples })))
     }
 
     /// The finished frames that `groups` keep of restored latents `[T,C,h,w]`, the first of which
@@ -258,6 +277,37 @@ impl Clip {
     fn frames(&self, places: Range<usize>) -> std::collections::vec_deque::Iter<'_, QueuedFrame> {
         self.queued.range(places.start - self.first..places.end - self.first)
     }
+}
+
+/// What a model without a sampler has made of the frames at `places` of a clip.
+pub(super) struct Canvases {
+    pub(super) places: Range<usize>,
+    samples: Samples,
+}
+
+/// The frames at `places` of a clip, of which `queued` begin at place `first`.
+fn low_frames<'a>(
+    queued: &'a VecDeque<QueuedFrame>,
+    places: &Range<usize>,
+    first: usize,
+) -> Vec<&'a Array3<f32>> {
+    queued.range(places.start - first..places.end - first).map(|frame| &frame.low).collect()
+}
+
+/// The canvases that `model` makes of a window's frames `low`, without a sampler.
+fn upscale(
+    path: &FramePath,
+    model: &mut dyn Model,
+    low: &[&Array3<f32>],
+    cancel: &Cancel,
+    times: &mut StageTimes,
+) -> Result<Samples> {
+    let clock = Instant::now();
+    let prepared = path.prepare_low(low, cancel)?;
+    let clock = lap(&mut times.prepare, clock);
+    let canvases = path.upscale(model, prepared.view(), cancel)?;
+    lap(&mut times.sample, clock);
+    Ok(canvases)
 }
 
 /// Adds the time since `clock` to `total` and starts anew.

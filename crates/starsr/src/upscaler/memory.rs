@@ -72,12 +72,14 @@ pub(super) fn of_arrays(
     }
 }
 
-/// [`of_arrays`] of a model that restores frames without a sampler.
-pub(super) fn of_direct_arrays(path: &FramePath, layout: &Windows) -> u64 {
-    let frame = |size: Size| 3 * NUMBER * size.area();
+/// [`of_arrays`] of a model that restores frames without a sampler, and `ahead` windows before the
+/// last is finished.
+pub(super) fn of_direct_arrays(path: &FramePath, layout: &Windows, ahead: usize) -> u64 {
+    let frame = |size: Size| of_pixels(size.area());
     let output = frame(path.output_size());
     // The frames, what the model gives for them, and what is finished.
-    let window = frame(path.input_size()) + frame(path.canvas_size()) + output;
+    let made = frame(path.input_size()) + frame(path.canvas_size());
+    let window = (1 + ahead as u64) * made + output;
     layout.longest() as u64 * window + layout.overlap() as u64 * output + frame(path.tile_size())
 }
 

@@ -8,6 +8,7 @@ mod cadence;
 mod clip;
 mod context;
 mod decode_groups;
+mod fit;
 mod frame_path;
 mod memory;
 mod read_ahead;
@@ -21,7 +22,6 @@ use ndarray::Array3;
 use crate::bundle::{Manifest, Unconditional};
 use crate::cancel::Cancel;
 use crate::diffusion::noise::FrameNoise;
-use crate::diffusion::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::model::{Conditioning, Embedded, Embedding, Memory, Model, no_std};
@@ -223,9 +223,14 @@ impl Upscaler {
         self.latency
     }
 
-    /// Frames that a window has more than the one before.
+    /// Frames that later windows than the present one need, where the model is not to wait for them.
     fn frames_to_read_ahead(&self) -> usize {
-        self.layout.length() - self.layout.overlap()
+        (1 + self.windows_ahead()) * (self.layout.length() - self.layout.overlap())
+    }
+
+    /// Windows that the model restores before the present one is finished.
+    fn windows_ahead(&self) -> usize {
+        usize::from(self.join.sampler().is_none() && self.clip.computes_elsewhere())
     }
 
     /// How windows are joined.
@@ -389,123 +394,8 @@ impl Upscaler {
         self.reduced
     }
 
-    /// The most bytes that a clip is estimated to take while a window is restored: frames, latents,
-    /// and what the graphs need for a tile, or the text encoder while it is loaded, according to the
-    /// bundle, where they compute in main memory. The weights of the other graphs come on top.
-    pub fn memory_estimate(&self) -> u64 {
-        let main = self.clip.model.memory() == Memory::Main;
-        self.memory_of_arrays() + if main { self.runs().most() } else { 0 }
-    }
-
-    /// The most bytes of a device's memory that the graphs are estimated to take according to the
-    /// bundle, without their weights; 0 where they compute in main memory.
-    pub fn device_memory_estimate(&self) -> u64 {
-        let main = self.clip.model.memory() == Memory::Main;
-        if main { 0 } else { self.runs().most() }
-    }
-
-    /// See [`Model::device_memory_used`].
-    pub fn device_memory_used(&self) -> Option<u64> {
-        self.clip.model.device_memory_used()
-    }
-
     fn is_guided(&self) -> bool {
         self.join.sampler().is_some_and(|sampler| sampler.guidance().is_used())
-    }
-
-    fn runs(&self) -> memory::Runs {
-        let Clip { model, path, groups, .. } = &self.clip;
-        let guidance = self.join.sampler().map(Sampler::guidance);
-        let is_batched = guidance.is_some_and(|g| g.is_used() && g.batches(model.as_ref()));
-        let batch = if is_batched { 2 } else { 1 };
-        let (window, text) = (self.layout.longest(), model.text_memory());
-        memory::of_runs(path, &self.manifest, window, batch, groups.size(), text)
-    }
-
-    /// The bytes that [`ReadAhead`] takes besides: the frames of the next window, and the finished
-    /// ones of the last.
-    pub fn read_ahead_memory(&self) -> u64 {
-        let frame = self.input_size().area() + self.output_size().area();
-        memory::of_pixels(frame) * self.frames_to_read_ahead() as u64
-    }
-
-    fn memory_of_arrays(&self) -> u64 {
-        let path = &self.clip.path;
-        match self.join.sampler() {
-            Some(sampler) => {
-                memory::of_arrays(path, &self.manifest, &self.layout, sampler, self.latency)
-            }
-            None => memory::of_direct_arrays(path, &self.layout),
-        }
-    }
-
-    /// Fits runs of the graphs to what they can count, and to what the model may take of a device's
-    /// memory: guidance becomes separate, runs of the autoencoder shorter, and tiles smaller, unless
-    /// these were set; see [`Self::reduced_tile_size`].
-    fn fit_runs(&mut self) {
-        let available = match self.clip.model.memory() {
-            Memory::Device(Some(bytes)) => bytes,
-            _ => u64::MAX,
-        };
-        let fits = |run: &memory::Run| run.bytes <= available && !run.overflows;
-        loop {
-            let memory::Runs { encode, predict, decode, .. } = &self.runs();
-            let Clip { model, path, groups, .. } = &mut self.clip;
-            let sampler = self.join.sampler_mut();
-            let separate = |sampler: &mut Sampler| sampler.separate_guidance(model.as_ref());
-            let fitted = (!fits(predict) && sampler.is_some_and(separate))
-                || (!fits(decode) && groups.shorten())
-                || (!fits(encode) && path.shorten_encoding());
-            if fitted {
-                continue;
-            }
-            if [encode, predict, decode].into_iter().all(fits) || !self.auto_tiles {
-                break;
-            }
-            let Some(size) = path.reduce_tiles() else { break };
-            self.reduced = Some(size);
-        }
-        self.latency = self.join.latency(&self.clip.groups);
-    }
-
-    /// Fits the work to the `available` bytes of main memory and to those of the model's device:
-    /// goes over to smaller tiles, unless their size was set, see [`Self::reduced_tile_size`]. On a
-    /// device the halves of guidance are computed separately before, and the autoencoder's runs
-    /// become shorter.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] where frames and latents alone are more than the main memory, and where
-    /// tiles of the size that was set have more pixels than the graphs can count.
-    pub fn fit_memory(&mut self, available: u64) -> Result<()> {
-        self.fit_runs();
-        if self.runs().overflow() {
-            let reason = format!(
-                "tiles of {} pixels are more than the bundle can count in windows of {} frames; use \
-                 smaller ones",
-                self.tile_size(),
-                self.layout.length()
-            );
-            return Err(Error::setting(Setting::TileSize, reason));
-        }
-        while self.auto_tiles && self.memory_estimate() > available {
-            let Some(size) = self.clip.path.reduce_tiles() else { break };
-            self.reduced = Some(size);
-        }
-        let least = self.memory_of_arrays();
-        if least <= available {
-            return Ok(());
-        }
-        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let reason = format!(
-            "windows of {} frames of {} pixels, enlarged to {}, take at least {:.1} GiB of memory, but \
-             there are {:.1} GiB; use shorter windows or smaller frames",
-            self.layout.length(),
-            self.input_size(),
-            self.output_size(),
-            gib(least),
-            gib(available)
-        );
-        Err(Error::setting(Setting::WindowLength, reason))
     }
 }
 

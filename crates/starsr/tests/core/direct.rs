@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, ArrayView4};
-use starsr::bundle::{Manifest, Precision};
-use starsr::model::{Denoiser, Model, Query, Samples};
+use starsr::bundle::{Manifest, Precision, Role};
+use starsr::model::{Denoiser, Memory, Model, Query, Samples};
 use starsr::upscaler::Received;
 use starsr::windows::WindowMode;
 use starsr::{Cancel, Error, Result, Setting, Settings, Size, Upscaler};
@@ -53,7 +55,15 @@ fn parse(text: &str) -> Result<Manifest> {
 }
 
 /// Repeats each pixel, and adds the number of the frame in its window, in thousandths.
-struct Repeat;
+#[derive(Default)]
+struct Repeat {
+    /// Whether it pretends to compute in memory of its own.
+    on_device: bool,
+    /// Windows that it was given.
+    windows: Arc<AtomicUsize>,
+    /// Number of the window that fails, once.
+    fails: Option<usize>,
+}
 
 impl Denoiser for Repeat {
     fn predict(&mut self, _query: &Query) -> Result<Vec<Samples>> {
@@ -71,6 +81,9 @@ impl Model for Repeat {
     }
 
     fn upscale(&mut self, low: ArrayView4<f32>) -> Result<Samples> {
+        if Some(self.windows.fetch_add(1, Ordering::SeqCst)) == self.fails {
+            return Err(Error::inference(Role::Upscaler, "out of order"));
+        }
         let (frames, channels, height, width) = low.dim();
         assert!(height % 4 == 0 && width % 4 == 0, "{:?}", low.shape());
         let shape = (frames, channels, 4 * height, 4 * width);
@@ -79,11 +92,28 @@ impl Model for Repeat {
         });
         Ok(high.into())
     }
+
+    fn memory(&self) -> Memory {
+        if self.on_device { Memory::Device(None) } else { Memory::Main }
+    }
 }
 
 fn upscaler(settings: &Settings, size: Size) -> Result<Upscaler> {
+    over(Repeat::default(), settings, size)
+}
+
+fn over(model: Repeat, settings: &Settings, size: Size) -> Result<Upscaler> {
     let manifest = parse(&manifest()).unwrap();
-    Upscaler::new(Box::new(Repeat), &manifest, settings, size, Cancel::default())
+    Upscaler::new(Box::new(model), &manifest, settings, size, Cancel::default())
+}
+
+/// All frames that come out before others must be sent.
+fn receive(upscaler: &mut Upscaler) -> Result<Vec<Array3<f32>>> {
+    let mut frames = Vec::new();
+    while let Received::Frame(frame) = upscaler.receive_frame()? {
+        frames.push(frame);
+    }
+    Ok(frames)
 }
 
 fn frame(number: u64, size: Size) -> Array3<f32> {
@@ -95,18 +125,75 @@ fn frame(number: u64, size: Size) -> Array3<f32> {
 fn restored(settings: &Settings, size: Size, numbers: std::ops::Range<u64>) -> Vec<Array3<f32>> {
     let mut upscaler = upscaler(settings, size).unwrap();
     let mut frames = Vec::new();
-    let mut receive = |upscaler: &mut Upscaler| {
-        while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
-            frames.push(frame);
-        }
-    };
     for number in numbers {
         upscaler.send_frame(number, frame(number, size)).unwrap();
-        receive(&mut upscaler);
+        frames.extend(receive(&mut upscaler).unwrap());
     }
     upscaler.flush();
-    receive(&mut upscaler);
+    frames.extend(receive(&mut upscaler).unwrap());
     frames
+}
+
+/// An upscaler over `model` that has ten frames: three windows.
+fn with_three_windows(model: Repeat, size: Size) -> Upscaler {
+    let mut upscaler = over(model, &Settings::default(), size).unwrap();
+    (0..10).for_each(|number| upscaler.send_frame(number, frame(number, size)).unwrap());
+    upscaler.flush();
+    upscaler
+}
+
+#[test]
+fn a_device_restores_the_next_window_while_one_is_finished() {
+    let size = Size::new(9, 6);
+    let expected = restored(&Settings::default(), size, 0..10);
+    for on_device in [false, true] {
+        let model = Repeat { on_device, ..Repeat::default() };
+        let windows = model.windows.clone();
+        let mut upscaler = with_three_windows(model, size);
+        let mut counts = Vec::new();
+        for expected in &expected {
+            let Received::Frame(frame) = upscaler.receive_frame().unwrap() else {
+                panic!("a frame is missing")
+            };
+            assert_eq!(frame, expected);
+            counts.push(windows.load(Ordering::SeqCst));
+        }
+        let [first, later] = if on_device { [2, 3] } else { [1, 2] };
+        let counted = [first, first, first, later, later, later, 3, 3, 3, 3];
+        assert_eq!(counts, counted, "{on_device}");
+    }
+}
+
+#[test]
+fn a_window_that_failed_ahead_is_tried_again_and_takes_none_along() {
+    let size = Size::new(9, 6);
+    let expected = restored(&Settings::default(), size, 0..10);
+    let model = |fails| Repeat { on_device: true, fails: Some(fails), ..Repeat::default() };
+    // The second run is ahead of the first window's end.
+    let frames = receive(&mut with_three_windows(model(1), size)).unwrap();
+    assert_eq!(frames, expected);
+    let mut upscaler = with_three_windows(model(0), size);
+    assert!(upscaler.receive_frame().is_err());
+    assert_eq!(receive(&mut upscaler).unwrap(), expected);
+}
+
+#[test]
+fn what_was_restored_ahead_of_a_window_that_is_bypassed_is_left() {
+    let size = Size::new(8, 8);
+    let frames = |on_device| {
+        let mut upscaler = with_three_windows(Repeat { on_device, ..Repeat::default() }, size);
+        let mut first = || match upscaler.receive_frame().unwrap() {
+            Received::Frame(frame) => frame,
+            other => panic!("{other:?}"),
+        };
+        let mut frames: Vec<_> = (0..3).map(|_| first()).collect();
+        assert_eq!(upscaler.bypass().unwrap(), 3);
+        frames.extend(receive(&mut upscaler).unwrap());
+        frames
+    };
+    let expected = frames(false);
+    assert_eq!(expected.len(), 10);
+    assert_eq!(frames(true), expected);
 }
 
 #[test]
@@ -235,4 +322,16 @@ fn memory_is_estimated() {
     let pixels = 640 * 480;
     assert!(estimate(1) > 3 * 12 * pixels && estimate(1) < 6 * 12 * pixels, "{}", estimate(1));
     assert!(estimate(8) > 6 * estimate(1));
+    // A device holds what it has made of the next window of 4, and its frames.
+    let size = Size::new(160, 120);
+    let on_device = Repeat { on_device: true, ..Repeat::default() };
+    let [main, device] = [Repeat::default(), on_device].map(|model| {
+        let upscaler = over(model, &Settings::default(), size).unwrap();
+        [
+            upscaler.memory_estimate() + upscaler.device_memory_estimate(),
+            upscaler.read_ahead_memory(),
+        ]
+    });
+    let window = 4 * 12 * (pixels + 160 * 120);
+    assert_eq!(device, [main[0] + window, 2 * main[1]]);
 }
