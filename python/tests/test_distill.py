@@ -3,6 +3,7 @@
 
 import csv
 import shlex
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from starsr.data.resize import bicubic
 from starsr.models.nano import student as networks
 from starsr.training import distill, perceptual
+from starsr.training.contrast import MILD, by_loss, lost_contrast, severity
 from starsr.training.critic import Critic, changes, critic_loss, realism_loss, slices
 from starsr.training.moving import (
     MIX,
@@ -134,8 +136,20 @@ def test_severity_is_what_clips_lost_beside_pixels():
     high = torch.rand(1, 2, 3, 64, 64).repeat(3, 1, 1, 1, 1)
     small = torch.nn.functional.avg_pool2d(high.flatten(0, 1), 4).unflatten(0, high.shape[:2])
     noise = torch.randn_like(small) * torch.tensor([0.0, 0.25, 1.0]).reshape(3, 1, 1, 1, 1)
-    lost = distill.severity(bicubic(small + noise), high)
+    lost = severity(bicubic(small + noise), high)
     assert lost[0] == 0 and 0.05 < lost[1] < 0.95 and lost[2] == 1
+
+
+def test_contrast_is_given_back_in_proportion_to_what_was_lost():
+    edge = torch.linspace(-20, 20, 48).sigmoid().expand(3, 2, 3, 40, 48)
+    added = lost_contrast(edge, torch.tensor([MILD, 0.6, 1.0]), 2.0)
+    assert not added[0].any()
+    torch.testing.assert_close(2 * added[1], added[2])
+    assert added[2].diff(dim=-1)[0, 0, 20, 23] > 0.01
+    # What is flat, or rises evenly, stays.
+    even = torch.linspace(0, 1, 48).expand(1, 2, 3, 40, 48)
+    assert lost_contrast(even, torch.ones(1), 2.0)[..., 8:-8].abs().max() < 1e-5
+    assert by_loss((2.0, 0.5), torch.tensor([0.0, 1.0])).flatten().tolist() == [2.0, 0.5]
 
 
 def test_precision_is_what_was_asked_for():
@@ -245,54 +259,76 @@ SIZES = shlex.split(
 )
 
 
-def test_a_stopped_run_goes_on_through_both_stages(tmp_path, media, monkeypatch):
+def test_a_stopped_run_goes_on_through_all_stages(tmp_path, media, monkeypatch):
     torch.manual_seed(0)
     features, run = tmp_path / "features.safetensors", tmp_path / "run"
     save_file(perceptual.packed(perceptual.Perceptual().state_dict()), str(features))
     words = ["--data", str(media), "--output", str(run), "--features", str(features), *SIZES]
-    words += ["--fidelity", str(3 / 60), "--detail", str(2 / 60), "--save-every", "1"]
+    words += ["--fidelity", str(3 / 60), "--detail", str(2 / 60)]
+    words += ["--contrast", str(2 / 60), "--save-every", "1"]
     monkeypatch.setattr(distill, "time", Ticks())
-    taken_steps = []
+    taken_steps, softs = {"fidelity": 0, "contrast": 0}, []
 
-    def stopped_in_the_second_step(*arguments):
-        taken_steps.append(0)
-        if len(taken_steps) == 2:
-            raise KeyboardInterrupt
-        return fidelity_step(*arguments)
+    def stop_in_second(name):
+        step = getattr(distill, f"{name}_step")
+
+        def stopped(*arguments):
+            taken_steps[name] += 1
+            if name == "contrast":
+                softs.append(arguments[1].state_dict())
+            if taken_steps[name] == 2:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        monkeypatch.setattr(distill, f"{name}_step", stopped)
 
     def state():
         return torch.load(run / "student.pt", weights_only=True)
 
-    fidelity_step = distill.fidelity_step
-    monkeypatch.setattr(distill, "fidelity_step", stopped_in_the_second_step)
+    def weights(name):
+        return networks.load(run / f"{name}.safetensors").state_dict()
+
+    stop_in_second("fidelity")
     with pytest.raises(KeyboardInterrupt):
         distill.main(words)
     assert (state()["stage"], state()["iteration"], state()["seconds"]) == (0, 1, 1)
-    early = networks.load(run / "fidelity.safetensors").state_dict()
+    early = weights("fidelity")
+    stop_in_second("contrast")
+    with pytest.raises(KeyboardInterrupt):
+        distill.main(words)
+    assert (state()["stage"], state()["iteration"]) == (2, 1)
 
     # The steps that are left, and no more.
     assert distill.main(words) == 0
-    assert len(taken_steps) == 2 + 2
-    first, second = (
-        networks.load(run / f"{name}.safetensors").state_dict() for name in ("fidelity", "detail")
-    )
-    for before, after in ((early, first), (first, second)):
+    assert taken_steps == {"fidelity": 2 + 2, "contrast": 2 + 1}
+    stages = [early, *map(weights, ("fidelity", "soft", "detail"))]
+    for before, after in pairwise(stages):
         assert any(not torch.equal(before[name], after[name]) for name in before)
-    for stage, iterations in ((0, 3), (1, 2)):
+    for stage, iterations in ((0, 3), (1, 2), (2, 2)):
         with (run / f"log-{stage}.csv").open(encoding="utf-8") as file:
-            assert [int(row["iteration"]) for row in csv.DictReader(file)] == [iterations]
+            assert int(list(csv.DictReader(file))[-1]["iteration"]) == iterations
+    # What the third stage learns from is the same after the stop.
+    for soft in softs:
+        assert all(torch.equal(w, stages[2][name]) for name, w in soft.items())
 
     # A run that is over stays as it is.
     over = state()
-    assert (over["stage"], over["iteration"]) == (1, 2)
+    assert (over["stage"], over["iteration"]) == (2, 2)
     assert distill.main(words) == 0
-    assert len(taken_steps) == 2 + 2 and state()["iteration"] == 2
+    assert taken_steps == {"fidelity": 2 + 2, "contrast": 2 + 1} and state()["iteration"] == 2
     for name, weight in over["student"].items():
         assert torch.equal(state()["student"][name], weight)
 
 
-@pytest.mark.parametrize(("minutes", "name"), [(("1", "0"), "fidelity"), (("0", "1"), "detail")])
-def test_a_run_starts_from_weights(tmp_path, media, monkeypatch, minutes, name):
+@pytest.mark.parametrize(
+    ("minutes", "name", "step"),
+    [
+        (("1", "0", "0"), "fidelity", "fidelity"),
+        (("0", "1", "0"), "detail", "detail"),
+        (("0", "0", "1"), "detail", "contrast"),
+    ],
+)
+def test_a_run_starts_from_weights(tmp_path, media, monkeypatch, minutes, name, step):
     features, start = tmp_path / "features.safetensors", tmp_path / "start"
     save_file(perceptual.packed(perceptual.Perceptual().state_dict()), str(features))
     start.mkdir()
@@ -304,9 +340,11 @@ def test_a_run_starts_from_weights(tmp_path, media, monkeypatch, minutes, name):
         assert all(torch.equal(w, weights[part]) for part, w in run.student.state_dict().items())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distill, f"{name}_step", stopped)
+    monkeypatch.setattr(distill, f"{step}_step", stopped)
     words = ["--data", str(media), "--features", str(features), "--start", str(start), *SIZES]
-    words += ["--fidelity", minutes[0], "--detail", minutes[1], "--output", str(tmp_path / "run")]
+    for option, minute in zip(("--fidelity", "--detail", "--contrast"), minutes, strict=True):
+        words += [option, minute]
+    words += ["--output", str(tmp_path / "run")]
     with pytest.raises(KeyboardInterrupt):
         distill.main(words)
 

@@ -27,7 +27,17 @@ from starsr.models.nano.student import (
     operations,
     save,
 )
-from starsr.training.mending import mended, moved, pattern, steadied, tint, without
+from starsr.training.contrast import MILD, lost_contrast
+from starsr.training.mending import (
+    GAIN,
+    mended,
+    moved,
+    pattern,
+    steadied,
+    tint,
+    with_contrast,
+    without,
+)
 
 SMALL = StudentConfig(widths=(8, 8, 16), blocks=(1, 2, 1))
 
@@ -291,3 +301,20 @@ def test_steadied_students_flicker_less():
     steadier = steadied(student, student, pans)
     assert flicker(steadier) < 0.9 * flicker(student)
     assert torch.equal(steadier.enter.weight, student.enter.weight)
+
+
+def test_contrast_comes_back_where_it_was_lost():
+    student = lively(5)
+    rng = torch.Generator().manual_seed(2)
+    clips = [torch.rand(3, 3, 24, 28, generator=rng) for _ in range(4)]
+    same = with_contrast(student, student, [(low, MILD) for low in clips])
+    torch.testing.assert_close(same.leave.weight, student.leave.weight)
+    raised = with_contrast(student, student, [(low, 1.0) for low in clips])
+    assert torch.equal(raised.enter.weight, student.enter.weight)
+    for low in clips:
+        with torch.no_grad():
+            before, after = student(low[None]), raised(low[None])
+        wanted = before + lost_contrast(before, torch.ones(1), GAIN)
+        inside = (..., slice(16, -16), slice(16, -16))
+        errors = [(made - wanted)[inside].square().mean() for made in (before, after)]
+        assert errors[1] < 0.9 * errors[0]

@@ -26,7 +26,7 @@ FIDELITY, DETAIL = "fidelity.safetensors", "detail.safetensors"
 #: The graphs in floats of 32 and 16 bits and in integers.
 FLOATS, HALVES, INTEGERS = "upscaler.onnx", "upscaler-fp16.onnx", "upscaler-int8.onnx"
 #: Share of the weights for detail unless the user sets another.
-DEFAULT_DETAIL = 0.75
+DEFAULT_DETAIL = 0.85
 #: Side of a tile in output pixels, and the overlap that hides the seams of tiles.
 TILE, TILE_OVERLAP = 2048, 128
 #: Bytes that ONNX Runtime needs for each pixel of a tile and frame of a window, measured on CPU:
@@ -167,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, required=True, help=f"folder with {FIDELITY} and {DETAIL}")
     add("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     add("--name", default="nano2", help="name in the manifest (%(default)s)")
-    add("--version", default="2.2.0", help="version in the manifest (%(default)s)")
+    add("--version", default="2.3.0", help="version in the manifest (%(default)s)")
     add("--detail", type=float, default=DEFAULT_DETAIL, help="default detail (%(default)s)")
     add(
         "--calibrate",

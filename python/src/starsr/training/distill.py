@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MPL-2.0
 """`starsr-distill`: trains the student of nano within a given time.
 
-The first stage trains for fidelity, the second for detail and steadiness. The second starts from
-the averaged weights of the first, so that the two sets of weights can be blended. Each stage lasts
-a number of minutes rather than of iterations. A run that was stopped goes on from its last
-checkpoint for the time that is left.
+The first stage trains for fidelity, the second for detail and steadiness, and the third gives
+contrast back. Each starts from the averaged weights of the one before, so that those of the first
+and of the last can be blended. Each stage lasts a number of minutes rather than of iterations. A
+run that was stopped goes on from its last checkpoint for the time that is left.
 """
 
 import csv
@@ -17,26 +17,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from starsr.data.media import SCALE
 from starsr.data.resize import bicubic
 from starsr.models.nano import student as networks
 from starsr.models.nano.student import Student
 from starsr.models.weights import MISFITS, reason
 from starsr.training import checkpoint, perceptual
 from starsr.training.checkpoint import Average, trained
+from starsr.training.contrast import by_loss, lost_contrast, severity
 from starsr.training.critic import Critic, critic_loss, realism_loss
 from starsr.training.distill_options import Options, options_of
 from starsr.training.moving import MovingClips, mix_with
 from starsr.training.muon import Muon
 from starsr.training.perceptual import Perceptual
-from starsr.training.student_losses import Balance, fidelity_loss, plain_losses
+from starsr.training.student_losses import (
+    Balance,
+    charbonnier,
+    fidelity_loss,
+    frequency_loss,
+    grid_losses,
+    mean_of,
+    plain_losses,
+    unsteadiness,
+)
 from starsr.training.supply import Supply
 
 #: Offsets in pixels at which the perceptual network sees crops.
 PHASES = 8
+
+#: The file of weights that each stage writes, and that of the student before the third.
+WEIGHTS, SOFT = (
+    ("fidelity.safetensors", "detail.safetensors", "detail.safetensors"),
+    "soft.safetensors",
+)
 
 #: Low frames, high frames and moves.
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -88,6 +102,8 @@ def new_run(stage: int, student: Student, options: Options, device: torch.device
         return Run(0, 0.0, 0, student, average, Muon(student, options.rates[0], 1e-4))
     parameters = trained(student).values()
     optimizer = torch.optim.Adam(parameters, options.rates[1], (0.9, 0.99), foreach=True)
+    if stage == 2:
+        return Run(2, 0.0, 0, student, average, optimizer)
     critic = Critic().to(device=device, memory_format=torch.channels_last).train()
     opponent = torch.optim.Adam(critic.parameters(), 2e-4, (0.5, 0.99), foreach=True)
     return Run(1, 0.0, 0, student, average, optimizer, Adversary(critic, opponent))
@@ -100,18 +116,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     fast = device.type == "cuda" or capabilities.get("amx_bf16", False)
     enabled = fast if precision == "auto" else precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def severity(plain: Tensor, high: Tensor) -> Tensor:
-    """Return how much clips `[N,F,3,H,W]` lost beside pixels, `[N]` from 0 to 1.
-
-    It compares the error of `plain`, the bicubic upscale of the low frames, with that of a clean
-    shrink's: 1 dB more counts as nothing, 6 dB more as 1.
-    """
-    small = F.avg_pool2d(high.flatten(0, 1), SCALE).unflatten(0, high.shape[:2])
-    errors = [(frames - high).square().mean((1, 2, 3, 4)) for frames in (plain, bicubic(small))]
-    ratio = (errors[0] + 1e-5) / (errors[1] + 1e-5)
-    return ((10 * ratio.log10() - 1) / 5).clamp(0, 1)
 
 
 def finish(run: Run) -> None:
@@ -199,8 +203,8 @@ def detail_step(
         "realism": options.judged_by_loss,
         "steady": options.steady_by_loss,
     }
-    for name, (nothing, most) in factors.items():
-        gradients[name] *= (nothing + (most - nothing) * lost)[:, None, None, None, None]
+    for name, ends in factors.items():
+        gradients[name] *= by_loss(ends, lost)
     # New discriminators are no guide, so their share begins at 0.
     start = min(1.0, max(0.0, (progress - 0.05) / 0.15))
     shares = {
@@ -217,6 +221,38 @@ def detail_step(
     error = (leaf.detach() - high).square().mean((1, 2, 3, 4))
     figures = {name: loss.detach() for name, loss in losses.items()}
     return {"psnr": -10 * (error + 1e-9).log10().mean(), "critic": judged.detach(), **figures}
+
+
+def contrast_step(
+    run: Run, soft: Student, batch: Batch, options: Options, device: torch.device
+) -> dict[str, Tensor]:
+    """Take a step of the third stage and return figures for the log.
+
+    The student learns what `soft`, its state before the stage, gives with more contrast, and to be
+    steady.
+    """
+    low, high, moves = batch
+    with torch.no_grad():
+        lost = severity(bicubic(low), high)
+        wanted = soft(low)
+        wanted += lost_contrast(wanted, lost, options.contrast_gain)
+    with autocast(device, options.precision):
+        predicted = run.student(low)
+    leaf = predicted.detach().requires_grad_()
+    change, same = unsteadiness(leaf, high, moves)
+    losses = {
+        "pixel": charbonnier(leaf - wanted).mean() + frequency_loss(leaf, wanted).mean(),
+        "steady": mean_of(charbonnier(change), same, len(low)).mean(),
+        "grid": grid_losses(leaf, wanted),
+    }
+    gradients = {name: torch.autograd.grad(loss, leaf)[0] for name, loss in losses.items()}
+    gradients["steady"] *= by_loss(options.steady_by_loss, lost)
+    shares = {"steady": options.steady_share, "grid": options.grid_share}
+    total = run.balance.total("pixel", gradients, shares)
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(predicted, total)
+    finish(run)
+    return {"lost": lost.mean(), **{name: loss.detach() for name, loss in losses.items()}}
 
 
 # Checkpoints
@@ -243,8 +279,7 @@ def halved(value: Any) -> Any:
 
 def keep(run: Run, options: Options) -> None:
     """Write the averaged weights and all that a run needs to go on."""
-    name = ("fidelity", "detail")[run.stage]
-    networks.save(options.output / f"{name}.safetensors", averaged(run))
+    networks.save(options.output / WEIGHTS[run.stage], averaged(run))
     state = {
         "stage": run.stage,
         "seconds": run.seconds,
@@ -298,14 +333,26 @@ def resume(options: Options, device: torch.device) -> Run | None:
 def begin(options: Options, device: torch.device) -> Run:
     """Return a new run. Raises `ValueError`.
 
-    It starts from the weights in `start` where given: from those for fidelity, or from those for
-    detail where the first stage takes no time.
+    It starts from the weights in `start` where given, with the first stage that takes time: from
+    those for fidelity, or in later stages from those for detail.
     """
     if options.start is None:
         return new_run(0, Student(), options, device)
-    stage, name = (0, "fidelity") if options.fidelity > 0 else (1, "detail")
-    student = networks.load(options.start / f"{name}.safetensors")
+    minutes = (options.fidelity, options.detail, options.contrast)
+    stage = next((stage for stage, time in enumerate(minutes) if time > 0), 0)
+    student = networks.load(options.start / WEIGHTS[stage])
     return new_run(stage, student, options, device)
+
+
+def before_contrast(run: Run, options: Options, device: torch.device) -> Student:
+    """Return the student before the third stage, and keep it for a run that goes on.
+
+    Raises `ValueError`.
+    """
+    path = options.output / SOFT
+    if run.iteration == 0:
+        networks.save(path, averaged(run))
+    return networks.load(path).to(device=device, memory_format=torch.channels_last)
 
 
 # The training
@@ -334,13 +381,14 @@ def go_on(run: Run, minutes: float, step: Step, supply: Supply, options: Options
     limit, log = 60 * minutes, Figures(options.output / "log.csv")
     first = options.clips or (200 if options.workers else 8)
     supply.take(min(options.pool, first))
+    later = min(run.stage, 1)
     begun, before = time.monotonic(), run.seconds
     saved = shown = before
     while run.seconds < limit:
         progress = run.seconds / limit
         for group in run.optimizer.param_groups:
-            group["lr"] = rate_at(progress, options.rates[run.stage])
-        batch = supply.batch(options.batches[run.stage], options.sides[run.stage])
+            group["lr"] = rate_at(progress, options.rates[later])
+        batch = supply.batch(options.batches[later], options.sides[later])
         figures = step(run, batch, progress)
         run.seconds = before + time.monotonic() - begun
         if run.seconds - shown >= 5 or run.seconds >= limit:
@@ -364,8 +412,22 @@ def go_on(run: Run, minutes: float, step: Step, supply: Supply, options: Options
     keep(run, options)
 
 
+def detailing(adversary: Adversary, options: Options, device: torch.device) -> Step:
+    """Return the step of the second stage. Raises `ValueError`."""
+    if options.features is None:
+        raise ValueError("the second stage needs the perceptual network: give --features")
+    features = perceptual.load(options.features, device)
+    if options.compile:
+        features.compile()
+
+    def detailed(run: Run, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return detail_step(run, adversary, batch, options, device, features, progress)
+
+    return detailed
+
+
 def train(options: Options, device: torch.device) -> None:
-    """Run both stages, from where the last run stopped. Raises `ValueError`."""
+    """Run all stages, from where the last run stopped. Raises `ValueError`."""
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     # The bicubic upscale must be exact; all else runs in 16 bits.
@@ -392,18 +454,16 @@ def train(options: Options, device: torch.device) -> None:
         if run.stage == 0:
             go_on(run, options.fidelity, faithful, supply, options)
             run = new_run(1, averaged(run), options, device)
-        if options.detail <= 0 or run.adversary is None:
-            return
-        if options.features is None:
-            raise ValueError("the second stage needs the perceptual network: give --features")
-        adversary, features = run.adversary, perceptual.load(options.features, device)
-        if options.compile:
-            features.compile()
+        if run.adversary is not None and options.detail > 0:
+            go_on(run, options.detail, detailing(run.adversary, options, device), supply, options)
+            run = new_run(2, averaged(run), options, device)
+        if run.stage == 2 and options.contrast > 0:
+            soft = before_contrast(run, options, device)
 
-        def detailed(run: Run, batch: Batch, progress: float) -> dict[str, Tensor]:
-            return detail_step(run, adversary, batch, options, device, features, progress)
+            def contrasting(run: Run, batch: Batch, _progress: float) -> dict[str, Tensor]:
+                return contrast_step(run, soft, batch, options, device)
 
-        go_on(run, options.detail, detailed, supply, options)
+            go_on(run, options.contrast, contrasting, supply, options)
     finally:
         supply.close()
 

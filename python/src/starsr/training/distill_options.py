@@ -15,11 +15,12 @@ from starsr.training.supply import CLEAN
 class Options:
     """Settings of a run.
 
-    `fidelity` and `detail` are the minutes of the two stages; `batches`, `sides` and `rates` have a
-    value for each stage: clips of a batch, the side of a crop in low-resolution pixels, and the
-    learning rate. A share of the second stage is the size of a loss's gradient at the output, in
-    units of that of the absolute error. `judged_by_loss` and `steady_by_loss` are factors of such
-    gradients, for clips that lost nothing but pixels and for clips that lost most, see `severity`.
+    `fidelity`, `detail` and `contrast` are the minutes of the three stages; `batches`, `sides` and
+    `rates` have a value for the first stage and one for the others: clips of a batch, the side of a
+    crop in low-resolution pixels, and the learning rate. A share is the size of a loss's gradient
+    at the output, in units of that of the pixels' error, after the first stage. `judged_by_loss`
+    and `steady_by_loss` are factors of such gradients, for clips that lost nothing but pixels and
+    for clips that lost most, see `severity`.
     """
 
     media: Path
@@ -28,6 +29,7 @@ class Options:
     start: Path | None = None
     fidelity: float = 4.0
     detail: float = 4.0
+    contrast: float = 0.0
     batches: tuple[int, int] = (64, 12)
     sides: tuple[int, int] = (48, 40)
     frames: int = 6
@@ -49,6 +51,7 @@ class Options:
     judged_frames: int = 4
     judged_by_loss: tuple[float, float] = (1.0, 1.0)
     steady_by_loss: tuple[float, float] = (1.0, 1.0)
+    contrast_gain: float = 4.0
     colour_share: float = 0.5
     grid_share: float = 0.1
     save_every: float = 60.0
@@ -60,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     result = argparse.ArgumentParser(
         prog="starsr-distill",
-        description="Trains the student of nano on photographs and video, first for fidelity and "
-        "then for detail, each for some minutes.",
+        description="Trains the student of nano on photographs and video for fidelity, then for "
+        "detail, and then for contrast, each for some minutes.",
     )
     add = result.add_argument
     add(
@@ -87,12 +90,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="begin with the weights in this folder: fidelity.safetensors, or, with --fidelity 0, "
-        "detail.safetensors",
+        "detail.safetensors (without the second stage, too, with --detail 0)",
     )
     defaults = Options.__dataclass_fields__
     for name, kind, text in (
         ("fidelity", float, "minutes of the first stage"),
         ("detail", float, "minutes of the second stage"),
+        ("contrast", float, "minutes of the third stage"),
+        ("contrast_gain", float, "how much contrast the third stage adds where most is lost"),
         ("frames", int, "frames of a crop"),
         ("clip_side", int, "side of a clip in low-resolution pixels"),
         ("pool", int, "clips kept for crops"),
@@ -102,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         ("workers", int, "processes that make clips"),
         ("seed", int, "seed"),
         ("steady_weight", float, "weight of steadiness in the first stage"),
-        ("perceptual_share", float, "size of the perceptual gradient in the second stage"),
+        ("perceptual_share", float, "size of the perceptual gradient"),
         ("realism_share", float, "size of the discriminators' gradient"),
         ("steady_share", float, "size of the gradient of steadiness"),
         ("judged_frames", int, "frames of a crop that the perceptual network sees"),

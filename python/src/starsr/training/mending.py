@@ -8,6 +8,8 @@ a tint of the whole frame. The layer is changed so that these means vanish and a
 
 A third flaw is what changes along the motion of a scene, where only noise does. The layer is
 changed so that less of it remains.
+
+Contrast that training takes from heavily degraded clips is given back in the same way.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,13 +21,21 @@ from torch import Tensor
 
 from starsr.data.media import SCALE
 from starsr.models.nano.student import Student, blend
+from starsr.training.contrast import MILD, lost_contrast
 
 #: Shares of the detailed student at which there are to be no flaws.
 SHARES = (0.25, 0.5, 0.75, 1.0)
 #: Input pixels at the edges of a frame that are left out.
 EDGE = 2
+#: Contrast that is given back to clips that lost most, and weight of those that are to keep theirs.
+GAIN, KEPT = 4.5, 4.0
 #: Weight of a change along the motion, where that of a change of the picture is 1.
 STEADINESS = 1.0
+
+
+def around(values: Tensor, box: int) -> Tensor:
+    """Return the mean over a square of `box` places around each of values `[F,C,h,w]`."""
+    return F.avg_pool2d(F.pad(values, (box // 2,) * 4, mode="replicate"), box, 1)
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,7 @@ class Flaw:
         """Return the mean at the place around each input pixel of values `[F,C,h,w]`."""
         if self.box is None:
             return values.mean((0, 2, 3), keepdim=True).expand_as(values)
-        padded = F.pad(values, (self.box // 2,) * 4, mode="replicate")
-        return F.avg_pool2d(padded, self.box, 1)
+        return around(values, self.box)
 
     def colours(self) -> Tensor:
         """Return the basis `[3*n,48]` in all colours."""
@@ -200,3 +209,35 @@ def mended(
     fidelity = without([tint()], fidelity, fidelity, clips, (1.0,))
     detail = steadied(fidelity, detail, pans)
     return fidelity, without([tint(), pattern()], fidelity, detail, clips)
+
+
+def with_contrast(
+    student: Student, soft: Student, clips: Iterable[tuple[Tensor, float]]
+) -> Student:
+    """Return the student whose contrast on clips is that of `soft` and what that lost.
+
+    The clips are `[F,3,h,w]`, each with its `severity`. The last layer is W and its inputs are x.
+    The result has the change D of W with the least sum of `|D x - d|^2`, in units of a clip's
+    variance. For clips that lost contrast, d is the difference of what `soft` makes, with its
+    contrast, from what the student makes; for others, whose weight is `KEPT`, it is 0.
+    """
+    size = last_layer(student).shape[1]
+    goal = torch.zeros(size, size, dtype=torch.float64)
+    found = torch.zeros(len(last_layer(student)), size, dtype=torch.float64)
+    for low, lost in clips:
+        with torch.no_grad():
+            made, wanted = (network(low[None])[0] for network in (student, soft))
+        added = lost_contrast(wanted[None], wanted.new_tensor([lost]), GAIN)[0]
+        change = F.pixel_unshuffle(added, SCALE)
+        # What repeats from block to block is the pattern, not contrast.
+        change = change - around(change, 9) + F.pixel_unshuffle(wanted - made, SCALE)
+        weight = 1 / (wanted.var() + 1e-3)
+        if lost <= MILD:
+            change, weight = torch.zeros_like(change), KEPT * weight
+        values, change = (
+            whole[:, :, EDGE:-EDGE, EDGE:-EDGE]
+            for whole in (inputs_of_last_layer(student, low), change)
+        )
+        goal += weight * moments(values)
+        found += weight * moments(change, values)
+    return with_last_layer(student, last_layer(student) + solved(goal, found))
