@@ -25,7 +25,7 @@ impl Upscaler {
         if main { 0 } else { self.runs().most() }
     }
 
-    /// See [`Model::device_memory_used`].
+    /// See [`Model::device_memory_used`](crate::model::Model::device_memory_used).
     pub fn device_memory_used(&self) -> Option<u64> {
         self.clip.model.device_memory_used()
     }
@@ -39,8 +39,8 @@ impl Upscaler {
         memory::of_runs(path, &self.manifest, window, batch, groups.size(), text)
     }
 
-    /// The bytes that [`ReadAhead`] takes besides: the frames of the next window, and the finished
-    /// ones of the last.
+    /// The bytes that [`ReadAhead`](crate::ReadAhead) takes besides: the frames of the next windows,
+    /// and as many finished ones.
     pub fn read_ahead_memory(&self) -> u64 {
         let frame = self.input_size().area() + self.output_size().area();
         memory::of_pixels(frame) * self.frames_to_read_ahead() as u64
