@@ -120,7 +120,8 @@ fn detail_changes_the_picture_and_nothing_else() {
         rig.taken(0..12)
     };
     let default = run(None);
-    assert!(run(Some(0.75)) == default);
+    let manifest = starsr::Bundle::open(bundle().as_ref()).unwrap().manifest().clone();
+    assert!(run(Some(manifest.detail.unwrap().default)) == default);
     assert!(run(Some(-1.0)) == default);
     let [fidelity, detail] = [0.0, 1.0].map(|share| run(Some(share)));
     for ((a, b), c) in fidelity.iter().zip(&detail).zip(&default) {
