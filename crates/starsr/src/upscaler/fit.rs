@@ -14,15 +14,14 @@ impl Upscaler {
     /// and what the graphs need for a tile, or the text encoder while it is loaded, according to the
     /// bundle, where they compute in main memory. The weights of the other graphs come on top.
     pub fn memory_estimate(&self) -> u64 {
-        let main = self.clip.model.memory() == Memory::Main;
-        self.memory_of_arrays() + if main { self.runs().most() } else { 0 }
+        let elsewhere = self.clip.computes_elsewhere();
+        self.memory_of_arrays() + if elsewhere { 0 } else { self.runs().most() }
     }
 
     /// The most bytes of a device's memory that the graphs are estimated to take according to the
     /// bundle, without their weights; 0 where they compute in main memory.
     pub fn device_memory_estimate(&self) -> u64 {
-        let main = self.clip.model.memory() == Memory::Main;
-        if main { 0 } else { self.runs().most() }
+        if self.clip.computes_elsewhere() { self.runs().most() } else { 0 }
     }
 
     /// See [`Model::device_memory_used`](crate::model::Model::device_memory_used).
