@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="starsr-distill",
         description="Trains the student of nano on photographs and video for fidelity, then for "
-        "detail, and then for contrast, each for some minutes.",
+        "detail and, if asked to, for contrast, each for some minutes.",
     )
     add = result.add_argument
     add(
