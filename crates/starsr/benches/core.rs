@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What happens to a frame outside the networks, on one core: `cargo bench -p starsr --bench core`.
+//! What happens to frames outside the networks, on one core but for whole windows:
+//! `cargo bench -p starsr --bench core`.
 
 use divan::{Bencher, black_box};
 use ndarray::Array3;
@@ -136,6 +137,105 @@ mod latents {
         bencher.bench_local(|| {
             mixed.copy_from_slice(&unguided);
             guidance.mix(0, black_box(&drawn), black_box(&mut mixed));
+        });
+    }
+}
+
+/// A window of STAR's sizes: 32 frames of 320x180 enlarged to 1280x720 by 14 guided evaluations, on
+/// all cores, with a model that takes no time.
+mod window {
+    use ndarray::{Array2, Array4, ArrayView4};
+    use starsr::bundle::Manifest;
+    use starsr::model::{Conditioning, Denoiser, Embedded, Embedding, Model, Query, Samples};
+    use starsr::{Cancel, Received, Result, Settings, Upscaler};
+    use starsr_testkit::fixtures;
+
+    use super::*;
+
+    const FRAMES: usize = 32;
+    const CHANNELS: usize = 4;
+    const FACTOR: usize = 8;
+
+    /// Gives the same samples whenever it is asked for some of the same shape.
+    #[derive(Default)]
+    struct Idle(Vec<Samples>);
+
+    impl Idle {
+        fn samples(&mut self, frames: usize, channels: usize, size: [usize; 2]) -> Samples {
+            let shape = (frames, channels, size[0], size[1]);
+            let known = self.0.iter().find(|samples| samples.dim() == shape);
+            known.cloned().unwrap_or_else(|| {
+                let value = |(f, c, y, x)| ((f + c + y + x) % 97) as f32 / 97.0;
+                self.0.push(Array4::from_shape_fn(shape, value).into());
+                self.0[self.0.len() - 1].clone()
+            })
+        }
+    }
+
+    impl Denoiser for Idle {
+        fn predict(&mut self, query: &Query) -> Result<Vec<Samples>> {
+            let (frames, channels, height, width) = query.x.dim();
+            Ok(vec![self.samples(frames, channels, [height, width]); query.conditions.len()])
+        }
+
+        fn prefers_batches(&self) -> bool {
+            true
+        }
+    }
+
+    impl Model for Idle {
+        fn encode(&mut self, pixels: ArrayView4<f32>) -> Result<Samples> {
+            let (frames, _, height, width) = pixels.dim();
+            Ok(self.samples(frames, CHANNELS, [height / FACTOR, width / FACTOR]))
+        }
+
+        fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Samples> {
+            let (frames, _, height, width) = latents.dim();
+            Ok(self.samples(frames, 3, [height * FACTOR, width * FACTOR]))
+        }
+
+        fn embed(&mut self, texts: &[&str]) -> Result<Vec<Embedded>> {
+            let embedding = Embedding::new(Array2::zeros((77, 4)));
+            Ok(vec![Embedded { embedding, truncated: 0 }; texts.len()])
+        }
+    }
+
+    fn manifest() -> Manifest {
+        let path = fixtures::text().join("bundle.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text
+            .replace("channels = 48", &format!("channels = {CHANNELS}"))
+            .replace("spatial_factor = 4", &format!("spatial_factor = {FACTOR}"));
+        Manifest::parse(&text, &path).unwrap()
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn work_around_the_model(bencher: Bencher) {
+        let settings = Settings {
+            window_length: Some(FRAMES),
+            window_overlap: Some(0),
+            steps: Some(14),
+            guidance_scale: Some(7.5),
+            color_fix: Some(ColorFix::Adain),
+            ..Settings::default()
+        };
+        let small = Size::new(320, 180);
+        let model = Box::new(Idle::default());
+        let mut upscaler =
+            Upscaler::new(model, &manifest(), &settings, small, Cancel::default()).unwrap();
+        let embedding = Some(Embedding::new(Array2::zeros((77, 4))));
+        let conditioning = Conditioning { positive: embedding.clone(), negative: embedding };
+        upscaler.set_conditioning(conditioning).unwrap();
+        let frame = Array3::from_elem((3, small.height, small.width), 0.5f32);
+        bencher.bench_local(|| {
+            for number in 0..FRAMES as u64 {
+                upscaler.send_frame(number, frame.clone()).unwrap();
+            }
+            upscaler.flush();
+            while let Received::Frame(frame) = upscaler.receive_frame().unwrap() {
+                black_box(frame);
+            }
+            upscaler.reset();
         });
     }
 }
