@@ -133,6 +133,7 @@ mod properties;
 mod session;
 mod settings;
 mod stats;
+mod streaming;
 
 use settings::{
     ColorFix, ExecutionProvider, GuidanceBatching, OnError, Overload, Posterior, Precision,

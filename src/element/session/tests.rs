@@ -4,13 +4,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use gst::prelude::*;
 use ndarray::{Array4, ArrayView4};
-use starsr::Result;
 use starsr::bundle::Role;
 use starsr::model::{Denoiser, Query, Samples};
+use starsr::{Error, Result};
 use starsr_testkit::stand_in;
 
 use super::*;
+use crate::element::settings::{OnError, Overload};
 
 const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 const SIZE: (u32, u32) = (16, 16);
