@@ -167,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, required=True, help=f"folder with {FIDELITY} and {DETAIL}")
     add("--output", type=Path, required=True, help="folder of the bundle, replaced when complete")
     add("--name", default="nano2", help="name in the manifest (%(default)s)")
-    add("--version", default="2.3.0", help="version in the manifest (%(default)s)")
+    add("--version", default="2.3.1", help="version in the manifest (%(default)s)")
     add("--detail", type=float, default=DEFAULT_DETAIL, help="default detail (%(default)s)")
     add(
         "--calibrate",

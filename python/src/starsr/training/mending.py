@@ -9,10 +9,11 @@ a tint of the whole frame. The layer is changed so that these means vanish and a
 A third flaw is what changes along the motion of a scene, where only noise does. The layer is
 changed so that less of it remains.
 
-Contrast that training takes from heavily degraded clips is given back in the same way.
+Contrast that training takes from heavily degraded clips is given back in the same way, without
+these flaws.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,16 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 EDGE = 2
 #: Contrast that is given back to clips that lost most, and weight of those that are to keep theirs.
 GAIN, KEPT = 4.5, 4.0
-#: Weight of a change along the motion, where that of a change of the picture is 1.
-STEADINESS = 1.0
+#: Weights of a change along the motion, where those of a change of the picture are 1: to take
+#: flicker out, and to let no more in with contrast.
+STEADINESS, STILL = 1.0, 15.0
+#: Weight of a tint where contrast is given back.
+NEUTRAL = 20.0
+#: A variance of a clip that counts as none.
+SILENT = 1e-3
+
+#: A clip `[F,3,h,w]` and the move of its camera, see `moved`.
+Pan = tuple[Tensor, tuple[int, int]]
 
 
 def around(values: Tensor, box: int) -> Tensor:
@@ -170,20 +179,25 @@ def moved(values: Tensor, move: tuple[int, int]) -> Tensor:
     return inside(values[:-1], down, right) - inside(values[1:], -down, -right)
 
 
-def steadied(
-    fidelity: Student, detail: Student, pans: Iterable[tuple[Tensor, tuple[int, int]]]
-) -> Student:
-    """Return the student `detail` so that its blends with `fidelity` flicker less on `pans`.
+@dataclass(frozen=True)
+class Flicker:
+    """What changes along the motion of a pan, in a blend of two students.
 
-    A pan is a clip `[F,3,h,w]` and the move of its camera, see `moved`. The last layer is W and its
-    inputs are x, of which d is the change along the motion, and b that of the bicubic upscale. The
-    result has the change D of W with the least sum over `SHARES` s of
-    `STEADINESS |(W + s D) d + b|^2 + |s D x|^2`, each the mean of a clip.
+    The last layer is W and its inputs are x, of which d is the change along the motion, and b that
+    of the bicubic upscale. `inputs` `[C,C]`, `still` `[C,C]` and `total` `[48,C]` are the means of
+    `x x'`, `d d'` and `(W d + b) d'`; `variance` is that of the bicubic upscale.
     """
+
+    share: float
+    inputs: Tensor
+    still: Tensor
+    total: Tensor
+    variance: float
+
+
+def flickers(fidelity: Student, detail: Student, pans: Iterable[Pan]) -> Iterator[Flicker]:
+    """Yield the flicker of each pan for blends at all of `SHARES`."""
     blends = [(share, blend(fidelity, detail, share)) for share in SHARES]
-    size = last_layer(detail).shape[1]
-    goal = torch.zeros(size, size, dtype=torch.float64)
-    found = torch.zeros(len(last_layer(detail)), size, dtype=torch.float64)
     for low, move in pans:
         for share, student in blends:
             values, plain = (
@@ -191,11 +205,25 @@ def steadied(
                 for whole in (inputs_of_last_layer(student, low), student.bicubic_phases(low))
             )
             change, plain_change = moved(values, move), moved(plain, move)
-            places = change[:, 0].numel() / STEADINESS
+            places = change[:, 0].numel()
             still = moments(change) / places
-            goal += share**2 * (still + moments(values) / values[:, 0].numel())
             total = last_layer(student) @ still + moments(plain_change, change) / places
-            found += share * total
+            inputs = moments(values) / values[:, 0].numel()
+            yield Flicker(share, inputs, still, total, float(plain.var()))
+
+
+def steadied(fidelity: Student, detail: Student, pans: Iterable[Pan]) -> Student:
+    """Return the student `detail` so that its blends with `fidelity` flicker less on `pans`.
+
+    The result has the change D of the last layer W with the least sum over `SHARES` s of
+    `STEADINESS |(W + s D) d + b|^2 + |s D x|^2`, see `Flicker`.
+    """
+    size = last_layer(detail).shape[1]
+    goal = torch.zeros(size, size, dtype=torch.float64)
+    found = torch.zeros(len(last_layer(detail)), size, dtype=torch.float64)
+    for flicker in flickers(fidelity, detail, pans):
+        goal += flicker.share**2 * (STEADINESS * flicker.still + flicker.inputs)
+        found += flicker.share * STEADINESS * flicker.total
     return with_last_layer(detail, last_layer(detail) - solved(goal, found))
 
 
@@ -203,7 +231,7 @@ def mended(
     fidelity: Student,
     detail: Student,
     clips: Sequence[Tensor],
-    pans: Iterable[tuple[Tensor, tuple[int, int]]],
+    pans: Iterable[Pan],
 ) -> tuple[Student, Student]:
     """Return `fidelity` without its tint, and `detail` steadier and without tint and pattern."""
     fidelity = without([tint()], fidelity, fidelity, clips, (1.0,))
@@ -212,17 +240,23 @@ def mended(
 
 
 def with_contrast(
-    student: Student, soft: Student, clips: Iterable[tuple[Tensor, float]]
+    fidelity: Student,
+    student: Student,
+    soft: Student,
+    clips: Iterable[tuple[Tensor, float]],
+    pans: Iterable[Pan],
 ) -> Student:
     """Return the student whose contrast on clips is that of `soft` and what that lost.
 
-    The clips are `[F,3,h,w]`, each with its `severity`. The last layer is W and its inputs are x.
-    The result has the change D of W with the least sum of `|D x - d|^2`, in units of a clip's
-    variance. For clips that lost contrast, d is the difference of what `soft` makes, with its
-    contrast, from what the student makes; for others, whose weight is `KEPT`, it is 0.
+    The clips are `[F,3,h,w]`, each with its `severity`. The last layer is W and its inputs are x,
+    of which m is the mean of a clip. The result has the change D of W with the least sum of
+    `|D x - d|^2` and, of the tint, of `NEUTRAL |(W + D) m|^2`, in units of a clip's variance. For
+    clips that lost contrast, d is the difference of what `soft` makes, with its contrast, from what
+    the student makes; for others, whose weight is `KEPT`, it is 0. `STILL` is the weight of what
+    flickers on `pans` in blends with `fidelity`, see `steadied`.
     """
     size = last_layer(student).shape[1]
-    goal = torch.zeros(size, size, dtype=torch.float64)
+    goal, means = (torch.zeros(size, size, dtype=torch.float64) for _ in range(2))
     found = torch.zeros(len(last_layer(student)), size, dtype=torch.float64)
     for low, lost in clips:
         with torch.no_grad():
@@ -231,13 +265,23 @@ def with_contrast(
         change = F.pixel_unshuffle(added, SCALE)
         # What repeats from block to block is the pattern, not contrast.
         change = change - around(change, 9) + F.pixel_unshuffle(wanted - made, SCALE)
-        weight = 1 / (wanted.var() + 1e-3)
+        weight = unit = 1 / (float(wanted.var()) + SILENT)
         if lost <= MILD:
-            change, weight = torch.zeros_like(change), KEPT * weight
+            change, weight = torch.zeros_like(change), KEPT * unit
         values, change = (
             whole[:, :, EDGE:-EDGE, EDGE:-EDGE]
             for whole in (inputs_of_last_layer(student, low), change)
         )
-        goal += weight * moments(values)
-        found += weight * moments(change, values)
-    return with_last_layer(student, last_layer(student) + solved(goal, found))
+        places = values[:, 0].numel()
+        goal += weight / places * moments(values)
+        found += weight / places * moments(change, values)
+        means += unit * moments(values.mean((0, 2, 3), keepdim=True))
+    for flicker in flickers(fidelity, student, pans):
+        weight = STILL / len(SHARES) / (flicker.variance + SILENT)
+        goal += weight * flicker.share**2 * flicker.still
+        found -= weight * flicker.share * flicker.total
+    before, change = last_layer(student), solved(goal, found)
+    colours = tint().colours()
+    neutral = solved(goal + NEUTRAL * means, colours @ (found - NEUTRAL * before @ means))
+    change += colours.T @ (neutral - colours @ change)
+    return with_last_layer(student, before + change)

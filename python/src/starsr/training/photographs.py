@@ -19,6 +19,8 @@ from starsr.training.contrast import severity
 KINDS = ("clean", "light", "heavy", "crf", "heavy")
 #: Pans are to show noise, most of which heavy degradation hides.
 PAN_KINDS = ("clean", "light", "heavy", "crf", "light")
+#: Those of clips that are to keep their contrast.
+MILD_KINDS = ("clean", "light", "crf", "light")
 
 
 def photographs(
@@ -50,10 +52,12 @@ def clips(media: Path) -> Iterator[Tensor]:
         yield low_of(pan(photo, 4, (256, 384), rng, shrink=1.0), kind, rng)[::3]
 
 
-def pans(media: Path) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def pans(
+    media: Path, kinds: tuple[str, ...] = PAN_KINDS
+) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Yield clips of seven low-quality frames, and their moves by whole input pixels."""
     rng, frames, size = np.random.default_rng(5), 7, (256, 320)
-    for photo, kind in photographs(media, 1, PAN_KINDS):
+    for photo, kind in photographs(media, 1, kinds):
         move = rng.integers(-2, 3, 2)
         velocity = SCALE * move
         room = np.array(photo.shape[:2]) - size - abs(velocity) * (frames - 1)
