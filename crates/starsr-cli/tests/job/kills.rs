@@ -27,12 +27,14 @@ fn kill(film: Film, workers: &str, moments: impl IntoIterator<Item = f64>) {
     for moment in moments {
         let mut run = command(&scene, "out.mp4", workers).spawn().unwrap();
         sleep(time.mul_f64(moment));
+        let ended = run.try_wait().unwrap();
         run.kill().unwrap();
         run.wait().unwrap();
         let job = scene.path("out.mp4.job");
         let before = if job.join("parts").exists() { parts(&job) } else { Vec::new() };
-        // A command may be killed after its last act, and is refused then.
-        if job.exists() || !scene.path("out.mp4").exists() {
+        // A command that was killed after its last act has left the film and no job.
+        let finished = ended.is_some() || scene.path("out.mp4").exists();
+        if job.exists() || !finished {
             done(&mut command(&scene, "out.mp4", workers));
         }
         assert!(scene.bytes("out.mp4") == whole, "killed at {moment} with {} parts", before.len());

@@ -184,8 +184,8 @@ class Flicker:
     """What changes along the motion of a pan, in a blend of two students.
 
     The last layer is W and its inputs are x, of which d is the change along the motion, and b that
-    of the bicubic upscale. `inputs` `[C,C]`, `still` `[C,C]` and `total` `[48,C]` are the means of
-    `x x'`, `d d'` and `(W d + b) d'`; `variance` is that of the bicubic upscale.
+    of the bicubic upscale. `inputs` `[F,C,h,w]` is x, and `still` `[C,C]` and `total` `[48,C]` are
+    the means of `d d'` and `(W d + b) d'`; `variance` is that of the bicubic upscale.
     """
 
     share: float
@@ -208,8 +208,7 @@ def flickers(fidelity: Student, detail: Student, pans: Iterable[Pan]) -> Iterato
             places = change[:, 0].numel()
             still = moments(change) / places
             total = last_layer(student) @ still + moments(plain_change, change) / places
-            inputs = moments(values) / values[:, 0].numel()
-            yield Flicker(share, inputs, still, total, float(plain.var()))
+            yield Flicker(share, values, still, total, float(plain.var()))
 
 
 def steadied(fidelity: Student, detail: Student, pans: Iterable[Pan]) -> Student:
@@ -222,7 +221,8 @@ def steadied(fidelity: Student, detail: Student, pans: Iterable[Pan]) -> Student
     goal = torch.zeros(size, size, dtype=torch.float64)
     found = torch.zeros(len(last_layer(detail)), size, dtype=torch.float64)
     for flicker in flickers(fidelity, detail, pans):
-        goal += flicker.share**2 * (STEADINESS * flicker.still + flicker.inputs)
+        picture = moments(flicker.inputs) / flicker.inputs[:, 0].numel()
+        goal += flicker.share**2 * (STEADINESS * flicker.still + picture)
         found += flicker.share * STEADINESS * flicker.total
     return with_last_layer(detail, last_layer(detail) - solved(goal, found))
 
